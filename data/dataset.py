@@ -1,0 +1,158 @@
+"""The prepared data set: what every source is turned into once, and all that training reads.
+
+    studies.jsonl   one study a line: id, split, report (raw), views = its rows of images.npy, labels where known
+    images.npy      (N, S, S) uint8, memory-mapped: a picture is decoded once in its life
+    manifest.json   counts per split, the options it was made with, what was left out and why
+
+Randomness is a pure function of (seed, epoch, study): which view and which sentence a visit draws, and how its
+pictures are jittered, depend on nothing else. So a run can stop anywhere and go on, and any number of processes and
+loader workers see the same visits.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from data.files import UserError
+from data.images import augment
+from data.reports import clean_report, sentences
+
+SPLITS = ("train", "val", "test")
+
+
+class Study(NamedTuple):
+    """One study of a source, before preparation: `pictures` is whatever that source's reader takes, a view each."""
+
+    id: str
+    split: str
+    report: str
+    pictures: list
+    extra: dict
+
+
+class Prepared:
+    """A prepared data set on disk; `split(name)` gives its studies as dicts, in the file's order.
+
+    Raises UserError where the folder is no prepared data set, or its parts do not belong together.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        remedy = "make one with `python -m data.prepare` (see the README, section Data)"
+        for name in ("studies.jsonl", "images.npy", "manifest.json"):
+            if not (self.folder / name).is_file():
+                raise UserError(f"{self.folder}: no prepared data set, {name} is missing; {remedy}")
+        try:
+            self.manifest = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+            self.images = np.load(self.folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise UserError(f"{self.folder}: cannot be read ({error}); prepare the data set again") from None
+        if self.images.ndim != 3 or self.images.dtype != np.uint8 or self.images.shape[1] != self.images.shape[2]:
+            raise UserError(f"{self.folder}/images.npy: {self.images.dtype} {self.images.shape} is not uint8 (N, S, S); "
+                            "prepare the data set again")
+        self.size = self.images.shape[1]
+        self.studies = list(self._read_studies())
+
+    def _read_studies(self):
+        path = self.folder / "studies.jsonl"
+        seen = set()
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                where = f"{path}, line {number}"
+                try:
+                    study = json.loads(line)
+                    missing = {"id", "split", "report", "views"} - study.keys()
+                except (ValueError, AttributeError):
+                    raise UserError(f"{where}: not a JSON object; prepare the data set again") from None
+                if missing:
+                    raise UserError(f"{where}: no {', '.join(sorted(missing))}; prepare the data set again")
+                if study["split"] not in SPLITS:
+                    raise UserError(f"{where}: split {study['split']!r} is none of {', '.join(SPLITS)}")
+                if study["id"] in seen:
+                    raise UserError(f"{where}: the id {study['id']!r} stands there twice; ids must be unique")
+                if not study["views"] or not all(0 <= row < len(self.images) for row in study["views"]):
+                    raise UserError(f"{where}: views {study['views']} are not rows of images.npy "
+                                    f"({len(self.images)} pictures); prepare the data set again")
+                seen.add(study["id"])
+                yield study
+
+    def split(self, name):
+        studies = [study for study in self.studies if study["split"] == name]
+        if not studies:
+            raise UserError(f"{self.folder}: no study in the split {name!r}; it has "
+                            + ", ".join(f"{sum(s['split'] == other for s in self.studies)} {other}" for other in SPLITS))
+        return studies
+
+    def pictures(self, study):
+        """The study's views as a uint8 tensor (V, S, S)."""
+        return torch.from_numpy(np.stack([self.images[row] for row in study["views"]]))
+
+
+def generator_for(*key):
+    """A torch.Generator that depends on the integers of `key` alone."""
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+class Visits(torch.utils.data.Dataset):
+    """What a stage sees of its studies; indexed by (epoch, study number), so that the caller owns all order.
+
+    `stage` 1 gives one random view and one random sentence a visit, `stage` 2 all views and the whole report.
+    `crop` is the encoder's picture size. With `seed` None nothing is random: centre crop, first view, first sentence.
+    """
+
+    def __init__(self, prepared, studies, stage, crop, seed=None):
+        if crop > prepared.size:
+            raise UserError(f"{prepared.folder}: pictures of {prepared.size} px cannot give crops of {crop} px; "
+                            f"prepare the data set again with --size {round(crop * 8 / 7)}")
+        self.prepared, self.studies, self.stage, self.crop, self.seed = prepared, studies, stage, crop, seed
+        self.texts = [self._text(study) for study in studies]
+
+    def _text(self, study):
+        report = clean_report(study["report"])
+        found = sentences(report) if self.stage == 1 else report
+        if not found:
+            raise UserError(f"{self.prepared.folder}/studies.jsonl: study {study['id']!r} has an empty report; "
+                            "leave it out, or prepare the data set again")
+        return found
+
+    def __len__(self):
+        return len(self.studies)
+
+    def __getitem__(self, visit):
+        epoch, number = visit
+        study, text = self.studies[number], self.texts[number]
+        generator = None if self.seed is None else generator_for(self.seed, epoch, number)
+        try:
+            pictures = self.prepared.pictures(study)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.prepared.folder}: study {study['id']!r} cannot be read: {error}") from error
+        if self.stage == 1:
+            view, sentence = (0, 0) if generator is None else (
+                int(torch.randint(size, (), generator=generator)) for size in (len(pictures), len(text)))
+            pictures, text = pictures[view:view + 1], text[sentence]
+        return {"number": number, "id": study["id"], "images": augment(pictures, self.crop, generator), "text": text}
+
+
+def collate(visits):
+    """Visits with equally many views → {"ids", "numbers", "images" (B, V, 3, crop, crop), "texts"}."""
+    return {"ids": [visit["id"] for visit in visits], "numbers": [visit["number"] for visit in visits],
+            "images": torch.stack([visit["images"] for visit in visits]), "texts": [visit["text"] for visit in visits]}
+
+
+def plan_epoch(view_counts, batch_size, seed=None, epoch=0):
+    """The batches of one epoch: lists of study numbers that have equally many views; the last ones may be smaller.
+
+    `view_counts` holds one number a study (pass equal numbers where a visit shows one view). With a seed the studies
+    are shuffled within, and the batches across, the groups; without one they stand in order, for evaluation.
+    """
+    groups = {}
+    rng = None if seed is None else np.random.Generator(np.random.PCG64([seed, epoch]))
+    numbers = range(len(view_counts)) if rng is None else rng.permutation(len(view_counts)).tolist()
+    for number in numbers:
+        groups.setdefault(view_counts[number], []).append(number)
+    batches = [group[start:start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)]
+    return batches if rng is None else [batches[i] for i in rng.permutation(len(batches))]

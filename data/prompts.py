@@ -1,0 +1,62 @@
+"""The words by which diseases are asked for: the clue prompts of stage 2 and the prompt pairs of zero-shot recognition.
+
+§2.2 gives the template "Clue: <severity> <disease> at <location>" and no lists. Choice: every disease has its own
+hand-written severities and locations, after the idea of GLoRIA's prompt bank (which knows five diseases, and neither
+"Clue:" nor a location for most). The first severity and the first location are the most general, so that
+`prompts_per_disease=1`, the paper's literal form, names no side that the picture may contradict.
+"""
+
+from data.reports import LABELS
+
+_SIZE = ("", "small", "moderate", "large")
+_GRADE = ("", "mild", "moderate", "severe")
+_SIDES = ("the right lung", "the left lung", "both lungs")
+_ZONES = tuple(f"the {side} {zone} lung zone" for zone in ("lower", "mid", "upper") for side in ("right", "left"))
+
+# disease → (the words in the sentence, severities, locations); an empty word drops out together with its "at".
+CLUES = {
+    "Enlarged Cardiomediastinum": ("enlarged cardiomediastinum", _GRADE, ("the mediastinum",)),
+    "Cardiomegaly": ("cardiomegaly", _GRADE, ("the heart",)),
+    "Lung Opacity": ("lung opacity", _GRADE, ("the lungs", *_ZONES)),
+    "Lung Lesion": ("lung nodule", _SIZE, ("the lungs", *_ZONES)),
+    "Edema": ("pulmonary edema", _GRADE, ("both lungs",)),
+    "Consolidation": ("consolidation", _GRADE, ("the lungs", *_ZONES)),
+    "Pneumonia": ("pneumonia", _GRADE, ("the lungs", *_ZONES)),
+    "Atelectasis": ("atelectasis", _GRADE, ("the lung bases", "the right lung base", "the left lung base", *_ZONES[2:])),
+    "Pneumothorax": ("pneumothorax", _SIZE, ("the pleural space", "the right apex", "the left apex")),
+    "Pleural Effusion": ("pleural effusion", _SIZE, ("the lung bases", "the right lung base", "the left lung base",
+                                                     "both lung bases")),
+    "Pleural Other": ("pleural thickening", _GRADE, ("the pleura", "the right chest wall", "the left chest wall")),
+    "Fracture": ("rib fracture", ("", "subtle", "displaced"), ("the ribs", "the right ribs", "the left ribs")),
+    "Support Devices": ("support device", ("", "central venous catheter", "endotracheal tube", "pacemaker"), ("the chest",)),
+    "No Finding": ("no finding", ("",), ("the chest",)),
+}
+
+
+def clue_prompt(severity, words, location):
+    """"Clue: <severity> <disease> at <location>" (§2.2). "No Finding" and devices have wordings of their own."""
+    if words == "no finding":
+        return "Clue: no finding, the lungs are clear and the heart is normal"
+    if words == "support device":
+        return f"Clue: {severity or words} in place"
+    return " ".join(f"Clue: {severity} {words} at {location}".split())
+
+
+def clue_prompts(prompts_per_disease=None):
+    """One list of distinct prompts a disease, in CheXbert's order of the 14; `None` is the whole bank, 1 the paper's form."""
+    bank = []
+    for disease in LABELS:
+        words, severities, locations = CLUES[disease]
+        prompts = dict.fromkeys(clue_prompt(severity, words, location) for location in locations for severity in severities)
+        bank.append(list(prompts)[:prompts_per_disease])
+    return bank
+
+
+def zero_shot_pairs():
+    """(positive, negative) prompt a disease, "{disease}" / "no {disease}" as CheXzero asks.
+
+    Trap: "no finding" has a pair of its own; "no no finding" would turn its AUROC upside down.
+    """
+    pairs = [(CLUES[disease][0], f"no {CLUES[disease][0]}") for disease in LABELS]
+    pairs[LABELS.index("No Finding")] = ("no finding", "abnormal")
+    return pairs

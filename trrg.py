@@ -1,0 +1,297 @@
+"""TRRG: truthful radiology report generation with cross-modal disease clues, on one page.
+
+    After Wang et al., "TRRG: Towards Truthful Radiology Report Generation With Cross-modal Disease Clue Enhanced
+    Large Language Models". Section and equation numbers are the paper's; what it leaves open is marked `Choice:`.
+
+    stage 1   Alignment   a picture and one sentence of its report meet in R^d                      Eq. (1)
+    stage 2   TRRG        the picture recognises its diseases, their clues and the picture meet in
+                          L learnable queries, and a language model writes the report               Eq. (2)–(5)
+
+Legend, everywhere in this repository:
+    B  studies in a batch          m  diseases, 14              D  width of the language model
+    V  views (pictures) a study    k  injected clues, 3         T  report tokens
+    n  patch tokens a picture      r  tokens of a clue          τ  temperature
+    d  shared width, 1024          L  learnable queries, 32
+    v_e (B, N, d) patch tokens of a study, N = V·n      v_d (B, N, d) the mapped ones      v_cls (B, d) their mean
+    c_s (B, k·r, d) tokens of the injected clues        E^v, E^c (B, L, d) what the queries read of either
+
+Read on in: model/clues.py (recognition), model/interaction.py (Eq. 2–4), model/mistral.py and model/lora.py.
+"""
+
+from dataclasses import asdict, dataclass
+from math import log
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from data.images import augment, read
+from data.prompts import clue_prompts
+from data.reports import LABELS
+from data.tokenizers import SentencePiece, WordPiece
+from model.bert import Bert, BertConfig
+from model.checkpoint import assign, digest, read_file, save_file
+from model.clues import ClueBank, Clues, cosine
+from model.decode import generate
+from model.interaction import Interaction, disease_consistency
+from model.lora import add_lora
+from model.mistral import Mistral, MistralConfig
+from model.swin import Swin, SwinConfig
+
+VARIANTS = ("base", "dci", "cmci", "trrg")
+INSTRUCTION = "Generate a comprehensive and detailed diagnosis report for this chest X-ray image."
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stage 1: disease-aware fine-grained alignment (§2.1)
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    d: int = 1024                          # shared width
+    tau: float = 0.07                      # where the learnable temperature starts
+    sentence_tokens: int = 64              # WordPiece tokens of a sentence or prompt, [CLS] and [SEP] included
+    same_sentence_positives: bool = False  # equal sentences of a batch count as positives (off: the paper)
+
+
+class Alignment(nn.Module):
+    """Swin and BERT, each followed by a bias-free map into R^d, and the temperature of Eq. (1).
+
+    Choice: the maps are applied to every token, so that patch tokens and clue tokens share the pooled ones' space.
+    """
+
+    def __init__(self, swin, bert, config):
+        super().__init__()
+        self.config = config
+        self.swin, self.bert = swin, bert
+        self.image_projection = nn.Linear(swin.config.width, config.d, bias=False)
+        self.text_projection = nn.Linear(bert.config.hidden_size, config.d, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(log(1 / config.tau)))
+
+    def forward(self, images, ids, mask):
+        """images (B, 3, H, W), token ids and mask (B, S) of one sentence each → v_cls, t_cls (B, d)."""
+        return self.image_tokens(images).mean(1), self.text_tokens(ids, mask)[:, 0]
+
+    def image_tokens(self, images):
+        """(B, 3, H, W) → v_1..v_n (B, n, d). Their mean is the global token (§2.2); Swin has no CLS."""
+        return self.image_projection(self.swin(images))
+
+    def text_tokens(self, ids, mask):
+        """(B, S) twice → (B, S, d); the first token is t_cls."""
+        return self.text_projection(self.bert(ids, mask))
+
+    @property
+    def tau(self):
+        """Choice: τ is learned as log(1/τ), with 1/τ at most 100 (CLIP's bound)."""
+        return 1 / self.log_scale.clamp(max=log(100)).exp()
+
+
+def contrastive_loss(v, t, tau, same=None):
+    """Eq. (1): L = CE(text → image) + CE(image → text), symmetric InfoNCE over N pairs, mean over the pairs.
+
+    v, t (N, d), σ the cosine; row i of either belongs to row i of the other. `same` (N, N) bool marks further
+    positives (equal sentences): each anchor's target mass is then spread evenly over its positives.
+    """
+    logits = cosine(v, t) / tau                                                       # (N images, N sentences)
+    positives = torch.eye(len(v), device=v.device) if same is None else same.float()
+    targets = positives / positives.sum(-1, keepdim=True)                             # `positives` is symmetric
+    return cross_entropy(logits.T, targets) + cross_entropy(logits, targets)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stage 2: clue-enhanced instruction tuning (§2.2)
+
+
+@dataclass(frozen=True)
+class TRRGConfig:
+    variant: str = "trrg"                  # Table 2: base < dci (raw clues) < cmci (queries) < trrg (and L_DC)
+    views: str = "concat"                  # concat | mean: how the views of a study become one sequence
+    k: int = 3                             # injected clues
+    prompts_per_disease: int = 0           # 1: the paper's literal form; 0: the whole severity × location bank
+    clue_threshold: float = 0.0            # a clue lighter than this is masked out (0: none, the paper)
+    queries: int = 32                      # L
+    heads: int = 8
+    dc_weight: float = 1.0                 # weight of L_DC in Eq. (5)
+    lora_rank: int = 16                    # 0: the literally frozen language model
+    lora_alpha: float = 16
+    lora_dropout: float = 0.1
+    instruction: str = INSTRUCTION
+
+    @property
+    def clues(self):
+        return self.variant != "base"
+
+    @property
+    def interaction(self):
+        return self.variant in ("cmci", "trrg")
+
+
+class Prompt(NamedTuple):
+    """What the language model reads before the report, and how it came about."""
+
+    embeds: torch.Tensor             # (B, P, D)
+    parts: list                      # [(name, how many tokens)] in order, P in all
+    v_e: torch.Tensor                # (B, N, d)
+    clues: Clues | None
+    e_v: torch.Tensor | None         # (B, L, d)
+    e_c: torch.Tensor | None         # (B, L, d)
+
+
+class Loss(NamedTuple):
+    """The terms of Eq. (5), not yet averaged, so that several processes can average over all of them at once."""
+
+    ce: torch.Tensor                 # sum over the report tokens of the batch
+    tokens: torch.Tensor             # how many there are
+    dc: torch.Tensor                 # (B,) L_DC of each study; zeros where the variant has none
+
+
+class Report(NamedTuple):
+    text: str
+    clues: list                      # [(prompt, weight)], heaviest first; empty for the base variant
+
+
+class TRRG(nn.Module):
+    """The report writer. What a variant does not use is not built.
+
+    Frozen: Swin, its projection and τ (from stage 1), the clue bank, the language model. Trainable: everything else.
+    """
+
+    def __init__(self, swin, image_projection, tau, bank, language_model, tokenizer, config):
+        super().__init__()
+        self.config, self.tokenizer = config, tokenizer
+        d, D = image_projection.out_features, language_model.config.hidden_size
+
+        self.swin, self.image_projection = swin, image_projection
+        self.register_buffer("tau", tau)
+        self.language_model = language_model
+        for frozen in (self.swin, self.image_projection, self.language_model):
+            frozen.requires_grad_(False)
+
+        self.mapper = nn.Linear(d, d)                                                      # v_d = W v_e + b
+        self.visual_projector = nn.Sequential(nn.Linear(d, D), nn.LayerNorm(D))            # P_v
+        if config.clues:
+            self.bank = bank
+            self.clue_projector = nn.Sequential(nn.Linear(d, D), nn.LayerNorm(D))          # P_c
+        if config.interaction:
+            self.interaction = Interaction(d, config.heads, config.queries)
+        add_lora(language_model, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout)
+
+    def train(self, mode=True):
+        """A frozen encoder is a function, not a sampler: it stays in evaluation mode (no stochastic depth)."""
+        super().train(mode)
+        self.swin.eval()
+        return self
+
+    def forward(self, images, ids, labels):
+        """images (B, V, 3, H, W), report ids and labels (B, T) from `supervise` → `Loss`.
+
+        The last prompt token predicts the first report token, so the logits needed are those of the T positions
+        from there on, and of these only where there is a label.
+        """
+        prompt = self.prompt(images)
+        report = self.language_model.embed(ids[:, :-1])
+        hidden = self.language_model.hidden(embeds=torch.cat([prompt.embeds, report.to(prompt.embeds)], 1))
+        supervised = labels != -100
+        logits = self.language_model.logits(hidden[:, -labels.shape[1]:][supervised])
+        ce = cross_entropy(logits.float(), labels[supervised], reduction="sum")
+        dc = disease_consistency(prompt.e_v, prompt.e_c) if self.config.variant == "trrg" else ce.new_zeros(len(images))
+        return Loss(ce, supervised.sum(), dc)
+
+    def prompt(self, images, clues=None):
+        """images (B, V, 3, H, W) → `Prompt`. `clues` replaces the recognised ones (for experiments)."""
+        v_e = self.encode(images)
+        v_d = self.mapper(v_e)
+        e_v = e_c = clue_embeds = None
+        if self.config.clues:
+            clues = clues or self.recognise(v_e)
+        if self.config.interaction:
+            e_v, e_c = self.interaction(v_d, clues.tokens, clues.mask)
+            clue_embeds = self.clue_projector(e_c)
+        elif self.config.clues:
+            # Choice: dci's padding reads as zeros, so that every prompt of a batch is equally long without a mask.
+            clue_embeds = self.clue_projector(clues.tokens) * clues.mask[..., None]
+
+        embeds, parts = self.assemble(
+            v_d=self.visual_projector(v_d), e_v=None if e_v is None else self.visual_projector(e_v), clues=clue_embeds)
+        return Prompt(embeds, parts, v_e, clues, e_v, e_c)
+
+    @torch.no_grad()
+    def encode(self, images):
+        """The frozen stage-1 encoder on all views of a study: (B, V, 3, H, W) → v_e (B, N, d)."""
+        B, V = images.shape[:2]
+        tokens = self.image_projection(self.swin(images.flatten(0, 1))).unflatten(0, (B, V))   # (B, V, n, d)
+        return tokens.flatten(1, 2) if self.config.views == "concat" else tokens.mean(1)
+
+    def recognise(self, v_e):
+        """Zero-shot recognition and top-k: v_e (B, N, d) → `Clues`. v_cls is the mean of all patch tokens."""
+        return self.bank(v_e.mean(1), self.tau, self.config.k, self.config.clue_threshold)
+
+    def assemble(self, v_d, e_v, clues):
+        """[INST] <Img> P_v(v_d) P_v(E^v) </Img> <Clue> P_c(E^c) </Clue> instruction [/INST] → embeds, parts.
+
+        All arguments are embeddings (B, ·, D) or None. The one place where the language model's input is put together,
+        for training and for writing alike. The markers are ordinary text; all prompts of a batch are equally long.
+        """
+        bos = torch.tensor([[self.tokenizer.bos_id]], device=v_d.device)
+        sequence = [("<s>", self.language_model.embed(bos)), self._text("[INST] <Img>", v_d.device), ("v_d", v_d)]
+        if e_v is not None:
+            sequence += [("E^v", e_v)]
+        sequence += [self._text("</Img>", v_d.device)]
+        if clues is not None:
+            name = "E^c" if self.config.interaction else "c_s"
+            sequence += [self._text("<Clue>", v_d.device), (name, clues), self._text("</Clue>", v_d.device)]
+        sequence += [self._text(f"{self.config.instruction} [/INST]", v_d.device)]
+        embeds = torch.cat([part.to(v_d).expand(len(v_d), -1, -1) for _, part in sequence], dim=1)
+        return embeds, [(name, part.shape[1]) for name, part in sequence]
+
+    def _text(self, text, device):
+        ids = torch.tensor([self.tokenizer.encode(text, special=False)], device=device)
+        return text, self.language_model.embed(ids)
+
+    def supervise(self, texts, max_tokens):
+        """Reports → ids, labels (B, T) and how many were cut: each is its tokens and </s>; pads are labelled -100.
+
+        Pads stand on the right, where causal attention never sees them from a supervised token; their id is </s>'s.
+        """
+        rows = [self.tokenizer.encode(text, special=False) for text in texts]
+        cut = sum(len(row) > max_tokens for row in rows)
+        rows = [torch.tensor(row[:max_tokens] + [self.tokenizer.eos_id]) for row in rows]
+        pad = nn.utils.rnn.pad_sequence
+        return (pad(rows, batch_first=True, padding_value=self.tokenizer.eos_id),
+                pad(rows, batch_first=True, padding_value=-100), cut)
+
+    @torch.no_grad()
+    def write(self, images, clues=None, **decoding):
+        """images (B, V, 3, H, W) → ([`Report`] * B, the `Prompt`); `decoding` as `model.decode.generate` takes it."""
+        prompt = self.prompt(images, clues)
+        tokens = generate(self.language_model, embeds=prompt.embeds, eos_id=self.tokenizer.eos_id, **decoding)
+        texts = [self.tokenizer.decode(row).strip() for row in tokens]
+        return [Report(text, self.named_clues(prompt.clues, i)) for i, text in enumerate(texts)], prompt
+
+    def named_clues(self, clues, i):
+        """[(prompt, weight)] of study i, heaviest first; those under the threshold are left out."""
+        if clues is None:
+            return []
+        pairs = zip(clues.prompt[i].tolist(), clues.weights[i, clues.disease[i]].tolist())
+        return [(self.prompt_texts[prompt], weight) for prompt, weight in pairs if weight >= self.config.clue_threshold]
+
+    @property
+    def prompt_texts(self):
+        return [text for prompts in clue_prompts(self.config.prompts_per_disease or None) for text in prompts]
+
+    def report(self, pictures):
+        """The views of one study (paths or PIL images, frontal first) → `Report`. Set up by `load`."""
+        device = self.mapper.weight.device
+        views = torch.stack([torch.from_numpy(read(picture, self.pictures["size"])) for picture in pictures])
+        images = augment(views, self.pictures["crop"], None)[None].to(device)
+        return self.write(images, **self.decoding)[0][0]
+
+
+def loss_total(loss, dc_weight, tokens=None, studies=None):
+    """Eq. (5): L = L_CE + L_DC. Cross-entropy is the mean over report tokens, L_DC the mean over studies.
+
+    `tokens` and `studies` are what to divide by where the batch is a part of a larger one.
+    """
+    return loss.ce / (loss.tokens if tokens is None else tokens) \
+        + dc_weight * loss.dc.sum() / (len(loss.dc) if studies is None else studies)
