@@ -20,6 +20,7 @@ Read on in: model/clues.py (recognition), model/interaction.py (Eq. 2–4), mode
 
 from dataclasses import asdict, dataclass
 from math import log
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -27,11 +28,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from data.images import augment, read
+from data.files import UserError
 from data.prompts import clue_prompts
 from data.reports import LABELS
 from data.tokenizers import SentencePiece, WordPiece
 from model.bert import Bert, BertConfig
-from model.checkpoint import assign, digest, read_file, save_file
+from model.checkpoint import digest, load_state, read_file, save_file
 from model.clues import ClueBank, Clues, cosine
 from model.decode import generate
 from model.interaction import Interaction, disease_consistency
@@ -295,3 +297,122 @@ def loss_total(loss, dc_weight, tokens=None, studies=None):
     """
     return loss.ce / (loss.tokens if tokens is None else tokens) \
         + dc_weight * loss.dc.sum() / (len(loss.dc) if studies is None else studies)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text in, and from stage 1 to stage 2
+
+
+def encode_words(words, texts, max_tokens):
+    """Sentences or prompts → WordPiece ids and mask (B, S): [CLS] … [SEP], at most `max_tokens`, padded on the right."""
+    rows = []
+    for text in texts:
+        row = words.encode(text)
+        rows.append(torch.tensor(row if len(row) <= max_tokens else row[:max_tokens - 1] + row[-1:]))
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=words.pad_id)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, torch.arange(ids.shape[1])[None] < lengths[:, None]
+
+
+@torch.no_grad()
+def encode_bank(alignment, words, prompts):
+    """Every clue prompt through the frozen text encoder, once: [[prompt, …] a disease] → `ClueBank` (§2.2, item 3)."""
+    texts = [text for of_disease in prompts for text in of_disease]
+    ids, mask = (x.to(alignment.log_scale.device) for x in encode_words(words, texts, alignment.config.sentence_tokens))
+    tokens = alignment.eval().text_tokens(ids, mask)
+    disease = torch.tensor([i for i, of_disease in enumerate(prompts) for _ in of_disease], device=ids.device)
+    return ClueBank(tokens[:, 1:].contiguous(), tokens[:, 0].contiguous(), mask[:, 1:].contiguous(), disease)
+
+
+def on_alignment(alignment, words, language_model, tokenizer, config):
+    """Stage 2 built on stage 1: its image side and τ are taken over, its text side encodes the clues and is let go."""
+    bank = encode_bank(alignment, words, clue_prompts(config.prompts_per_disease or None)) if config.clues else None
+    base_digest = digest(language_model)
+    model = TRRG(alignment.swin, alignment.image_projection, alignment.tau.detach().clone(), bank,
+                 language_model, tokenizer, config)
+    model.base_digest = base_digest
+    return model
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints: one safetensors file that rebuilds the model without flags
+
+
+def save_alignment(path, alignment, words, header):
+    tensors = dict(alignment.state_dict(), wordpiece=as_tensor(words.vocab_bytes))
+    save_file(path, tensors, {
+        **header, "stage": 1, "alignment": asdict(alignment.config), "lower_case": words.lower_case,
+        "swin": asdict(alignment.swin.config), "bert": asdict(alignment.bert.config)})
+
+
+def save(path, model, header, embed_base=False):
+    """Writes what stage 1 and 2 trained. The language model stays where it is, named by its digest, or is embedded."""
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if embed_base or not in_base(name)}
+    dtype = str(model.language_model.embed_tokens.weight.dtype).removeprefix("torch.")
+    base = dict(header["base"], digest=model.base_digest, dtype=dtype, embedded=embed_base)
+    save_file(path, dict(tensors, sentencepiece=as_tensor(model.tokenizer.model_bytes)), {
+        **header, "stage": 2, "variant": model.config.variant, "trrg": asdict(model.config), "base": base,
+        "d": model.mapper.in_features, "bank": None if not model.config.clues else list(model.bank.tokens.shape[:2]),
+        "swin": asdict(model.swin.config), "mistral": asdict(model.language_model.config)})
+
+
+def load(path, weights=None, device="cpu"):
+    """A checkpoint → `Alignment` or `TRRG` in evaluation mode, ready to use; the stage stands in the file.
+
+    `weights`: where the language model's folder is now, if not where the header says. The header is kept as `.header`.
+    Raises UserError for a file that is no checkpoint, does not fit, or was trained on another language model.
+    """
+    tensors, header = read_file(path)
+    if header.get("stage") not in (1, 2):
+        raise UserError(f"{path}: a checkpoint without a stage; give a file that train.py wrote")
+    model = (_load_alignment if header["stage"] == 1 else _load_trrg)(path, tensors, header, weights)
+    model.header, model.pictures = header, header["pictures"]
+    return model.to(device).eval()
+
+
+def _load_alignment(path, tensors, header, _):
+    words = WordPiece(as_bytes(tensors.pop("wordpiece")), header["lower_case"])
+    with torch.device("meta"):
+        model = Alignment(Swin(SwinConfig(**_tuples(header["swin"]))), Bert(BertConfig(**header["bert"])),
+                          AlignmentConfig(**header["alignment"]))
+    load_state(model, tensors, path)
+    model.words = words
+    return model
+
+
+def _load_trrg(path, tensors, header, weights):
+    tokenizer = SentencePiece(as_bytes(tensors.pop("sentencepiece")))
+    base, config = header["base"], TRRGConfig(**header["trrg"])
+    folder = Path(weights) / "mistral" if weights else Path(base["folder"])
+    language_model = None if base["embedded"] else Mistral.from_pretrained(folder, dtype=getattr(torch, base["dtype"]))
+    if language_model is not None and digest(language_model) != base["digest"]:
+        raise UserError(f"{path}: was trained on another language model (digest {base['digest']}) than {folder} holds "
+                        f"({digest(language_model)}); give the right one with --weights")
+    with torch.device("meta"):
+        swin = Swin(SwinConfig(**_tuples(header["swin"])))
+        P, r = header["bank"] or (0, 0)
+        bank = ClueBank(torch.empty(P, r, header["d"]), torch.empty(P, header["d"]), torch.empty(P, r, dtype=torch.bool),
+                        torch.empty(P, dtype=torch.long))
+        model = TRRG(swin, nn.Linear(swin.config.width, header["d"], bias=False), torch.empty(()), bank,
+                     language_model or Mistral(MistralConfig(**header["mistral"])), tokenizer, config)
+    given = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
+    load_state(model, {**given, **tensors}, path)
+    model.base_digest, model.decoding = base["digest"], header["decoding"]
+    return model
+
+
+def in_base(name):
+    """Whether a name of TRRG's state belongs to the frozen language model as published."""
+    return name.startswith("language_model.") and ".lora_" not in name
+
+
+def as_tensor(data):
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def as_bytes(tensor):
+    return tensor.numpy().tobytes()
+
+
+def _tuples(config):
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}

@@ -1,0 +1,77 @@
+"""The demo's stand-ins for what cannot be downloaded: a phantom data set and small base weights for it.
+
+The language model is pre-trained on the *training* reports alone and then, like Mistral-7B, frozen; Swin and BERT start
+at random. All are written in Hugging Face's layout and read back through the same `from_pretrained` as the real ones.
+"""
+
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from data import prepare as preparation
+from data.dataset import Prepared
+from data.prompts import clue_prompts
+from data.reports import clean_report
+from data.tokenizers import SentencePiece, WordPiece
+from model.bert import Bert, BertConfig
+from model.mistral import Mistral, MistralConfig
+from model.swin import Swin, SwinConfig
+
+
+def prepare(data, weights, seed):
+    """Makes the phantom under `data` and the base weights under `weights`, where they are missing."""
+    if not (data / "manifest.json").exists():
+        print(f"drawing the phantom data set into {data}")
+        preparation.phantom(data, (2000, 300, 500), seed, 128, None)
+    if not (weights / "mistral" / "model.safetensors").exists():
+        print(f"making the demo's base weights in {weights}")
+        reports = [clean_report(study["report"]) for study in Prepared(data).split("train")]
+        base_weights(weights, reports, seed)
+
+
+def base_weights(folder, reports, seed):
+    """Writes swin/, bert/ and, last, mistral/ under `folder`."""
+    torch.manual_seed(seed)
+    Swin(SwinConfig(image_size=112, patch_size=4, window_size=7, embed_dim=32, depths=(2, 2, 2), num_heads=(2, 4, 8))
+         ).save_pretrained(folder / "swin")
+
+    prompts = [text for texts in clue_prompts() for text in texts]
+    words = WordPiece.train(reports + prompts, size=1500, lower_case=True)
+    Bert(BertConfig(vocab_size=len(words), hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256,
+                    max_position_embeddings=64)).save_pretrained(folder / "bert")
+    words.save_pretrained(folder / "bert")
+
+    pieces = SentencePiece.train(reports, size=1000)
+    mistral = Mistral(MistralConfig(
+        vocab_size=len(pieces), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=1024, sliding_window=None))
+    pretrain(mistral, pieces, reports, epochs=4, seed=seed)
+    pieces.save_pretrained(folder / "mistral")
+    mistral.save_pretrained(folder / "mistral")
+
+
+def pretrain(mistral, pieces, reports, epochs, seed, batch_size=32, lr=3e-3):
+    """Plain next-token language modelling of the reports: <s> report </s>."""
+    rows = [torch.tensor([pieces.bos_id, *pieces.encode(text, special=False), pieces.eos_id]) for text in reports]
+    generator = torch.Generator().manual_seed(seed)
+    steps = epochs * (len(rows) // batch_size)
+    optimizer = torch.optim.AdamW(mistral.parameters(), lr=lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
+    bar = tqdm(total=steps, desc="language model", unit="step")
+    for _ in range(epochs):
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        for start in range(0, len(rows) - batch_size + 1, batch_size):
+            batch = [rows[i] for i in order[start:start + batch_size]]
+            ids = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=pieces.eos_id)
+            labels = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=-100)[:, 1:]
+            loss = cross_entropy(mistral(ids=ids[:, :-1]).flatten(0, 1), labels.flatten(), ignore_index=-100)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(mistral.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    bar.close()
