@@ -1,0 +1,219 @@
+"""Text to token ids and back: WordPiece for BERT, SentencePiece for Mistral.
+
+Both are made from the bytes of their published file (`vocab.txt`, `tokenizer.model`), so a checkpoint can carry them.
+"""
+
+import collections
+import io
+import json
+import re
+import unicodedata
+from functools import lru_cache
+from pathlib import Path
+
+import sentencepiece
+
+from data.files import UserError, whole_file
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def read_bytes(folder, name):
+    path = Path(folder) / name
+    try:
+        return path.read_bytes()
+    except OSError:
+        raise UserError(f"{path}: not readable; give a folder as Hugging Face lays it out, with {name}") from None
+
+
+class WordPiece:
+    """BERT's tokenizer: Devlin et al. 2019, as transformers' BertTokenizer has it."""
+
+    def __init__(self, vocab, lower_case):
+        """vocab: the bytes of vocab.txt, a token a line. lower_case: also strips accents. Raises UserError."""
+        self.vocab_bytes, self.lower_case = bytes(vocab), bool(lower_case)
+        try:
+            # Not str.splitlines: a vocabulary may hold U+2028 and its kin as tokens.
+            lines = io.StringIO(self.vocab_bytes.decode("utf-8"), newline=None).readlines()
+        except UnicodeDecodeError:
+            raise UserError("vocab.txt: not UTF-8; download it again") from None
+        self.tokens = [line.rstrip("\n") for line in lines]
+        self.ids = {token: i for i, token in enumerate(self.tokens)}
+        missing = [token for token in SPECIAL if token not in self.ids]
+        if missing:
+            raise UserError(f"vocab.txt: lacks {', '.join(missing)}; download it again")
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (self.ids[token] for token in SPECIAL)
+        self.special = re.compile("(" + "|".join(map(re.escape, SPECIAL)) + ")")
+        self.word_ids = lru_cache(maxsize=2**16)(self._word_ids)
+
+    def __len__(self):
+        return len(self.tokens)
+
+    @property
+    def vocab_size(self):
+        return len(self.tokens)
+
+    def encode(self, text, special=True):
+        """The ids of a text, between [CLS] and [SEP] where special. A special token's name in the text is that token."""
+        ids = []
+        for part in self.special.split(text):
+            if part in SPECIAL:
+                ids.append(self.ids[part])
+            else:
+                for word in words(part, self.lower_case):
+                    ids.extend(self.word_ids(word))
+        return [self.cls_id, *ids, self.sep_id] if special else ids
+
+    def _word_ids(self, word):
+        """Greedy longest match from the left; one [UNK] for a word that no pieces make up, or of over 100 characters."""
+        if len(word) > 100:
+            return (self.unk_id,)
+        ids, start = [], 0
+        while start < len(word):
+            for end in range(len(word), start, -1):
+                piece = self.ids.get(("##" if start else "") + word[start:end])
+                if piece is not None:
+                    break
+            else:
+                return (self.unk_id,)
+            ids.append(piece)
+            start = end
+        return tuple(ids)
+
+    def decode(self, ids):
+        """The text of ids, special tokens left out, pieces joined, words parted by one blank."""
+        dropped = {self.pad_id, self.cls_id, self.sep_id, self.mask_id, self.unk_id}
+        return " ".join(self.tokens[i] for i in ids if i not in dropped).replace(" ##", "")
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        """Reads vocab.txt, and do_lower_case from tokenizer_config.json where there is one. Raises UserError.
+
+        Without that file text is lower-cased, as the reference does: Bio_ClinicalBERT has none, though its vocabulary is
+        cased.
+        """
+        path = Path(folder) / "tokenizer_config.json"
+        lower_case = True
+        if path.is_file():
+            try:
+                lower_case = json.loads(path.read_text(encoding="utf-8")).get("do_lower_case", True)
+            except (OSError, ValueError, AttributeError, RecursionError):
+                raise UserError(f"{path}: not readable as a JSON object; download it again") from None
+        try:
+            return cls(read_bytes(folder, "vocab.txt"), lower_case)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
+
+    def save_pretrained(self, folder):
+        """Writes vocab.txt and tokenizer_config.json."""
+        with whole_file(Path(folder) / "vocab.txt", "wb") as file:
+            file.write(self.vocab_bytes)
+        with whole_file(Path(folder) / "tokenizer_config.json") as file:
+            json.dump({"tokenizer_class": "BertTokenizer", "do_lower_case": self.lower_case}, file, indent=2)
+
+    @classmethod
+    def train(cls, texts, size, lower_case=True):
+        """A small vocabulary for the demo: every character, alone and as a continuation, then the most frequent words.
+
+        Simpler than the published vocabularies' training, and enough where the text's words are few.
+        """
+        counts = collections.Counter(word for text in texts for word in words(text, lower_case))
+        characters = sorted({character for word in counts for character in word})
+        tokens = [*SPECIAL, *characters, *(f"##{character}" for character in characters)]
+        frequent = sorted(counts, key=lambda word: (-counts[word], word))
+        tokens += [word for word in frequent if len(word) > 1][:max(0, size - len(tokens))]
+        return cls("".join(f"{token}\n" for token in tokens).encode(), lower_case)
+
+
+def words(text, lower_case):
+    """Cleaned words and single punctuation marks of a text, as BERT's first stage parts it."""
+    cleaned = "".join(map(clean, text))
+    if lower_case:
+        cleaned = "".join(c for c in unicodedata.normalize("NFD", cleaned) if unicodedata.category(c) != "Mn")
+        cleaned = "".join(c.lower() for c in cleaned)      # not the string's: a final sigma keeps its usual form
+    return "".join(f" {c} " if is_punctuation(c) else c for c in cleaned).split()
+
+
+@lru_cache(maxsize=2**16)
+def clean(c):
+    """A character as BERT sees it: control characters go, whitespace is a blank, a Chinese character is a word."""
+    if c in "\t\n\r" or c.isspace():
+        return " "
+    if c in "\0\ufffd" or unicodedata.category(c) in ("Cc", "Cf", "Co", "Cn", "Cs"):
+        return ""
+    return f" {c} " if is_chinese(ord(c)) else c
+
+
+def is_chinese(code):
+    """The CJK blocks that the reference names; Hangul and kana are no part of them."""
+    return any(first <= code <= last for first, last in (
+        (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
+        (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F)))
+
+
+@lru_cache(maxsize=2**16)
+def is_punctuation(c):
+    """Unicode's punctuation and all of ASCII that is neither letter, digit nor blank ("$", "^", "`" too)."""
+    return 33 <= ord(c) <= 47 or 58 <= ord(c) <= 64 or 91 <= ord(c) <= 96 or 123 <= ord(c) <= 126 \
+        or unicodedata.category(c).startswith("P")
+
+
+class SentencePiece:
+    """Mistral's tokenizer: SentencePiece's own library on the published `tokenizer.model`."""
+
+    def __init__(self, model):
+        """model: the bytes of tokenizer.model. Raises UserError."""
+        self.model_bytes = bytes(model)
+        try:
+            self.processor = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
+        except (RuntimeError, TypeError):
+            raise UserError("tokenizer.model: not a SentencePiece model; download it again") from None
+        self.bos_id, self.eos_id = self.processor.bos_id(), self.processor.eos_id()
+        if self.bos_id < 0 or self.eos_id < 0:
+            raise UserError("tokenizer.model: has no <s> or no </s>; take Mistral's")
+
+    def __len__(self):
+        return self.processor.vocab_size()
+
+    @property
+    def vocab_size(self):
+        return self.processor.vocab_size()
+
+    def encode(self, text, special=True):
+        """The ids of a text, after <s> where special; a blank is put before the text, as Mistral's reference does.
+
+        "<s>" and "</s>" in the text are text.
+        """
+        ids = self.processor.encode(text)
+        return [self.bos_id, *ids] if special else ids
+
+    def decode(self, ids):
+        """The text of ids, <s> and </s> left out."""
+        return self.processor.decode([int(i) for i in ids])
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        """Reads tokenizer.model. Raises UserError."""
+        try:
+            return cls(read_bytes(folder, "tokenizer.model"))
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
+
+    def save_pretrained(self, folder):
+        """Writes tokenizer.model."""
+        with whole_file(Path(folder) / "tokenizer.model", "wb") as file:
+            file.write(self.model_bytes)
+
+    @classmethod
+    def train(cls, texts, size):
+        """A vocabulary of at most `size` pieces, made like Mistral's: BPE with bytes to fall back on, <unk> 0, <s> 1,
+
+        </s> 2. The same texts give the same bytes.
+        """
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=model, vocab_size=size, model_type="bpe", byte_fallback=True,
+            character_coverage=1.0, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, normalization_rule_name="identity",
+            remove_extra_whitespaces=False, split_digits=True, hard_vocab_limit=False, num_threads=1,
+            minloglevel=2)
+        return cls(model.getvalue())

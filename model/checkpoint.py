@@ -1,0 +1,315 @@
+"""Weights on the disk: published folders read strictly, our own checkpoints in one file.
+
+A published folder holds `config.json` and either `model.safetensors`, shards with `model.safetensors.index.json`, or
+`pytorch_model.bin` (alone or with an index). Tensors are memory-mapped, so loading costs no memory until a weight is
+used; a change of type goes piece by piece through a small window, so that no second copy ever exists.
+"""
+
+import hashlib
+import json
+import re
+import zipfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from data.files import UserError, whole_file
+
+WINDOW = 16 * 2**20                    # bytes of the file that are resident at once while a tensor changes its type
+HEADER_KEY = "trrg"                    # the metadata key under which our own files hold their JSON header
+NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+         torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
+
+
+def read_json(path):
+    """The object in a JSON file. Raises UserError when it is missing, is not JSON, or is not an object."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give a folder as Hugging Face lays it out") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({one_line(error)}); download it again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a {type(value).__name__}, not an object; download it again")
+    return value
+
+
+def read_config(config_class, folder):
+    """The configuration in a folder's config.json. Raises UserError, naming the file."""
+    path = Path(folder) / "config.json"
+    json_object = read_json(path)
+    try:
+        return config_class.from_json(json_object)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def config_values(config_class, json_object, only, optional=()):
+    """The fields of a configuration class out of a config.json's object, checked; other keys are ignored.
+
+    only: {key: the one value that this program honours}; a key that is absent has it. optional: fields that may be
+    absent, their defaults being Hugging Face's. Raises UserError.
+    """
+    for key, value in only.items():
+        if json_object.get(key, value) != value:
+            raise UserError(f"{key} is {json_object[key]!r}, only {value!r} is supported; take another model")
+    values = {}
+    for field in fields(config_class):
+        if field.name not in json_object:
+            if field.name in optional:
+                continue
+            raise UserError(f"{field.name} is missing; take the config.json that belongs to the weights")
+        value, kind = json_object[field.name], type(field.default)
+        value = tuple(value) if kind is tuple and isinstance(value, list) else value
+        value = float(value) if kind is float and type(value) is int else value
+        sizes = value if isinstance(value, tuple) else (value,)
+        if not isinstance(value, kind) or (kind in (int, tuple) and not all(
+                type(size) is int and 0 < size <= 2**24 for size in sizes)):
+            raise UserError(f"{field.name} is {value!r}; take the config.json that belongs to the weights")
+        values[field.name] = value
+    if sum(values.get("depths", ())) + values.get("num_hidden_layers", 0) > 1000:
+        raise UserError("more than 1,000 layers; take the config.json that belongs to the weights")
+    return values
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a weight comes from: a file, the tensor's name in it, and the rows of it, for a fused tensor is cut."""
+    file: Path
+    name: str
+    tensor: torch.Tensor
+    first_row: int = 0
+
+
+def load(build, folder, rename, dtype=None):
+    """Builds a module without memory and gives it the weights in a folder: every tensor once, or nothing at all.
+
+    build() returns the module; it runs on the meta device, so it may hold no buffers that are not in the file.
+    rename: see `new_names`; or a function from the names in the files to such a table.
+    dtype: the floating type to keep the weights in; None keeps the file's. Raises UserError, naming what is only in the
+    model (-) and only in the file (+), or the tensor whose shape is wrong.
+    """
+    files = weight_files(folder)
+    stored = [Source(file, name, tensor) for file in files for name, tensor in open_tensors(file).items()]
+    return assign(build, stored, files[0] if len(files) == 1 else Path(folder), rename, dtype)
+
+
+def load_file(build, path, rename, dtype=None):
+    """`load` for a single weights file of any name, such as CheXbert's."""
+    path = Path(path)
+    stored = [Source(path, name, tensor) for name, tensor in open_tensors(path).items()]
+    return assign(build, stored, path, rename, dtype)
+
+
+def load_state(build, state, path, rename=None, dtype=None):
+    """`load` for tensors at hand; path: the file they come from, for messages."""
+    return assign(build, [Source(Path(path), name, tensor) for name, tensor in state.items()], path, rename or {}, dtype)
+
+
+def assign(build, stored, origin, rename, dtype):
+    """Checks every name and shape, then hands the module all its tensors at once."""
+    with torch.device("meta"):
+        module = build()
+    expected = module.state_dict()
+    table = rename([source.name for source in stored]) if callable(rename) else rename
+    sources = {}
+    for source in stored:
+        names = new_names(source.name, table)
+        if len(names) > 1 and (not source.tensor.shape or len(source.tensor) % len(names)):
+            raise UserError(f"{source.file}: {source.name} can't be cut in {len(names)}; download it again")
+        for index, name in enumerate(names):
+            if name in sources:
+                raise UserError(f"{source.file}: {source.name} is there twice, {sources[name].file} has it as "
+                                f"{sources[name].name}; download the folder again")
+            rows = len(source.tensor) // len(names) if len(names) > 1 else 0
+            part = source.tensor[index * rows:(index + 1) * rows] if rows else source.tensor
+            sources[name] = Source(source.file, source.name, part, index * rows)
+    if expected.keys() != sources.keys():
+        differences = [listing("-", expected.keys() - sources.keys(), "only in the model"),
+                       listing("+", sources.keys() - expected.keys(), "only in the file")]
+        raise UserError(f"{origin}: does not fit {type(module).__name__}; {'; '.join(filter(None, differences))}"
+                        "; check that config.json belongs to these weights")
+    for name, source in sources.items():
+        if source.tensor.shape != expected[name].shape:
+            raise UserError(f"{source.file}: {source.name} has shape {list(source.tensor.shape)}, the model needs "
+                            f"{list(expected[name].shape)}; check that config.json belongs to these weights")
+        if expected[name].is_floating_point() and not source.tensor.is_floating_point():
+            raise UserError(f"{source.file}: {source.name} holds {source.tensor.dtype}, not floating-point weights; "
+                            "quantised weights are not supported")
+    state = {name: converted(source, dtype) for name, source in sources.items()}
+    module.load_state_dict(state, assign=True)
+    return module
+
+
+def converted(source, dtype):
+    """A weight in the wanted type, memory-mapped as it is where the type is right already.
+
+    Pages of a mapped file stay resident once they are read until the mapping is closed, so a safetensors file is
+    opened anew for each window.
+    """
+    tensor = source.tensor
+    if dtype is None or tensor.dtype == dtype or not tensor.is_floating_point():
+        return tensor
+    if source.file.suffix != ".safetensors" or not tensor.numel() or not tensor.shape:
+        return tensor.to(dtype)
+    result = torch.empty(tensor.shape, dtype=dtype)
+    rows = max(1, WINDOW * len(tensor) // tensor.nbytes)
+    for start in range(0, len(tensor), rows):
+        end = min(start + rows, len(tensor))
+        with safe_open(source.file, "pt") as file:
+            result[start:end] = file.get_tensor(source.name)[source.first_row + start:source.first_row + end]
+    return result
+
+
+def new_names(name, rename):
+    """The module's names for a name in the file: one as a rule, none where it is dropped, several where it is fused.
+
+    rename: {pattern: replacement}, applied in order. A replacement None drops the tensor on purpose; a tuple cuts it
+    into equal parts along the first dimension.
+    """
+    for pattern, replacement in rename.items():
+        if re.search(pattern, name):
+            if replacement is None:
+                return []
+            if isinstance(replacement, tuple):
+                return [re.sub(pattern, part, name) for part in replacement]
+            name = re.sub(pattern, replacement, name)
+    return [name]
+
+
+def listing(sign, names, what, most=5):
+    if not names:
+        return ""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{what}: " + ", ".join(f"{sign} {name}" for name in sorted(names)[:most]) + rest
+
+
+def one_line(error):
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+def weight_files(folder):
+    """The files that hold a folder's weights, safetensors before pickles. Raises UserError when a shard is missing."""
+    folder = Path(folder)
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / single).is_file():
+            return [folder / single]
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map or \
+                    not all(isinstance(file, str) and file == Path(file).name for file in weight_map.values()):
+                raise UserError(f"{index}: has no usable weight_map; download it again")
+            shards = [folder / name for name in sorted(set(weight_map.values()))]
+            for shard in shards:
+                if not shard.is_file():
+                    raise UserError(f"{shard}: this shard is missing; download it, {index.name} names it")
+            return shards
+    raise UserError(f"{folder}: holds no model.safetensors and no pytorch_model.bin (nor their indexes); "
+                    "give a folder as Hugging Face lays it out")
+
+
+def open_tensors(path):
+    """{name: tensor} of one weights file, memory-mapped where the format allows. Raises UserError."""
+    path = Path(path)
+    return open_safetensors(path)[0] if path.suffix == ".safetensors" else open_pickle(path)
+
+
+def open_safetensors(path):
+    """({name: tensor}, metadata) of one safetensors file, memory-mapped copy-on-write: the file is never changed."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({one_line(error)}); "
+                        "download or write it again") from None
+
+
+def open_pickle(path):
+    """{name: tensor} of a file that torch.save wrote; a training checkpoint's "state_dict" or "model_state_dict" too.
+
+    Only tensors and plain containers are unpickled; anything else in the file is refused, not run.
+    """
+    try:
+        # torch.save's format before 1.6 is no zip archive and can't be mapped.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as error:  # a mutilated pickle makes the unpickler raise almost any class
+        raise UserError(f"{path}: refused, for it is damaged or holds more than tensors ({one_line(error)}); "
+                        "download it again, or take the .safetensors file") from None
+    for key in ("model_state_dict", "state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or \
+            not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
+        raise UserError(f"{path}: holds no dictionary of tensors; give a model's state, saved by torch.save")
+    return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def read_file(path):
+    """(tensors, header) of a file that `save_file` wrote, the tensors memory-mapped. Raises UserError."""
+    tensors, metadata = open_safetensors(Path(path))
+    try:
+        header = json.loads(metadata[HEADER_KEY])
+    except (KeyError, ValueError, RecursionError):
+        raise UserError(f"{path}: not a checkpoint of this program; give a file that train.py wrote") from None
+    return tensors, header
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+def save_file(path, tensors, header):
+    """Writes {name: tensor} and a JSON header as one safetensors file, whole or not at all."""
+    write_safetensors(path, tensors, {HEADER_KEY: json.dumps(header)})
+
+
+def save_folder(folder, module, config):
+    """Writes a module as Hugging Face lays it out: config.json and model.safetensors."""
+    write_safetensors(Path(folder) / "model.safetensors", module.state_dict(), {"format": "pt"})
+    with whole_file(Path(folder) / "config.json") as file:
+        json.dump(config, file, indent=2)
+        file.write("\n")
+
+
+def write_safetensors(path, tensors, metadata):
+    """Writes the format tensor by tensor; the library's writer would hold all the bytes a second time."""
+    # Larger elements first, as the library orders them, so that every tensor starts aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    layout, end = {"__metadata__": metadata}, 0
+    for name in names:
+        tensor = tensors[name]
+        start, end = end, end + tensor.nbytes
+        layout[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    head = json.dumps(layout).encode()
+    head += b" " * (-len(head) % 8)
+    with whole_file(path, "wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name in names:
+            flat = tensors[name].detach().contiguous().reshape(-1).cpu()
+            file.write(flat.view(torch.uint8).numpy().data)
+
+
+def digest(module):
+    """A short name for a module's weights: the same for bf16 or fp32 storage, any sharding and any file format.
+
+    The first 16 hexadecimal digits of a SHA-256 over each tensor's name, shape and up to 1,024 evenly spaced values,
+    rounded to bfloat16. LoRA's tensors are left out, so that an adapted model still names its base.
+    """
+    sha = hashlib.sha256()
+    state = module.state_dict() if isinstance(module, nn.Module) else module
+    for name in sorted(name for name in state if ".lora_" not in name):
+        tensor = state[name]
+        sha.update(f"{name} {list(tensor.shape)}\n".encode())
+        flat = tensor.detach().reshape(-1)
+        picks = torch.linspace(0, max(len(flat) - 1, 0), min(len(flat), 1024), dtype=torch.float64).long()
+        values = flat[picks.to(flat.device)].to("cpu", torch.bfloat16)
+        sha.update(values.contiguous().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]

@@ -1,0 +1,191 @@
+"""LoRA, low-rank adapters: Hu et al. 2021, arXiv:2106.09685; files as PEFT writes and reads them.
+
+An adapted linear map is W x + scale · B A x, with A drawn at random and B zero, so that training starts at the base
+model. Attention code does not know: `add_lora` swaps its linear layers. Nothing here freezes a weight; what trains is
+one explicit list elsewhere.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from data.files import UserError, whole_file
+from model import checkpoint
+
+TARGETS = ("q_proj", "v_proj")
+
+
+class LoRALinear(nn.Linear):
+    """A linear layer with an adapter. It takes over the base layer's own parameters under their own names, so the base
+
+    weights load and digest as before; `lora_A` (rank, in) and `lora_B` (out, rank) are fp32 whatever the base is in.
+    """
+
+    def __init__(self, base, rank, alpha, dropout, rank_stabilised=False):
+        nn.Module.__init__(self)                           # not nn.Linear's, which would allocate a second weight
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        self.rank, self.alpha, self.rank_stabilised = rank, alpha, rank_stabilised
+        self.scale = alpha / (math.sqrt(rank) if rank_stabilised else rank)
+        self.dropout = nn.Dropout(dropout)
+        where = {"device": base.weight.device, "dtype": torch.float32}
+        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **where))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, **where))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.train(base.training)
+
+    def forward(self, x):
+        # The adapter follows the activations' type: casting its small matrices is cheaper than casting x.
+        low = F.linear(self.dropout(x), self.lora_A.to(x.dtype))
+        return F.linear(x, self.weight, self.bias) + F.linear(low, (self.lora_B * self.scale).to(x.dtype))
+
+    def extra_repr(self):
+        return f"{super().extra_repr()}, rank={self.rank}, scale={self.scale:g}"
+
+
+def adapters(module):
+    """{name: LoRALinear} of a module."""
+    return {name: child for name, child in module.named_modules() if isinstance(child, LoRALinear)}
+
+
+def add_lora(module, targets=TARGETS, rank=16, alpha=16, dropout=0.0, rank_stabilised=False):
+    """Swaps each linear layer whose name ends in a target for an adapted one, in place; rank 0 changes nothing.
+
+    targets: names, or one pattern that must match a layer's whole name (PEFT's two forms). It freezes nothing. Returns
+    the module. Raises ValueError when a target matches no linear layer.
+    """
+    if rank == 0:
+        return module
+    if isinstance(targets, str):
+        wanted = lambda name: re.fullmatch(targets, name) is not None  # noqa: E731
+    else:
+        wanted = lambda name: any(name == t or name.endswith(f".{t}") for t in targets)  # noqa: E731
+    found = {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear) and wanted(name)}
+    unmatched = [] if isinstance(targets, str) else \
+        [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in found)]
+    if unmatched or not found:
+        raise ValueError(f"no linear layer is called {unmatched or targets}")
+    if adapters(module):
+        raise ValueError("the module has adapters already; merge them first")
+    for name, linear in found.items():
+        replace(module, name, LoRALinear(linear, rank, alpha, dropout, rank_stabilised))
+    return module
+
+
+@torch.no_grad()
+def merge_lora(module):
+    """Adds each adapter to its base weight and swaps the plain linear layer back, in place. Returns the module."""
+    for name, lora in adapters(module).items():
+        update = lora.scale * (lora.lora_B @ lora.lora_A)
+        merged = (lora.weight.float() + update).to(lora.weight.dtype)
+        replace(module, name, plain(lora, nn.Parameter(merged, requires_grad=lora.weight.requires_grad)))
+    return module
+
+
+def plain(lora, weight):
+    with torch.device("meta"):
+        linear = nn.Linear(lora.in_features, lora.out_features, bias=False)
+    linear.weight, linear.bias = weight, lora.bias
+    return linear.train(lora.training)
+
+
+def replace(module, name, child):
+    parent, _, last = name.rpartition(".")
+    setattr(module.get_submodule(parent), last, child)
+
+
+def lora_state(module):
+    """{name: tensor} of the adapters' matrices alone: what a checkpoint keeps of an adapted model."""
+    return {f"{name}.{matrix}": getattr(lora, matrix).detach()
+            for name, lora in adapters(module).items() for matrix in ("lora_A", "lora_B")}
+
+
+@torch.no_grad()
+def load_lora_state(module, state, source="state"):
+    """Copies matrices that `lora_state` gave into a module with the same adapters.
+
+    Raises UserError, before anything is changed, when names or shapes differ.
+    """
+    own = lora_state(module)
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unexpected:
+        raise UserError(f"{source}: the adapter does not fit the model; - {missing[:3]} only in the model, "
+                        f"+ {unexpected[:3]} only in the file; check rank and targets")
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise UserError(f"{source}: {name} has shape {list(tensor.shape)}, the model needs "
+                            f"{list(own[name].shape)}; check rank and targets")
+    for name, tensor in state.items():
+        own[name].copy_(tensor)
+
+
+# --- PEFT's files -----------------------------------------------------------------------------------------------------
+
+PREFIX = "base_model.model."           # PEFT's name for the model it wraps
+UNSUPPORTED = {"bias": "none", "use_dora": False, "fan_in_fan_out": False, "modules_to_save": None,
+               "layers_to_transform": None, "layers_pattern": None, "rank_pattern": {}, "alpha_pattern": {},
+               "exclude_modules": None, "trainable_token_indices": None, "target_parameters": None, "lora_bias": False}
+
+
+def save_peft(module, folder):
+    """Writes the adapters as PEFT does: adapter_config.json and adapter_model.safetensors. Raises ValueError."""
+    found = adapters(module)
+    if not found:
+        raise ValueError("the module has no adapters")
+    first = next(iter(found.values()))
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True,
+              "r": first.rank, "lora_alpha": first.alpha, "lora_dropout": first.dropout.p, "bias": "none",
+              "use_rslora": first.rank_stabilised, "fan_in_fan_out": False,
+              "target_modules": sorted({name.rpartition(".")[2] for name in found})}
+    tensors = {f"{PREFIX}{name}.weight": tensor for name, tensor in lora_state(module).items()}
+    checkpoint.write_safetensors(Path(folder) / "adapter_model.safetensors", tensors, {"format": "pt"})
+    with whole_file(Path(folder) / "adapter_config.json") as file:
+        json.dump(config, file, indent=2)
+        file.write("\n")
+
+
+def load_peft(module, folder):
+    """Adds the adapters in a folder that PEFT, or `save_peft`, wrote. Returns the module.
+
+    Raises UserError for an adapter that does not fit or uses what this file does not define, the module unchanged.
+    """
+    folder = Path(folder)
+    path = folder / "adapter_config.json"
+    config = checkpoint.read_json(path)
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"{path}: peft_type is {config.get('peft_type')!r}; only LORA is supported")
+    for key, value in UNSUPPORTED.items():
+        if config.get(key, value) not in (value, None, [], {}):
+            raise UserError(f"{path}: {key} is {config[key]!r}; only {value!r} is supported")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    dropout, targets = config.get("lora_dropout", 0.0), config.get("target_modules")
+    numbers = type(rank) is int and rank > 0 and type(alpha) in (int, float) and type(dropout) in (int, float)
+    if not numbers or not 0 <= dropout < 1 or not isinstance(targets, (list, str)) or not targets:
+        raise UserError(f"{path}: r, lora_alpha, lora_dropout or target_modules is unusable; write the adapter again")
+    file = next((folder / name for name in ("adapter_model.safetensors", "adapter_model.bin")
+                 if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder}: holds no adapter_model.safetensors and no adapter_model.bin")
+    state = checkpoint.open_tensors(file)
+    names = {name.removeprefix(PREFIX).removesuffix(".weight"): tensor for name, tensor in state.items()}
+    try:
+        add_lora(module, targets, rank, alpha, dropout, bool(config.get("use_rslora")))
+    except (ValueError, re.error) as error:
+        raise UserError(f"{path}: {error}; the adapter belongs to another model") from None
+    try:
+        load_lora_state(module, names, source=file)
+    except UserError:
+        drop_lora(module)
+        raise
+    return module
+
+
+def drop_lora(module):
+    """Swaps the plain linear layers back without their adapters, in place."""
+    for name, lora in adapters(module).items():
+        replace(module, name, plain(lora, lora.weight))

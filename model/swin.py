@@ -1,0 +1,270 @@
+"""Swin Transformer, the image encoder: Liu et al. 2021, arXiv:2103.14030; names as in Hugging Face's SwinModel.
+
+Shapes: B batch, H × W the grid of patches, C channels, M window side, N = M·M tokens in a window, h heads,
+n tokens of the last grid. Grids that are no multiple of the window are padded with zeros at the right and the bottom,
+and the padding takes part in the attention: the reference does so, and published weights expect it.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from data.files import UserError
+from model import checkpoint
+
+# Published names → the names here. Classifiers have the `swin.` prefix and a head, SimMIM files a mask token and decoder.
+RENAME = {r"^swin\.": "", r"^(classifier|decoder)\.": None, r"^embeddings\.mask_token$": None,
+          r"\.relative_position_index$": None}
+# The names of timm and of the paper's own repository, where query, key and value are fused.
+TIMM_RENAME = {r"^head\.": None, r"\.attn_mask$": None, r"\.relative_position_index$": None,
+               r"^patch_embed\.proj\.": "embeddings.patch_embeddings.projection.",
+               r"^patch_embed\.norm\.": "embeddings.norm.", r"^norm\.": "layernorm.", r"^layers\.": "encoder.layers.",
+               r"\.norm1\.": ".layernorm_before.", r"\.norm2\.": ".layernorm_after.",
+               r"\.mlp\.fc1\.": ".intermediate.dense.", r"\.mlp\.fc2\.": ".output.dense.",
+               r"\.attn\.proj\.": ".attention.output.dense.",
+               r"\.attn\.relative": ".attention.self.relative",
+               r"\.attn\.qkv\.": (".attention.self.query.", ".attention.self.key.", ".attention.self.value.")}
+# timm counts a merging to the stage after it, the paper's repository to the stage before it.
+LATE_MERGING = {r"^layers\.(\d+)\.downsample\.": lambda found: f"layers.{int(found[1]) - 1}.downsample."}
+
+
+def rename_table(names):
+    """The table for a file that holds these names."""
+    if not any(name.startswith("patch_embed.") for name in names):
+        return RENAME
+    early = any(name.startswith("layers.0.downsample.") for name in names)
+    return TIMM_RENAME if early else {**LATE_MERGING, **TIMM_RENAME}
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """Sizes of Swin-B at 224 pixels; its sibling for 384 has windows of 12. drop_path_rate: of the last layer."""
+    image_size: int = 224
+    patch_size: int = 4
+    num_channels: int = 3
+    embed_dim: int = 128
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    num_heads: tuple[int, ...] = (4, 8, 16, 32)
+    window_size: int = 7
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    layer_norm_eps: float = 1e-5
+    drop_path_rate: float = 0.1
+
+    @property
+    def width(self):
+        """Channels of the last stage."""
+        return self.embed_dim * 2 ** (len(self.depths) - 1)
+
+    def __post_init__(self):
+        if len(self.num_heads) != len(self.depths) or \
+                any(self.embed_dim * 2**i % heads for i, heads in enumerate(self.num_heads)):
+            raise UserError(f"num_heads {list(self.num_heads)} does not fit embed_dim {self.embed_dim} and depths "
+                            f"{list(self.depths)}; take the config.json that belongs to the weights")
+
+    @classmethod
+    def from_json(cls, json_object):
+        """Reads Hugging Face's config.json. Raises UserError for a network that this file does not define."""
+        return cls(**checkpoint.config_values(
+            cls, json_object,
+            only={"model_type": "swin", "hidden_act": "gelu", "use_absolute_embeddings": False,
+                  "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+            optional=("num_channels", "mlp_ratio", "qkv_bias", "layer_norm_eps", "drop_path_rate")))
+
+    def to_json(self):
+        """A config.json that transformers reads."""
+        return {"architectures": ["SwinModel"], "model_type": "swin", "hidden_act": "gelu",
+                "hidden_size": self.width, "num_layers": len(self.depths), **asdict(self)}
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)           # an inference tensor in the cache could never take part in training
+def relative_position_index(window, device):
+    """Which row of the bias table belongs to query i and key j of a window: (N * N,)."""
+    side = torch.arange(window, device=device)
+    place = torch.stack(torch.meshgrid(side, side, indexing="ij")).flatten(1)          # (2, N)
+    down, right = (place[:, :, None] - place[:, None, :]) + window - 1
+    return (down * (2 * window - 1) + right).flatten()
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def shift_mask(height, width, window, shift, dtype, device):
+    """What keeps patches that the cyclic shift made neighbours apart: (windows, N, N), 0 or -100 to add."""
+    def regions(length):
+        place = torch.arange(length, device=device)
+        return (place >= length - window).long() + (place >= length - shift).long()
+
+    region = regions(height)[:, None] * 3 + regions(width)
+    region = to_windows(region[None, :, :, None], window).squeeze(-1)                  # (windows, N)
+    apart = region[:, :, None] != region[:, None, :]
+    return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, -100.0)
+
+
+def to_windows(x, M):
+    """(B, H, W, C) → (B * windows, N, C)."""
+    B, H, W, C = x.shape
+    return x.view(B, H // M, M, W // M, M, C).transpose(2, 3).reshape(-1, M * M, C)
+
+
+def from_windows(x, M, H, W):
+    """(B * windows, N, C) → (B, H, W, C)."""
+    return x.view(-1, H // M, W // M, M, M, x.shape[-1]).transpose(2, 3).reshape(-1, H, W, x.shape[-1])
+
+
+class WindowAttention(nn.Module):
+    """Attention within windows, with a learned bias for each relative position."""
+
+    def __init__(self, width, num_heads, config):
+        super().__init__()
+        self.window, self.num_heads = config.window_size, num_heads
+        self.self = nn.ModuleDict({name: nn.Linear(width, width, bias=config.qkv_bias)
+                                   for name in ("query", "key", "value")})
+        self.self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * self.window - 1) ** 2, num_heads))
+        self.output = nn.ModuleDict({"dense": nn.Linear(width, width)})
+
+    def forward(self, x, mask):
+        """x (B * windows, N, C); mask (windows, N, N) is added to the logits, None for none."""
+        (BW, N, C), h = x.shape, self.num_heads
+        q, k, v = (self.self[name](x).view(BW, N, h, -1).transpose(1, 2) for name in ("query", "key", "value"))
+        bias = self.self.relative_position_bias_table[relative_position_index(self.window, x.device)]
+        bias = bias.view(N, N, h).permute(2, 0, 1)[None].to(q.dtype)                   # (1, h, N, N)
+        if mask is not None:
+            bias = (bias + mask[:, None]).repeat(BW // len(mask), 1, 1, 1)             # (B * windows, h, N, N)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.output["dense"](y.transpose(1, 2).reshape(BW, N, C))
+
+
+class Block(nn.Module):
+    """Windows, shifted or not, then an MLP; both residual."""
+
+    def __init__(self, width, num_heads, shifted, drop_path, config):
+        super().__init__()
+        self.window, self.shift = config.window_size, config.window_size // 2 if shifted else 0
+        self.drop_path = drop_path
+        hidden = int(config.mlp_ratio * width)
+        self.layernorm_before = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.attention = WindowAttention(width, num_heads, config)
+        self.layernorm_after = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, hidden)})
+        self.output = nn.ModuleDict({"dense": nn.Linear(hidden, width)})
+
+    def forward(self, x):
+        """(B, H, W, C) → the same shape."""
+        x = x + self.stochastic_depth(self.attend(self.layernorm_before(x)))
+        y = self.output["dense"](F.gelu(self.intermediate["dense"](self.layernorm_after(x))))
+        return x + self.stochastic_depth(y)
+
+    def attend(self, x):
+        _, H, W, _ = x.shape
+        M = self.window
+        # A grid that a single window spans has nothing to shift to.
+        shift = self.shift if min(H, W) > M else 0
+        x = F.pad(x, (0, 0, 0, -W % M, 0, -H % M))
+        _, padded_H, padded_W, _ = x.shape
+        mask = None
+        if shift:
+            x = x.roll((-shift, -shift), dims=(1, 2))
+            mask = shift_mask(padded_H, padded_W, M, shift, x.dtype, x.device)
+        x = from_windows(self.attention(to_windows(x, M), mask), M, padded_H, padded_W)
+        if shift:
+            x = x.roll((shift, shift), dims=(1, 2))
+        return x[:, :H, :W]
+
+    def stochastic_depth(self, x):
+        """Leaves a branch out for whole pictures in training: Huang et al. 2016, arXiv:1603.09382."""
+        if not self.training or not self.drop_path:
+            return x
+        kept = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.drop_path
+        return x * (kept / (1 - self.drop_path)).to(x.dtype)
+
+
+class PatchMerging(nn.Module):
+    """Four neighbouring patches become one of twice the width."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * width)
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, x):
+        """(B, H, W, C) → (B, ceil(H / 2), ceil(W / 2), 2 C)."""
+        _, H, W, _ = x.shape
+        x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
+        x = torch.cat([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], dim=-1)
+        return self.reduction(self.norm(x))
+
+
+class Stage(nn.Module):
+    def __init__(self, index, drop_paths, config):
+        super().__init__()
+        width = config.embed_dim * 2**index
+        self.blocks = nn.ModuleList(Block(width, config.num_heads[index], i % 2 == 1, drop_path, config)
+                                    for i, drop_path in enumerate(drop_paths))
+        self.downsample = PatchMerging(width) if index < len(config.depths) - 1 else None
+
+
+class Embeddings(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        patch = config.patch_size
+        self.patch_embeddings = nn.ModuleDict(
+            {"projection": nn.Conv2d(config.num_channels, config.embed_dim, kernel_size=patch, stride=patch)})
+        self.norm = nn.LayerNorm(config.embed_dim)
+
+    def forward(self, images):
+        """(B, 3, pixels, pixels) → (B, H, W, C)."""
+        patch = self.patch_embeddings["projection"].kernel_size[0]
+        images = F.pad(images, (0, -images.shape[3] % patch, 0, -images.shape[2] % patch))
+        return self.norm(self.patch_embeddings["projection"](images).permute(0, 2, 3, 1))
+
+
+class Swin(nn.Module):
+    """checkpoint: recompute each block in the backward pass instead of keeping its activations (training only)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.checkpoint = False
+        self.embeddings = Embeddings(config)
+        depth = sum(config.depths)
+        rates = iter([config.drop_path_rate * i / max(depth - 1, 1) for i in range(depth)])
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(
+            Stage(index, [next(rates) for _ in range(blocks)], config) for index, blocks in enumerate(config.depths))})
+        self.layernorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.apply(init_weights)
+
+    def forward(self, images):
+        """Patch tokens (B, n, width) after the last norm, row by row, of images (B, 3, height, width) of any size."""
+        x = self.embeddings(images)
+        for stage in self.encoder["layers"]:
+            for block in stage.blocks:
+                x = recompute(block, x, use_reentrant=False) if self.checkpoint and self.training else block(x)
+            if stage.downsample is not None:
+                x = stage.downsample(x)
+        return self.layernorm(x).flatten(1, 2)
+
+    @classmethod
+    def from_pretrained(cls, folder, dtype=None):
+        """Reads a folder with Hugging Face's config.json and its, timm's or the paper's tensor names; dtype None keeps
+
+        the file's type. Raises UserError.
+        """
+        config = checkpoint.read_config(SwinConfig, folder)
+        return checkpoint.load(lambda: cls(config), folder, rename_table, dtype)
+
+    def save_pretrained(self, folder):
+        """Writes a folder that this class and transformers' SwinModel read."""
+        checkpoint.save_folder(folder, self, self.config.to_json())
+
+
+def init_weights(module):
+    """Normal with deviation 0.02, biases zero, as Liu et al. do."""
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
