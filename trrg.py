@@ -327,11 +327,8 @@ def encode_bank(alignment, words, prompts):
 def on_alignment(alignment, words, language_model, tokenizer, config):
     """Stage 2 built on stage 1: its image side and τ are taken over, its text side encodes the clues and is let go."""
     bank = encode_bank(alignment, words, clue_prompts(config.prompts_per_disease or None)) if config.clues else None
-    base_digest = digest(language_model)
-    model = TRRG(alignment.swin, alignment.image_projection, alignment.tau.detach().clone(), bank,
-                 language_model, tokenizer, config)
-    model.base_digest = base_digest
-    return model
+    return TRRG(alignment.swin, alignment.image_projection, alignment.tau.detach().clone(), bank,
+                language_model, tokenizer, config)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -348,8 +345,8 @@ def save_alignment(path, alignment, words, header):
 def save(path, model, header, embed_base=False):
     """Writes what stage 1 and 2 trained. The language model stays where it is, named by its digest, or is embedded."""
     tensors = {name: tensor for name, tensor in model.state_dict().items() if embed_base or not in_base(name)}
-    dtype = str(model.language_model.embed_tokens.weight.dtype).removeprefix("torch.")
-    base = dict(header["base"], digest=model.base_digest, dtype=dtype, embedded=embed_base)
+    dtype = str(next(model.language_model.parameters()).dtype).removeprefix("torch.")
+    base = dict(header["base"], digest=digest(model.language_model), dtype=dtype, embedded=embed_base)
     save_file(path, dict(tensors, sentencepiece=as_tensor(model.tokenizer.model_bytes)), {
         **header, "stage": 2, "variant": model.config.variant, "trrg": asdict(model.config), "base": base,
         "d": model.mapper.in_features, "bank": None if not model.config.clues else list(model.bank.tokens.shape[:2]),
@@ -397,7 +394,7 @@ def _load_trrg(path, tensors, header, weights):
                      language_model or Mistral(MistralConfig(**header["mistral"])), tokenizer, config)
     given = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
     load_state(model, {**given, **tensors}, path)
-    model.base_digest, model.decoding = base["digest"], header["decoding"]
+    model.decoding = header["decoding"]
     return model
 
 
