@@ -1,0 +1,209 @@
+"""What the phantom is drawn on: dice, the film with its two layers, and one patient's build.
+
+Same bytes on any machine: all chance comes from PCG64's raw words (numpy keeps the bit stream of PCG64 and SeedSequence
+fixed, not what Generator's methods make of it), and the pixels are made by + - * / sqrt, comparisons and table look-ups
+alone, one array operation at a time. IEEE 754 fixes every one of these to the last bit, whatever the SIMD width; exp,
+sin, pow, matmul and sums over an array are not fixed so, and do not occur.
+
+Coordinates are the body's: x from -1 (the picture's left) to 1, y from -1 (top) to 1, midline and mid-chest at 0. The
+patient's right is on the picture's left. In the lateral view the front of the body is on the left.
+
+Two layers make a film: `water` in [0, 1], how much of the lung's air is displaced (it saturates, so that two shadows
+over each other are no whiter than the liver), and `extra`, what is added to it (bone, calcium, metal) or taken away.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+AIR, WATER = 0.17, 0.60
+GRADES = ("mild", "moderate", "severe")
+
+
+class Dice:
+    """Numbers drawn by chance that depend on the integers of `key` alone, on any machine and numpy version."""
+
+    def __init__(self, *key):
+        self.bits = np.random.PCG64(np.random.SeedSequence(key))
+
+    def unit(self):
+        return (self.bits.random_raw() >> 11) * 2.0**-53
+
+    def between(self, low, high):
+        return low + (high - low) * self.unit()
+
+    def below(self, n):
+        return int(self.unit() * n)
+
+    def chance(self, probability):
+        return self.unit() < probability
+
+    def pick(self, options, weights=None):
+        if weights is None:
+            return options[self.below(len(options))]
+        at = self.unit() * sum(weights)
+        for option, weight in zip(options, weights):
+            at -= weight
+            if at < 0:
+                return option
+        return options[-1]
+
+    def shuffled(self, items):
+        items = list(items)
+        for last in range(len(items) - 1, 0, -1):
+            other = self.below(last + 1)
+            items[last], items[other] = items[other], items[last]
+        return items
+
+    def bytes(self, n):
+        """n random bytes as int16, the same on machines of either byte order."""
+        words = self.bits.random_raw((n + 7) // 8).astype("<u8")
+        return words.view(np.uint8)[:n].astype(np.int16)
+
+
+def clip(t):
+    return np.minimum(np.maximum(t, 0), 1)
+
+
+def smooth(t):
+    """A soft step from 0 (t <= 0) to 1 (t >= 1)."""
+    t = clip(t)
+    return t * t * (3 - 2 * t)
+
+
+@lru_cache(maxsize=4)
+def _pixels(size):
+    line = ((np.arange(size) * 2 + 1) / size - 1).astype(np.float32)
+    return np.broadcast_to(line[None, :], (size, size)), np.broadcast_to(line[:, None], (size, size))
+
+
+class Film:
+    """A picture being drawn: the body's coordinates at every pixel, and the two layers."""
+
+    def __init__(self, size, dice):
+        self.size, self.dice = size, dice
+        self.scale, tilt = dice.between(0.93, 1.04), dice.between(-0.035, 0.035)
+        self.cos, self.sin = (1 - tilt * tilt) / (1 + tilt * tilt), 2 * tilt / (1 + tilt * tilt)
+        self.shift = dice.between(-0.035, 0.035), dice.between(-0.03, 0.03)
+        u, v = _pixels(size)
+        u, v = (u - self.shift[0]) / self.scale, (v - self.shift[1]) / self.scale
+        self.x, self.y = self.cos * u + self.sin * v, self.cos * v - self.sin * u
+        self.pixel = 2 / size / self.scale
+        self.water = np.zeros((size, size), np.float32)
+        self.extra = np.zeros((size, size), np.float32)
+
+    def edge(self, distance, blur=1.4):
+        """1 inside (distance > 0), 0 outside, soft over `blur` pixels of a 128-pixel picture, one pixel at the least."""
+        width = max(blur / 64, self.pixel)
+        return smooth(distance * (1 / width) + 0.5)
+
+    def around(self, x0, x1, y0, y1):
+        """The part of the picture that holds the body's rectangle, as a pair of slices."""
+        corners = [(self.cos * x - self.sin * y, self.sin * x + self.cos * y) for x in (x0, x1) for y in (y0, y1)]
+        parts = []
+        for axis in (1, 0):
+            ends = [(corner[axis] * self.scale + self.shift[axis] + 1) * self.size / 2 for corner in corners]
+            parts.append(slice(min(max(int(min(ends)) - 1, 0), self.size), min(max(int(max(ends)) + 2, 0), self.size)))
+        return tuple(parts)
+
+    def ellipse(self, cx, cy, rx, ry, slant=0.0):
+        """(where, q): q is 0 at the centre and 1 on the ellipse; `slant` shears it, x growing with y."""
+        reach = rx * 1.5 + abs(slant) * ry * 1.5 + 3 * self.pixel
+        where = self.around(cx - reach, cx + reach, cy - ry * 1.5 - 3 * self.pixel, cy + ry * 1.5 + 3 * self.pixel)
+        dy = self.y[where] - cy
+        dx = (self.x[where] - cx - slant * dy) * (1 / rx)
+        dy = dy * (1 / ry)
+        return where, np.sqrt(dx * dx + dy * dy)
+
+    def disc(self, cx, cy, rx, ry, slant=0.0, blur=1.4):
+        where, q = self.ellipse(cx, cy, rx, ry, slant)
+        return where, self.edge((1 - q) * min(rx, ry), blur)
+
+    def cloud(self, cx, cy, rx, ry, slant=0.0):
+        """An ellipse without an edge: 1 at the centre, fading to 0 at 1.3 of its radii."""
+        where, q = self.ellipse(cx, cy, rx, ry, slant)
+        return where, smooth((1.3 - q) * (1 / 1.3))
+
+    def line(self, points, width, blur=1.2):
+        """(where, mask) of a line through the points, `width` the half thickness, or a pair: at its start and end."""
+        start, end = width if isinstance(width, tuple) else (width, width)
+        reach = max(start, end) + 3 * self.pixel
+        xs, ys = [p[0] for p in points], [p[1] for p in points]
+        where = self.around(min(xs) - reach, max(xs) + reach, min(ys) - reach, max(ys) + reach)
+        x, y = self.x[where], self.y[where]
+        mask = np.zeros_like(x)
+        for number, ((ax, ay), (bx, by)) in enumerate(zip(points, points[1:])):
+            dx, dy = bx - ax, by - ay
+            t = clip(((x - ax) * dx + (y - ay) * dy) * (1 / (dx * dx + dy * dy)))
+            px, py = x - ax - t * dx, y - ay - t * dy
+            half = start + (end - start) * ((number + t) * (1 / (len(points) - 1)))
+            mask = np.maximum(mask, self.edge(half - np.sqrt(px * px + py * py), blur))
+        return where, mask
+
+    def fill(self, shape, strength):
+        where, mask = shape
+        water = self.water[where]
+        water += mask * strength * (1 - water)
+
+    def add(self, shape, strength):
+        where, mask = shape
+        self.extra[where] += mask * strength
+
+    def clouds(self, cells):
+        """Smooth noise in [-1, 1] over the picture: random values on a grid of `cells`, joined without creases."""
+        grid = ((self.dice.bytes((cells + 2) ** 2) - 127.5) / 127.5).astype(np.float32).reshape(cells + 2, cells + 2)
+        low, high, part = _lattice(self.size, cells)
+        rows = grid[low] * (1 - part)[:, None] + grid[high] * part[:, None]
+        return rows[:, low] * (1 - part) + rows[:, high] * part
+
+    def develop(self, level, body):
+        """The layers → uint8: exposure, tone curve, a slant across the film, grain."""
+        dice = self.dice
+        light = (AIR + self.water * (level - AIR) + self.extra) * body + 0.02
+        u, v = _pixels(self.size)
+        light = light * dice.between(0.90, 1.10) + dice.between(-0.03, 0.05)
+        light = light + u * dice.between(-0.03, 0.03) + v * dice.between(-0.03, 0.03)
+        light = clip(light)
+        light = light + light * (1 - light) * dice.between(-0.30, 0.30)
+        grain = dice.bytes(4 * self.size * self.size).reshape(4, self.size, self.size)
+        grain = ((grain[0] + grain[1]) + (grain[2] + grain[3]) - 510) * np.float32(1 / 148)
+        light = light + grain * dice.between(0.008, 0.022)
+        return (clip(light) * 255 + 0.5).astype(np.uint8)
+
+
+@lru_cache(maxsize=16)
+def _lattice(size, cells):
+    at = (np.arange(size, dtype=np.float64) + 0.5) * (cells / size)
+    low = at.astype(np.int64)
+    part = (at - low).astype(np.float32)
+    return low, low + 1, part * part * (3 - 2 * part)
+
+
+class Body:
+    """What one patient's two views share: the build, the heart, the diaphragm."""
+
+    def __init__(self, dice):
+        self.width = dice.between(0.71, 0.79)          # half the chest, to the inside of the ribs
+        self.top = dice.between(0.92, 1.0)             # from y = 0.22 up to the apex of the lungs
+        self.ratio = dice.between(0.40, 0.47)          # cardiothoracic, where the heart is not enlarged
+        self.mediastinum = dice.between(0.115, 0.145)  # half its width, where it is not enlarged
+        self.dome = dice.between(0.46, 0.54)           # the right hemidiaphragm
+        self.fat = dice.between(0, 1)
+        self.breasts = dice.chance(0.45)
+        self.knob = dice.between(0.055, 0.085)
+        self.bone = dice.between(0.075, 0.12)
+        self.rib0, self.spacing = dice.between(0, 1), dice.between(0.125, 0.145)
+        self.bubble = dice.chance(0.7)
+
+
+def sides_of(finding):
+    """The finding's sides as the sign of x in the frontal view: right -1, left 1, bilateral both."""
+    return {"right": (-1,), "left": (1,)}.get(finding.location.split(" ")[0], (-1, 1))
+
+
+def zone_of(finding):
+    return next((zone for zone in ("upper", "mid", "lower") if zone in finding.location), "mid")
+
+
+def of_severity(finding, mild, moderate, severe):
+    return (mild, moderate, severe)[GRADES.index(finding.severity)]
