@@ -61,8 +61,8 @@ def locate(root, name):
     Raises UserError where the name or a symbolic link on the way leads out of the folder.
     """
     root = os.path.realpath(root)
-    path = os.path.realpath(os.path.join(root, name))
-    if "\0" in name or os.path.isabs(name) or not path.startswith(root + os.sep):
+    path = "" if "\0" in name else os.path.realpath(os.path.join(root, name))
+    if os.path.isabs(name) or not path.startswith(root.rstrip(os.sep) + os.sep):
         raise UserError(f"{name!r}: leads out of the folder of pictures; refused (copy the file into the folder)")
     return Path(path)
 

@@ -1,0 +1,284 @@
+"""MIMIC-CXR: the pictures of MIMIC-CXR-JPG, the report texts of MIMIC-CXR, and the csv files, as PhysioNet gives them.
+
+    RAW/…/p10/p10000032/s50414267/<dicom_id>.jpg   the JPG tree's files/
+    RAW/…/p10/p10000032/s50414267.txt              mimic-cxr-reports.zip, unpacked beside the JPG tree or into it
+    RAW/…/mimic-cxr-2.0.0-{split,metadata,chexpert}.csv[.gz]
+
+Rules, each where the release leaves a choice:
+- The split is the official one, by patient; "validate" is called val.
+- Sections are found as MIT-LCP/mimic-cxr's txt/section_parser.py finds them, and the last one of a name counts. So a
+  header in small letters is no header, "FINDINGS AND IMPRESSION" is an impression, an addendum or a wet read is a
+  section of its own and never the target.
+- A target text ends at a line of underscores or one that begins with WET READ: what follows is another document.
+- The 46 studies for which that parser's authors name the describing text by hand have it as their only text,
+  whatever the target; the 8 of which they say that nothing is described are left out.
+- Views in the order PA, AP, LATERAL, LL, other, unknown.
+"""
+
+import csv
+import gzip
+import itertools
+import re
+import sys
+import zlib
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.dataset import SPLITS, Study
+from data.files import UserError
+from data.images import locate
+from data.reports import LABELS
+
+PUBLISHED = {"images in the split file": 377110, "studies": 227835, "patients": 65379, "images to train on": 368960,
+             "images to validate on": 2991, "images to test on": 5159}
+SPLIT_OF = {"train": "train", "validate": "val", "test": "test"}
+VIEW_ORDER = ("PA", "AP", "LATERAL", "LL")
+# CheXbert's coding of the csv's values. Blank (not mentioned) is not 0.0 (negative).
+CODE_OF = {"": 0, "1.0": 1, "0.0": 2, "-1.0": 3, "1": 1, "0": 2, "-1": 3}
+
+
+# The parser's names for what stands before a colon (MIT-LCP/mimic-cxr, txt/section_parser.py), its slip with "ndication"
+# included: names that are equal after lower-casing, then names that contain a word, then names that tell a view.
+SECTION_NAMES = {
+    "impression": ("conclusion", "findings and impression", "findings/impression", "findings/ impression", "ndication",
+                   "impresson", "imprression", "imoression", "impressoin", "imprssion", "impresion", "imperssion",
+                   "mpression", "impession"),
+    "findings": ("chest, two views", "finding", "findins", "findindgs", "findgings", "findngs", "findnings", "finidngs",
+                 "reference findings"),
+    "indication": ("reason for examination", "reason for exam", "clinical indication", "idication"),
+    "comparison": ("comparisons", "reference exam", "comparison exam", "comparison film", "comparision", "comparsion",
+                   "comparrison", "comparisions"),
+    "history": ("clinical history", "clinical information", "patient history", "pfi"),
+    "examination": ("exam", "type of examination"),
+    "recommendations": ("recommendation(s)", "recommendation"),
+    "wet read": ("wetread",),
+}
+SECTION_OF = {alias: name for name, aliases in SECTION_NAMES.items() for alias in aliases}
+SECTION_WORDS = ("impression", "findings", "history", "comparison", "addendum")
+SECTION_VIEWS = re.compile("chest|portable|pa and lat|lateral and pa|ap and lateral|lateral and ap|frontal and|two views|"
+                           "frontal view|pa view|ap view|one view|lateral view|bone window|frontal upright|"
+                           "frontal semi-upright|ribs")
+HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
+OTHER_DOCUMENT = re.compile(r"(?m)^[ \t]*(?:_{10,}[ \t]*$|WET READ\b)")
+
+# Studies whose describing text stands under another header …
+ODD_SECTIONS = {
+    "recommendations": "s50913680 s59768032 s59067458 s59087630 s58157373 s56482935 s58375018",
+    "examination": "s59363654 s53356173 s50743547 s59215320 s55157853",
+    "technique": "s59279892 s53202765 s50808053",
+    "indication": "s57936451 s50058765 s51966317 s55124749 s54365831 s54654948",
+    "note": "s56451190",
+    "history": "s51491012",
+}
+ODD_SECTION_OF = {study: name for name, studies in ODD_SECTIONS.items() for study in studies.split()}
+# … or has no header at all (first and last character) …
+ODD_RANGES = {
+    "s50525523": (201, 349), "s57564132": (233, 554), "s59982525": (313, 717), "s53488209": (149, 475),
+    "s54875119": (234, 988), "s50196495": (59, 399), "s56579911": (59, 218), "s52648681": (292, 631),
+    "s59889364": (172, 453), "s53514462": (73, 377), "s59505494": (59, 450), "s53182247": (59, 412),
+    "s51410602": (47, 320), "s56412866": (522, 822), "s54986978": (59, 306), "s59003148": (262, 505),
+    "s57150433": (61, 394), "s56760320": (219, 457), "s59562049": (158, 348), "s52674888": (145, 296),
+    "s55258338": (192, 568), "s59330497": (140, 655), "s52119491": (179, 454),
+}
+# … or that describe nothing.
+ODD_EMPTY = set("s58235663 s50798377 s54168089 s53071062 s56724958 s54231141 s53607029 s52035334".split())
+
+
+def collect(raw, target="findings", views=2, count="studies"):
+    """(studies, skipped, found, folder of the pictures) of a download.
+
+    `count` "studies": one example a study, with up to `views` pictures. "images": R2Gen's counting, every picture by
+    itself with the study's text; its id is the DICOM's. Raises UserError.
+    """
+    raw = Path(raw)
+    if not raw.is_dir():
+        raise UserError(f"{raw}: no such folder; --raw is the folder of the download")
+    tables, report_tree, picture_tree = _look_around(raw)
+    records = _records(tables["split"])
+    position = dict(read_csv(tables["metadata"], "dicom_id", "ViewPosition"))
+    labels = _labels(tables["chexpert"]) if "chexpert" in tables else {}
+
+    studies, skipped = [], []
+    for name, (split, subject, dicoms) in tqdm(records.items(), desc="reports", unit=" reports", delay=1,
+                                               mininterval=0.5 if sys.stderr.isatty() else 30):
+        patient = f"p{subject[:2]}/p{subject}"
+        try:
+            text = target_text(_report(report_tree, f"{patient}/{name}.txt"), name, target)
+        except NoText as error:
+            skipped.append({"id": name, "why": str(error)})
+            continue
+        dicoms = sorted(dicoms, key=lambda dicom: (_rank(position.get(dicom, "")), dicom))
+        shared = {"subject_id": int(subject), "study_id": int(name[1:])}
+        if name in labels:
+            shared["labels"] = labels[name]
+        for example, chosen in [(name, dicoms[:views])] if count == "studies" else [(d, [d]) for d in dicoms]:
+            extra = {**shared, "view_names": chosen, "view_positions": [position.get(dicom, "") for dicom in chosen]}
+            pictures = [f"{patient}/{name}/{dicom}.jpg" for dicom in chosen]
+            studies.append(Study(example, split, text, pictures, extra))
+
+    images = {split: sum(len(record[2]) for record in records.values() if record[0] == split) for split in SPLITS}
+    numbers = (sum(images.values()), len(records), len({record[1] for record in records.values()}), *images.values())
+    found = {what: (number, PUBLISHED[what]) for what, number in zip(PUBLISHED, numbers, strict=True)}
+    found["studies with CheXpert labels"] = (len(labels), 227827)
+    return studies, skipped, found, picture_tree
+
+
+def sections(text):
+    """[(name, text)] of a report, as the official parser splits and names them; two may have one name.
+
+    A header is a line that begins with one blank, capitals and a colon. What stands before the first is "preamble"; a
+    report without any is "full report". Empty findings and impressions are dropped, and if none is left the last
+    section's text after its first paragraph becomes "last_paragraph".
+    """
+    header = HEADER.search(text)
+    found = [("preamble", text[:header.start(1)])] if header else [("full report", text)]
+    while header:
+        name, start = header.group(1), header.end()
+        # The search goes on at the next line's end: a header directly below an empty one is missed, as in the original.
+        following = HEADER.search(text, max(start, text.find("\n", start)))
+        found.append((section_name(name), text[start:following.start() if following else len(text)]))
+        header = following
+    found = [(name, body) for name, body in found if name not in ("impression", "findings") or body.strip()]
+    if not {"impression", "findings"} & {name for name, _ in found}:
+        name, body = found[-1]
+        first, blank_line, rest = body.partition("\n \n")
+        if blank_line:
+            found[-1:] = [(name, first), ("last_paragraph", rest)]
+    return found
+
+
+def section_name(header):
+    """The normal form of a header: "FINDINGS AND IMPRESSION" → "impression", "CHEST, PA AND LATERAL" → "findings"."""
+    name = header.lower().strip()
+    if name in SECTION_OF or name in SECTION_NAMES:
+        return SECTION_OF.get(name, name)
+    for word in SECTION_WORDS:
+        if word in name:
+            return word
+    return "findings" if SECTION_VIEWS.search(name) else name
+
+
+class NoText(Exception):
+    """Why a study has no target text."""
+
+
+def target_text(report, study, target="findings"):
+    """The text to generate, as it stands in the report; "both" is the findings, a blank line, the impression."""
+    if study in ODD_EMPTY:
+        raise NoText("describes nothing (the official parser's list)")
+    if study in ODD_RANGES:
+        parts = [report[slice(*ODD_RANGES[study])]]
+    else:
+        last = dict(sections(report))  # the last of a name counts
+        wanted = ("findings", "impression") if target == "both" else (target,)
+        parts = [last.get(name, "") for name in ([ODD_SECTION_OF[study]] if study in ODD_SECTION_OF else wanted)]
+    parts = [OTHER_DOCUMENT.split(part, maxsplit=1)[0].strip() for part in parts]
+    if not any(parts):
+        raise NoText(f"no {'findings and no impression' if target == 'both' else target} in the report")
+    return "\n\n".join(part for part in parts if part)
+
+
+def read_csv(path, *columns):
+    """Yields the named columns' values of each row of a csv or csv.gz. Raises UserError for a damaged or other file."""
+    opener = gzip.open if str(path).endswith(".gz") else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file)
+            header = next(rows, [])
+            missing = [column for column in columns if column not in header]
+            if missing:
+                raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(header)[:300]}")
+            places = [header.index(column) for column in columns]
+            for row in rows:
+                if row and len(row) <= max(places):
+                    raise UserError(f"{path}, line {rows.line_num}: only {len(row)} columns; download it again")
+                if row:
+                    yield tuple(row[place] for place in places)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); download it again") from None
+    except (EOFError, OSError, zlib.error, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); download it again") from None
+
+
+def _look_around(raw):
+    """({table: path}, tree of reports, tree of pictures) somewhere below `raw`; a tree is a folder with p10 … p19."""
+    tables, trees = {}, []
+    level = [raw]
+    for _ in range(6):  # physionet.org/files/mimic-cxr-jpg/2.1.0/files is the deepest that wget makes
+        below = []
+        for folder in level:
+            entries = sorted(folder.iterdir())
+            for table in ("split", "metadata", "chexpert"):
+                for path in entries:
+                    if re.fullmatch(rf"mimic-cxr-[\d.]+-{table}\.csv(\.gz)?", path.name):
+                        tables.setdefault(table, path)
+            if any(re.fullmatch(r"p1\d", path.name) for path in entries):
+                trees.append(folder)
+            else:
+                below += [path for path in entries if path.is_dir() and not path.name.startswith(".")]
+        level = below
+    for table in ("split", "metadata"):
+        if table not in tables:
+            raise UserError(f"{raw}: no mimic-cxr-2.0.0-{table}.csv.gz in it; download it from MIMIC-CXR-JPG")
+    holding = {kind: [tree for tree in trees if _holds(tree, kind)] for kind in ("reports", "pictures")}
+    if not holding["reports"]:
+        raise UserError(f"{raw}: no report p1?/p*/s*.txt in it; unpack mimic-cxr-reports.zip (MIMIC-CXR, not -JPG) there")
+    for kind, places in holding.items():
+        if len(places) > 1:
+            raise UserError(f"{raw}: {kind} in both {places[0]} and {places[1]}; move one of them out")
+    return tables, holding["reports"][0], (holding["pictures"] or holding["reports"])[0]
+
+
+def _holds(tree, kind):
+    """Whether some of the first patients of each of the ten folders have such files."""
+    for group in sorted(tree.glob("p1[0-9]")):
+        for patient in itertools.islice(sorted(group.iterdir()), 100):
+            if patient.is_dir() and any((path.suffix == ".txt") if kind == "reports" else path.is_dir()
+                                        for path in patient.iterdir()):
+                return True
+    return False
+
+
+def _records(path):
+    """{"s50414267": (split, subject, [dicom, …])} of the official split, checked: no study and no patient in two splits."""
+    records, split_of, dicoms = {}, {}, set()
+    for dicom, study, subject, split in read_csv(path, "dicom_id", "study_id", "subject_id", "split"):
+        if not (re.fullmatch(r"[\w-]+", dicom) and study.isdecimal() and subject.isdecimal() and split in SPLIT_OF):
+            raise UserError(f"{path}: no dicom_id, study_id, subject_id and split: {dicom!r}, {study!r}, {subject!r}, {split!r}")
+        if dicom in dicoms:
+            raise UserError(f"{path}: the dicom_id {dicom} stands there twice; download it again")
+        dicoms.add(dicom)
+        if split_of.setdefault(subject, split) != split:
+            raise UserError(f"{path}: patient {subject} is in {split_of[subject]} and in {split}; download it again")
+        record = records.setdefault(f"s{study}", (SPLIT_OF[split], subject, []))
+        if record[1] != subject:
+            raise UserError(f"{path}: study {study} has the patients {record[1]} and {subject}; download it again")
+        record[2].append(dicom)
+    return records
+
+
+def _labels(path):
+    """{"s50414267": 14 values in CheXbert's order and coding}; the csv's columns are taken by name."""
+    labels = {}
+    for study, *values in read_csv(path, "study_id", *LABELS):
+        if not CODE_OF.keys() >= set(values):
+            raise UserError(f"{path}: study {study} has values other than 1.0, 0.0, -1.0 and blank: {', '.join(values)}")
+        labels[f"s{study}"] = [CODE_OF[value] for value in values]
+    return labels
+
+
+def _report(tree, name):
+    try:
+        return locate(tree, name).read_bytes().decode("utf-8").replace("\r\n", "\n")
+    except FileNotFoundError:
+        raise NoText("no report file") from None
+    except UnicodeDecodeError:
+        raise NoText("the report file is not UTF-8 text") from None
+
+
+def _rank(position):
+    """The place of a ViewPosition in the order of views; unknown last."""
+    if not position:
+        return len(VIEW_ORDER) + 1
+    return VIEW_ORDER.index(position) if position in VIEW_ORDER else len(VIEW_ORDER)

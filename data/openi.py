@@ -1,0 +1,128 @@
+"""Open-i's Indiana University chest X-rays (IU X-Ray) from the two archives of the National Library of Medicine.
+
+    RAW/…/*.xml   NLMCXR_reports.tgz: 3,955 reports, in ecgen-radiology/ under any parent
+    RAW/…/*.png   NLMCXR_png.tgz: the pictures, in NLMCXR_png/ or flat
+    RAW/indiana_projections.csv   optional (Kaggle's copy of the collection): which pictures are frontal
+
+R2Gen's 2,955 studies are those with findings and at least two pictures, and its pictures are the first two that the
+report names. An id here is R2Gen's: the first picture's name without its last part.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from xml.etree import ElementTree
+
+from data.dataset import Study
+from data.files import UserError
+from data.images import locate
+from data.mimic_cxr import read_csv
+from data.r2gen import read_annotation
+
+PUBLISHED = {"reports": 3955, "pictures named in them": 7470, "reports with findings": 3425,
+             "reports with findings and two pictures or more": 2955}
+SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
+
+
+def collect(raw, target="findings", views=2, seed=0, split_from=None, text_only=False):
+    """(studies, skipped, found, folder of the pictures) of an unpacked download.
+
+    A study needs its target text and two pictures (one if `views` is 1). The split is `split_from`'s (R2Gen's
+    annotation.json), else a seeded 70/10/20 one that depends on the ids alone. Raises UserError.
+    """
+    reports, pngs = {}, {}
+    for folder, folders, files in os.walk(raw):
+        folders.sort()
+        for file in sorted(files):
+            kept = {".xml": reports, ".png": pngs}.get(Path(file).suffix.lower())
+            if kept is None or file.startswith("."):
+                continue
+            stem, path = Path(file).stem, Path(folder, file)
+            if stem in kept:
+                raise UserError(f"{path}: {kept[stem]} is the same {'report' if kept is reports else 'picture'}; remove one")
+            kept[stem] = path
+    if not reports:
+        raise UserError(f"{raw}: no report (*.xml) in it; unpack NLMCXR_reports.tgz there (folder ecgen-radiology)")
+    if not pngs and not text_only:
+        raise UserError(f"{raw}: no picture (*.png) in it; unpack NLMCXR_png.tgz there, or ask for --text-only")
+
+    parsed = [_parse(locate(raw, str(path.relative_to(raw)))) for path in reports.values()]
+    parsed.sort(key=lambda report: (len(report["uid"]), report["uid"]))
+    frontal = _frontal(Path(raw) / "indiana_projections.csv")
+    split_of = _published_split(split_from) if split_from else None
+    enough = min(2, views)
+    studies, skipped = [], []
+    for report in parsed:
+        text = _text(report, target)
+        names = report["pictures"][:views]
+        study_id = (names[0].rpartition("-")[0] or names[0]) if names else report["uid"]
+        if not text:
+            skipped.append({"id": study_id, "why": f"no {'text' if target == 'both' else target} in the report"})
+        elif len(report["pictures"]) < enough:
+            skipped.append({"id": study_id, "why": f"fewer than {enough} pictures"})
+        elif split_of is not None and study_id not in split_of:
+            skipped.append({"id": study_id, "why": f"not in {Path(split_from).name}"})
+        else:
+            # Choice: R2Gen's pair is kept, and only put in order: frontal, unknown, lateral.
+            names = sorted(names, key=lambda name: {True: 0, None: 1, False: 2}[frontal.get(name)])
+            pictures = [str(pngs[name].relative_to(raw)) if name in pngs else f"{name}.png" for name in names]
+            extra = {"view_names": names}
+            if frontal:
+                extra["view_positions"] = [{True: "frontal", False: "lateral"}.get(frontal.get(name), "") for name in names]
+            studies.append(Study(study_id, "train", text, pictures, extra))
+    split_of = split_of or _seeded_split([study.id for study in studies], seed)
+    studies = [study._replace(split=split_of[study.id]) for study in studies]
+    with_findings = [report for report in parsed if report["FINDINGS"]]
+    numbers = (len(parsed), sum(len(report["pictures"]) for report in parsed), len(with_findings),
+               sum(len(report["pictures"]) >= 2 for report in with_findings))
+    found = {what: (number, PUBLISHED[what]) for what, number in zip(PUBLISHED, numbers, strict=True)}
+    return studies, skipped, found, Path(raw)
+
+
+def _parse(path):
+    """{"uid", "FINDINGS", "IMPRESSION", "pictures"} of one report."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); unpack the archive anew") from None
+    # The published reports declare no document type; without one no entity can expand or point anywhere.
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise UserError(f"{path}: declares a document type, which no published report does; refused")
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise UserError(f"{path}: broken XML ({error}); unpack the archive anew") from None
+    uid = root.find("uId")
+    if uid is None or not uid.get("id"):
+        raise UserError(f"{path}: no uId, so this is no Open-i report; move it out of the folder")
+    report = {"uid": uid.get("id"), "FINDINGS": "", "IMPRESSION": "",
+              "pictures": [image.get("id", "") for image in root.iter("parentImage")]}
+    for section in root.iter("AbstractText"):
+        if section.get("Label") in report:
+            report[section.get("Label")] = (section.text or "").strip()
+    return report
+
+
+def _text(report, target):
+    if target == "both":
+        return "\n\n".join(report[section] for section in ("FINDINGS", "IMPRESSION") if report[section])
+    return report[target.upper()]
+
+
+def _frontal(path):
+    """{picture: True if frontal, False if lateral}, as far as Kaggle's table knows ("1_IM-0001-4001.dcm.png")."""
+    if not path.exists():
+        return {}
+    return {"CXR" + filename.removesuffix(".png").removesuffix(".dcm"): projection == "Frontal"
+            for filename, projection in read_csv(path, "filename", "projection")}
+
+
+def _published_split(path):
+    return {str(entry["id"]): split for split, entry in read_annotation(path)}
+
+
+def _seeded_split(ids, seed):
+    """Ids in the order of their hash, cut at 70 and 80 %: no order of files and no random generator has a say."""
+    ranked = sorted(ids, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    ends = round(SHARES["train"] * len(ids)), round((SHARES["train"] + SHARES["val"]) * len(ids))
+    return {name: "train" if n < ends[0] else "val" if n < ends[1] else "test" for n, name in enumerate(ranked)}
