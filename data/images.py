@@ -20,11 +20,14 @@ MAX_PIXELS = 80_000_000  # the largest radiographs of the two data sets have 18 
 ORIENTATION = 0x0112  # the EXIF tag
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which Swin was trained with
+SCALE = 1 / torch.tensor(STD).view(3, 1, 1)
+SHIFT = -torch.tensor(MEAN).view(3, 1, 1) * SCALE
+LEVELS = np.arange(256, dtype=np.float32) / 255
 BRIGHTNESS, CONTRAST, GAMMA = 0.1, 0.1, 0.15  # the widest jitter: ± of the range, ± factor, ± exponent
 
 
 def read(picture, size, name=None):
-    """A picture file or a PIL image → (size, size) uint8: gray, long side to `size` with antialiasing, padded with black.
+    """A picture file or a PIL image → (size, size) uint8: gray, long side to `size` with antialiasing, black padding.
 
     8 and 16 bit, gray, colour, palette; what is transparent is black; the EXIF orientation is obeyed. All pixels are
     decoded, so a truncated file is noticed. Raises UserError, which calls the picture `name` (default: its path).
@@ -112,22 +115,20 @@ def augment(batch, crop, generator=None):
     (B, S, _), room = batch.shape, batch.shape[-1] - crop
     if room < 0:
         raise ValueError(f"a picture of {S} px has no crop of {crop} px")
-    scale = 1 / torch.tensor(STD).view(3, 1, 1)
-    shift = -torch.tensor(MEAN).view(3, 1, 1) * scale
-    levels = torch.arange(256) / 255
     images = torch.empty(B, 3, crop, crop)
     draws = None if generator is None else torch.rand(B, 5, generator=generator).tolist()
     for b in range(B):
         top = left = room // 2
-        table = levels
+        table = LEVELS
         if draws is not None:
             y, x, *jitter = draws[b]
             top, left = int(y * (room + 1)), int(x * (room + 1))
             brightness, contrast, gamma = (2 * u - 1 for u in jitter)
-            table = levels ** (1 + GAMMA * gamma)
-            table = ((table - 0.5) * (1 + CONTRAST * contrast) + 0.5 + BRIGHTNESS * brightness).clamp(0, 1)
-        # Pixels have 256 values: the jitter is worked out for those, then looked up.
+            table = LEVELS ** (1 + GAMMA * gamma)
+            table = (table - 0.5) * (1 + CONTRAST * contrast) + (0.5 + BRIGHTNESS * brightness)
+            table = np.clip(table, 0, 1)
+        # A pixel has 256 values: the jitter is worked out for those and then looked up.
         window = batch[b, top:top + crop, left:left + crop]
-        gray = table.index_select(0, window.reshape(-1).int()).view(crop, crop)
-        torch.mul(gray, scale, out=images[b]).add_(shift)
+        gray = torch.from_numpy(table).index_select(0, window.int().view(-1)).view(crop, crop)
+        torch.mul(gray, SCALE, out=images[b]).add_(SHIFT)
     return images

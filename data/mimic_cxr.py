@@ -38,8 +38,8 @@ VIEW_ORDER = ("PA", "AP", "LATERAL", "LL")
 CODE_OF = {"": 0, "1.0": 1, "0.0": 2, "-1.0": 3, "1": 1, "0": 2, "-1": 3}
 
 
-# The parser's names for what stands before a colon (MIT-LCP/mimic-cxr, txt/section_parser.py), its slip with "ndication"
-# included: names that are equal after lower-casing, then names that contain a word, then names that tell a view.
+# The parser's names for what stands before a colon (MIT-LCP/mimic-cxr, txt/section_parser.py), including its slip with
+# "ndication": names that are equal after lower-casing, then names that contain a word, then names that tell a view.
 SECTION_NAMES = {
     "impression": ("conclusion", "findings and impression", "findings/impression", "findings/ impression", "ndication",
                    "impresson", "imprression", "imoression", "impressoin", "imprssion", "impresion", "imperssion",
@@ -56,8 +56,8 @@ SECTION_NAMES = {
 }
 SECTION_OF = {alias: name for name, aliases in SECTION_NAMES.items() for alias in aliases}
 SECTION_WORDS = ("impression", "findings", "history", "comparison", "addendum")
-SECTION_VIEWS = re.compile("chest|portable|pa and lat|lateral and pa|ap and lateral|lateral and ap|frontal and|two views|"
-                           "frontal view|pa view|ap view|one view|lateral view|bone window|frontal upright|"
+SECTION_VIEWS = re.compile("chest|portable|pa and lat|lateral and pa|ap and lateral|lateral and ap|frontal and|"
+                           "two views|frontal view|pa view|ap view|one view|lateral view|bone window|frontal upright|"
                            "frontal semi-upright|ribs")
 HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
 OTHER_DOCUMENT = re.compile(r"(?m)^[ \t]*(?:_{10,}[ \t]*$|WET READ\b)")
@@ -223,7 +223,7 @@ def _look_around(raw):
             raise UserError(f"{raw}: no mimic-cxr-2.0.0-{table}.csv.gz in it; download it from MIMIC-CXR-JPG")
     holding = {kind: [tree for tree in trees if _holds(tree, kind)] for kind in ("reports", "pictures")}
     if not holding["reports"]:
-        raise UserError(f"{raw}: no report p1?/p*/s*.txt in it; unpack mimic-cxr-reports.zip (MIMIC-CXR, not -JPG) there")
+        raise UserError(f"{raw}: no report p1?/p*/s*.txt in it; unpack mimic-cxr-reports.zip of MIMIC-CXR there")
     for kind, places in holding.items():
         if len(places) > 1:
             raise UserError(f"{raw}: {kind} in both {places[0]} and {places[1]}; move one of them out")
@@ -241,11 +241,11 @@ def _holds(tree, kind):
 
 
 def _records(path):
-    """{"s50414267": (split, subject, [dicom, …])} of the official split, checked: no study and no patient in two splits."""
+    """{"s50414267": (split, subject, [dicom, …])} of the official split; UserError for a patient in two splits."""
     records, split_of, dicoms = {}, {}, set()
     for dicom, study, subject, split in read_csv(path, "dicom_id", "study_id", "subject_id", "split"):
         if not (re.fullmatch(r"[\w-]+", dicom) and study.isdecimal() and subject.isdecimal() and split in SPLIT_OF):
-            raise UserError(f"{path}: no dicom_id, study_id, subject_id and split: {dicom!r}, {study!r}, {subject!r}, {split!r}")
+            raise UserError(f"{path}: a row that cannot be: {dicom!r}, {study!r}, {subject!r}, {split!r}; download it again")
         if dicom in dicoms:
             raise UserError(f"{path}: the dicom_id {dicom} stands there twice; download it again")
         dicoms.add(dicom)
@@ -263,7 +263,7 @@ def _labels(path):
     labels = {}
     for study, *values in read_csv(path, "study_id", *LABELS):
         if not CODE_OF.keys() >= set(values):
-            raise UserError(f"{path}: study {study} has values other than 1.0, 0.0, -1.0 and blank: {', '.join(values)}")
+            raise UserError(f"{path}: study {study} has a value other than 1.0, 0.0, -1.0 and blank: {values}")
         labels[f"s{study}"] = [CODE_OF[value] for value in values]
     return labels
 

@@ -39,7 +39,7 @@ def collect(raw, target="findings", views=2, seed=0, split_from=None, text_only=
                 continue
             stem, path = Path(file).stem, Path(folder, file)
             if stem in kept:
-                raise UserError(f"{path}: {kept[stem]} is the same {'report' if kept is reports else 'picture'}; remove one")
+                raise UserError(f"{path}: {kept[stem]} has the same name; remove one of the two")
             kept[stem] = path
     if not reports:
         raise UserError(f"{raw}: no report (*.xml) in it; unpack NLMCXR_reports.tgz there (folder ecgen-radiology)")
@@ -48,7 +48,7 @@ def collect(raw, target="findings", views=2, seed=0, split_from=None, text_only=
 
     parsed = [_parse(locate(raw, str(path.relative_to(raw)))) for path in reports.values()]
     parsed.sort(key=lambda report: (len(report["uid"]), report["uid"]))
-    frontal = _frontal(Path(raw) / "indiana_projections.csv")
+    views_of = _views(Path(raw) / "indiana_projections.csv")
     split_of = _published_split(split_from) if split_from else None
     enough = min(2, views)
     studies, skipped = [], []
@@ -64,12 +64,16 @@ def collect(raw, target="findings", views=2, seed=0, split_from=None, text_only=
             skipped.append({"id": study_id, "why": f"not in {Path(split_from).name}"})
         else:
             # Choice: R2Gen's pair is kept, and only put in order: frontal, unknown, lateral.
-            names = sorted(names, key=lambda name: {True: 0, None: 1, False: 2}[frontal.get(name)])
+            names = sorted(names, key=lambda name: ("frontal", "", "lateral").index(views_of.get(name, "")))
             pictures = [str(pngs[name].relative_to(raw)) if name in pngs else f"{name}.png" for name in names]
             extra = {"view_names": names}
-            if frontal:
-                extra["view_positions"] = [{True: "frontal", False: "lateral"}.get(frontal.get(name), "") for name in names]
+            if views_of:
+                extra["view_positions"] = [views_of.get(name, "") for name in names]
             studies.append(Study(study_id, "train", text, pictures, extra))
+    if split_of is not None:
+        known = {study.id for study in studies} | {entry["id"] for entry in skipped}
+        skipped += [{"id": missing, "why": f"in {Path(split_from).name}, but no such report in the download"}
+                    for missing in split_of.keys() - known]
     split_of = split_of or _seeded_split([study.id for study in studies], seed)
     studies = [study._replace(split=split_of[study.id]) for study in studies]
     with_findings = [report for report in parsed if report["FINDINGS"]]
@@ -84,7 +88,7 @@ def _parse(path):
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); unpack the archive anew") from None
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); unpack the archive anew") from None
     # The published reports declare no document type; without one no entity can expand or point anywhere.
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise UserError(f"{path}: declares a document type, which no published report does; refused")
@@ -109,12 +113,13 @@ def _text(report, target):
     return report[target.upper()]
 
 
-def _frontal(path):
-    """{picture: True if frontal, False if lateral}, as far as Kaggle's table knows ("1_IM-0001-4001.dcm.png")."""
+def _views(path):
+    """{picture: "frontal" or "lateral"}, as far as Kaggle's table knows; there a name is "1_IM-0001-4001.dcm.png"."""
     if not path.exists():
         return {}
-    return {"CXR" + filename.removesuffix(".png").removesuffix(".dcm"): projection == "Frontal"
-            for filename, projection in read_csv(path, "filename", "projection")}
+    return {"CXR" + filename.removesuffix(".png").removesuffix(".dcm"): projection.lower()
+            for filename, projection in read_csv(path, "filename", "projection")
+            if projection in ("Frontal", "Lateral")}
 
 
 def _published_split(path):

@@ -54,8 +54,9 @@ def build(studies, read, out, *, size, workers, options, skipped=(), found=None)
     if not work.described():
         reasons = {} if read is None else work.read_all(read, workers)
         kept = [study for n, study in enumerate(studies) if not reasons.keys() & set(work.rows[n])]
-        skipped = skipped + [{"id": study.id, "why": reasons[row]} for n, study in enumerate(studies)
-                             for row in [next((row for row in work.rows[n] if row in reasons), None)] if row is not None]
+        for study, rows in zip(studies, work.rows, strict=True):
+            why = [reasons[row] for row in rows if row in reasons]
+            skipped += [{"id": study.id, "why": why[0]}] if why else []
         if not kept:
             raise UserError(f"{out}: no study is left; the first was left out because of: {skipped[0]['why']}")
         work.describe(studies, reasons, _manifest(kept, skipped, options, found))
@@ -63,7 +64,7 @@ def build(studies, read, out, *, size, workers, options, skipped=(), found=None)
 
 
 def finished(out, options):
-    """The manifest of a finished data set with these options, None if there is none; UserError if it has others."""
+    """The manifest of a finished, whole data set with these options, else None; UserError if it has other options."""
     path = Path(out) / "manifest.json"
     if not path.exists():
         return None
@@ -76,11 +77,12 @@ def finished(out, options):
         other = sorted(key for key in made_with.keys() | options.keys() if made_with.get(key) != options.get(key))
         raise UserError(f"{out}: holds a data set made with another {', '.join(other)} "
                         f"({', '.join(repr(made_with.get(key)) for key in other)}); choose another --out or remove it")
-    return manifest
+    files = ["studies.jsonl"] + ["images.npy"] * (options["size"] is not None)
+    return manifest if all((Path(out) / name).is_file() for name in files) else None
 
 
 def _usable(studies, skipped):
-    """(the studies with words in their report, skipped and the others); UserError for an id or a split that cannot be."""
+    """(the studies with words in their report, skipped and the others). UserError for an impossible id or split."""
     seen, usable, skipped = set(), [], list(skipped)
     for study in studies:
         if study.id in seen:
@@ -309,7 +311,7 @@ def _arguments():
         if name != "phantom":
             command.add_argument("--raw", required=True, type=Path, help="folder of the download")
             command.add_argument("--views", type=_positive, default=2, help="at most so many pictures a study")
-            command.add_argument("--text-only", action="store_true", help="no pictures: studies.jsonl and manifest.json")
+            command.add_argument("--text-only", action="store_true", help="studies.jsonl and manifest.json, no pictures")
         return command
 
     targets = ("findings", "impression", "both")
@@ -370,17 +372,17 @@ def main(args):
 
 def _print_summary(out, manifest):
     for what, (number, published) in manifest["found"].items():
-        note = "" if published is None else f"   published: {published:,}" + ("" if number == published else "   DIFFERS")
+        note = "" if published is None else f" (published: {published:,}{'' if number == published else '; DIFFERS'})"
         print(f"  {number:>9,}  {what}{note}")
     for why, number in Counter(_kind(entry["why"]) for entry in manifest["skipped"]).most_common():
         ids = [entry["id"] for entry in manifest["skipped"] if _kind(entry["why"]) == why]
         print(f"  {number:>9,}  left out: {why} ({', '.join(ids[:3])}{', …' if len(ids) > 3 else ''})")
     counts = manifest["counts"]
     print(f"{out}: {counts['train']:,} / {counts['val']:,} / {counts['test']:,} studies (train / val / test), "
-          f"{manifest['pictures']:,} pictures, {len(manifest['skipped']):,} studies left out (manifest.json names them)")
+          f"{manifest['pictures']:,} pictures, {len(manifest['skipped']):,} studies left out (named in manifest.json)")
     for split, repeats in manifest["repeats"].items():
         if repeats:
-            print(f"note: {repeats:,} of {counts[split]:,} {split} reports stand letter by letter in the training split")
+            print(f"warning: {repeats:,} of {counts[split]:,} {split} reports stand letter by letter in the train split")
 
 
 def _kind(why):
@@ -394,3 +396,9 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

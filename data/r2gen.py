@@ -57,7 +57,8 @@ def read_annotation(path):
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); download it again") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); download it again") from None
-    if not isinstance(splits, dict) or set(splits) - set(SPLITS) or not all(isinstance(s, list) for s in splits.values()):
+    if not (isinstance(splits, dict) and splits.keys() <= set(SPLITS)
+            and all(isinstance(entries, list) for entries in splits.values())):
         raise UserError(f"{path}: not R2Gen's annotation: expected {{\"train\": […], \"val\": […], \"test\": […]}}")
     entries = []
     for split in SPLITS:

@@ -7,7 +7,7 @@ included, and exist only so that scores can stand beside rows that were computed
 
 import re
 
-# CheXbert's order (stanfordmlgroup/CheXbert, src/constants.py). The csv files of MIMIC-CXR-JPG are alphabetical instead.
+# CheXbert's order (stanfordmlgroup/CheXbert, src/constants.py). MIMIC-CXR-JPG's csv files are alphabetical instead.
 LABELS = (
     "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia",
     "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices", "No Finding",
@@ -20,10 +20,12 @@ TITLED_MARK = re.compile(r"\b(?:Drs?|Mrs?|Ms|Prof)\.?\s+(?=_{2,}|X{4,})", re.IGN
 
 LIST_NUMBER = re.compile(r"(?<![\w.,/])(\d{1,2})[.)],?\s+(?=\S)")
 # After these words a number belongs to the sentence: "grade 2. Stable", "the right rib 4. The heart".
-NUMBERED = re.compile(r"\b(?:ribs?|grade|stage|type|level|class|segment|zone|number|image|[CLST]|and|or|to|of|than|the)$", re.I)
+NUMBERED = re.compile(
+    r"\b(?:ribs?|grade|stage|type|level|class|segment|zone|number|image|[CLST]|and|or|to|of|than|the)$", re.IGNORECASE)
 
-NEVER_LAST = {"dr", "drs", "mr", "mrs", "ms", "prof", "vs", "e.g", "i.e", "eg", "ie", "approx", "st", "fig", "cf", "resp"}
-LAST_BEFORE_CAPITAL = {"a.m", "p.m", "am", "pm", "cm", "mm", "ml", "cc", "hr", "hrs", "min", "sec", "yr", "yrs", "wk", "etc"}
+# Abbreviations: the stop after these ends no sentence, and after those only before a capital.
+NEVER_LAST = {"dr", "drs", "mr", "mrs", "ms", "prof", "vs", "e.g", "i.e", "eg", "ie", "approx", "st", "fig", "cf"}
+LAST_BEFORE_CAPITAL = {"a.m", "p.m", "am", "pm", "cm", "mm", "ml", "cc", "hr", "hrs", "min", "sec", "yr", "yrs", "etc"}
 # A stop ends a sentence before white space or the end, and where the blank was forgotten ("effusion.No edema"): never
 # inside a number.
 STOP = re.compile(r"[.!?]+[\"')\]]*(?=\s|$)|(?<=[a-z]{2})[.!?](?=[A-Z][a-z])")
@@ -38,7 +40,7 @@ def clean_report(text):
     one invents a redaction; dropping the whole sentence instead would lose 43 % of the Open-i reports' mentions.
     """
     paragraphs, last = [], 0
-    for paragraph in re.split(r"\n[ \t\r]*\n", text.replace("\r\n", "\n")):
+    for paragraph in re.split(r"\n[ \t\r]*\n|\n(?=[ \t]*[-*•][ \t])", text.replace("\r\n", "\n")):
         paragraph = re.sub(r"(?m)^\s*[-*•]+\s+(?=\S)", "", paragraph)
         paragraph, last = _without_list_numbers(" ".join(paragraph.split()), last)
         paragraph = _without_marks(paragraph)
@@ -82,6 +84,7 @@ def _without_list_numbers(text, last):
         if opens and (counts or capital):
             last = number
             return ""
+        capital = capital or match.group(0)[len(match.group(1))] == ")"
         if (counts or number == 1) and capital and before[-1:] not in ",-" and not NUMBERED.search(before):
             last = number
             return ". "
@@ -94,6 +97,8 @@ def _without_list_numbers(text, last):
 def _without_marks(text):
     text = MARK.sub("\0", TITLED_MARK.sub("", X_RAY.sub(r"\1-ray", text)))
     text = re.sub(r"[-/<>]*\0[-/<>]*(?:(?:[aA]-)?\0[-/<>]*)*", "\0", text)  # "XXXX-A-XXXX" was "Port-A-Cath"
+    # A sentence that began with a mark begins with what followed it: a small letter there would hide the sentence's end.
+    text = re.sub(r"(^|[.!?]\s+)(\0\s*)+([a-z])", lambda match: match.group(1) + match.group(3).upper(), text)
     text = re.sub(r"\(\W*\0\W*?\)", " ", text).replace("\0", " ")
     text = re.sub(r"\s+(?=[.,;:!?)])", "", " ".join(text.split()))
     text = re.sub(r"([,;:])[,;:]+", r"\1", text)
