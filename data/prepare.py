@@ -297,7 +297,7 @@ def phantom(out, counts=(2000, 300, 500), seed=0, size=128, workers=1):
     return done or build(source.studies(counts, seed), source.draw, out, size=size, workers=workers, options=options)
 
 
-def _arguments():
+def _arguments(argv):
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.splitlines()[0])
     sources = parser.add_subparsers(dest="source", required=True, metavar="{openi,r2gen,mimic_cxr,phantom}")
 
@@ -328,7 +328,7 @@ def _arguments():
     command.add_argument("--studies", type=_positive, nargs=3, default=[2000, 300, 500],
                          metavar=("TRAIN", "VAL", "TEST"), help="studies per split")
     command.add_argument("--seed", type=int, default=0, help="of everything drawn")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def _positive(text):
@@ -338,7 +338,7 @@ def _positive(text):
     return number
 
 
-def main(args):
+def _prepare(args):
     if args.source == "phantom":
         options = {"source": "phantom", "studies": args.studies, "seed": args.seed}
     else:
@@ -390,15 +390,22 @@ def _kind(why):
     return why.split(": ", 1)[-1]
 
 
-if __name__ == "__main__":
+def main(argv=None):
+    """Runs the command; returns its exit code."""
+    args = _arguments(argv)
     try:
-        main(_arguments())
+        _prepare(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
+        return 2
+    except OSError as error:  # a full disk, no permission
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

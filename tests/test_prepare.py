@@ -1,0 +1,241 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import prepare
+from data.dataset import Prepared, Study
+from data.files import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def studies(count=30, views=2):
+    splits = ("train", "train", "train", "val", "test")
+    return [Study(f"s{n}", splits[n % 5], f"Lungs clear in case {n}.", [f"{n}-{v}" for v in range(views)], {"key": n})
+            for n in range(count)]
+
+
+def read(picture, size):
+    study, view = map(int, picture.split("-"))
+    return np.full((size, size), (2 * study + view) % 251, np.uint8)
+
+
+def read_some(picture, size):
+    """Study 0's second picture is broken, as is every picture of study 7 and the last study's first."""
+    if picture in ("0-1", "7-0", "7-1", "29-0"):
+        raise UserError(f"{picture}.png: broken")
+    return read(picture, size)
+
+
+def read_slowly(picture, size):
+    time.sleep(0.01)
+    return read_some(picture, size)
+
+
+def build(out, some=None, reader=read, workers=1, **others):
+    return prepare.build(studies() if some is None else some, reader, out, size=8, workers=workers,
+                         options={"source": "test"}, **others)
+
+
+def digest(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_three_files_that_the_reader_understands(tmp_path):
+    manifest = build(tmp_path / "set")
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["images.npy", "manifest.json", "studies.jsonl"]
+    prepared = Prepared(tmp_path / "set")
+    assert prepared.images.shape == (60, 8, 8)
+    assert [study["views"] for study in prepared.studies] == [[2 * n, 2 * n + 1] for n in range(30)]
+    for n, study in enumerate(prepared.studies):
+        assert study["report"] == f"Lungs clear in case {n}." and study["key"] == n
+        assert [int(picture[0, 0]) for picture in prepared.pictures(study)] == [2 * n, 2 * n + 1]
+    assert manifest == prepared.manifest == json.loads((tmp_path / "set/manifest.json").read_text("utf-8"))
+    assert manifest["counts"] == {"train": 18, "val": 6, "test": 6} and manifest["pictures"] == 60
+    assert manifest["options"] == {"source": "test", "size": 8} and manifest["skipped"] == []
+
+
+def test_a_study_with_an_unreadable_picture_is_left_out_and_named(tmp_path):
+    manifest = build(tmp_path, reader=read_some, skipped=[{"id": "x", "why": "the source's"}])
+    prepared = Prepared(tmp_path)
+    assert manifest["skipped"] == [{"id": "x", "why": "the source's"}, {"id": "s0", "why": "0-1.png: broken"},
+                                   {"id": "s7", "why": "7-0.png: broken"}, {"id": "s29", "why": "29-0.png: broken"}]
+    assert manifest["counts"] == {"train": 16, "val": 6, "test": 5} and manifest["pictures"] == 54
+    assert [study["id"] for study in prepared.studies] == [f"s{n}" for n in range(30) if n not in (0, 7, 29)]
+    assert prepared.images.shape == (54, 8, 8)
+    assert sorted(row for study in prepared.studies for row in study["views"]) == list(range(54)), "no row is unused"
+    for study in prepared.studies:
+        expected = [2 * study["key"], 2 * study["key"] + 1]
+        assert [int(picture[0, 0]) for picture in prepared.pictures(study)] == expected
+
+
+def test_the_same_bytes_for_any_number_of_workers(tmp_path):
+    for workers in (1, 2, 5):
+        build(tmp_path / str(workers), reader=read_some, workers=workers)
+    assert digest(tmp_path / "1") == digest(tmp_path / "2") == digest(tmp_path / "5")
+
+
+def test_a_finished_data_set_is_left_alone_and_another_is_not_overwritten(tmp_path):
+    build(tmp_path)
+    before = digest(tmp_path)
+
+    def never(picture, size):
+        raise AssertionError("nothing is to be read")
+
+    assert build(tmp_path, reader=never)["counts"]["train"] == 18
+    with pytest.raises(UserError, match=r"another source \('test'\); choose another --out"):
+        prepare.build(studies(), never, tmp_path, size=8, workers=1, options={"source": "other"})
+    with pytest.raises(UserError, match=r"another size \(8\)"):
+        prepare.build(studies(), never, tmp_path, size=16, workers=1, options={"source": "test"})
+    assert digest(tmp_path) == before
+    (tmp_path / "images.npy").unlink()
+    build(tmp_path)
+    assert digest(tmp_path) == before, "a data set with a file missing is made anew"
+
+
+def children(pid):
+    return subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_killed_and_run_again_gives_the_same_bytes(tmp_path, workers):
+    code = ("import sys; sys.path.insert(0, %r); from tests import test_prepare as t; from data import prepare; "
+            "prepare.SAVE_EVERY = 0; t.build(%r, reader=t.read_slowly, workers=%d)")
+    process = subprocess.Popen([sys.executable, "-c", code % (str(ROOT), str(tmp_path / "killed"), workers)],
+                               stderr=subprocess.DEVNULL)
+    state, limit = tmp_path / "killed" / ".state.part", time.monotonic() + 60
+    while time.monotonic() < limit and (not state.exists() or state.read_bytes()[32:].count(prepare.READ) < 10):
+        time.sleep(0.002)
+    pids = children(process.pid)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = state.read_bytes()[32:].count(prepare.READ)
+    assert 10 <= done < 56 and len(pids) == (0 if workers == 1 else workers)
+    assert not (tmp_path / "killed" / "manifest.json").exists() and not (tmp_path / "killed" / "images.npy").exists()
+
+    calls = []
+
+    def counting(picture, size):
+        calls.append(picture)
+        return read_some(picture, size)
+
+    build(tmp_path / "killed", reader=counting)
+    assert len(calls) == 60 - done, "what was read is not read again"
+    build(tmp_path / "whole", reader=read_some)
+    assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+    while time.monotonic() < limit and any(Path("/proc", pid).exists() for pid in pids):
+        time.sleep(0.05)
+    assert not any(Path("/proc", pid).exists() for pid in pids), "no worker outlives its parent"
+
+
+class Stop(Exception):
+    """Stands for a kill between two steps."""
+
+
+@pytest.mark.parametrize("step", range(15))
+def test_stopped_at_any_step_of_the_end(tmp_path, monkeypatch, step):
+    build(tmp_path / "whole", reader=read_some)
+    counter = iter(range(1000))
+
+    def stopping(call):
+        def stopped(*args, **kwargs):
+            if next(counter) == step:
+                raise Stop
+            return call(*args, **kwargs)
+        return stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stopping(os.replace))
+        patch.setattr(os, "fsync", stopping(os.fsync))
+        patch.setattr(prepare, "_header", stopping(prepare._header))
+        with pytest.raises(Stop):
+            build(tmp_path / "stopped", reader=read_some)
+        assert not (tmp_path / "stopped" / "manifest.json").exists()
+    build(tmp_path / "stopped", reader=read_some)
+    assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
+
+
+def test_a_mended_picture_is_used_and_a_changed_plan_starts_over(tmp_path, monkeypatch):
+    def stop_at_20(picture, size):
+        if picture == "20-0":
+            raise KeyboardInterrupt
+        return read_some(picture, size)
+
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "mended", reader=stop_at_20)
+    assert build(tmp_path / "mended")["counts"] == {"train": 18, "val": 6, "test": 6}
+    build(tmp_path / "whole")
+    assert digest(tmp_path / "mended") == digest(tmp_path / "whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "changed", reader=stop_at_20)
+    other = [study._replace(report="Other words.") for study in studies()]
+    build(tmp_path / "changed", some=other[::-1])
+    build(tmp_path / "other", some=other[::-1])
+    assert digest(tmp_path / "changed") == digest(tmp_path / "other")
+
+
+def test_repeats_are_counted_for_every_data_set(tmp_path):
+    some = [study._replace(report="Normal." if n in (0, 3, 4, 9) else study.report) for n, study in enumerate(studies())]
+    assert build(tmp_path, some=some)["repeats"] == {"val": 1, "test": 2}
+
+
+def test_text_only(tmp_path):
+    manifest = build(tmp_path, reader=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "studies.jsonl"]
+    lines = [json.loads(line) for line in (tmp_path / "studies.jsonl").read_text("utf-8").splitlines()]
+    assert len(lines) == 30 and all(line["views"] == [] for line in lines)
+    assert manifest["counts"]["train"] == 18 and manifest["options"]["size"] is None
+
+
+def test_what_cannot_be_a_data_set(tmp_path):
+    with pytest.raises(UserError, match="two studies have the id 's1'"):
+        build(tmp_path / "x", some=studies()[:2] + studies()[1:2])
+    with pytest.raises(UserError, match="split 'dev' is none"):
+        build(tmp_path / "x", some=[studies()[0]._replace(split="dev")])
+    with pytest.raises(UserError, match="no study is left; the first .* no words in the report"):
+        build(tmp_path / "x", some=[studies()[0]._replace(report=" ___. 12 ")])
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(UserError, match="no study is left; the first .* broken"):
+        build(tmp_path / "x", some=studies()[:1], reader=read_some)
+    assert not list((tmp_path / "x").glob("[!.]*"))
+    manifest = build(tmp_path / "y", some=studies()[:3] + [studies()[3]._replace(report="XXXX.")])
+    assert manifest["skipped"] == [{"id": "s3", "why": "no words in the report"}]
+
+
+def test_too_little_disk_is_said_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(UserError, match="GB are free"):
+        build(tmp_path)
+
+
+def test_phantom(tmp_path):
+    manifest = prepare.phantom(tmp_path / "one", counts=(4, 1, 2), seed=3, size=32, workers=1)
+    assert manifest["counts"] == {"train": 4, "val": 1, "test": 2} and manifest["pictures"] == 14
+    prepare.phantom(tmp_path / "two", counts=(4, 1, 2), seed=3, size=32, workers=2)
+    assert digest(tmp_path / "one") == digest(tmp_path / "two")
+    study = Prepared(tmp_path / "one").studies[0]
+    assert len(study["labels"]) == 14 and "findings" in study
+    assert Prepared(tmp_path / "one").images.std() > 10
+
+
+def test_the_command(tmp_path, capsys):
+    command = ["phantom", "--out", str(tmp_path / "set"), "--studies", "3", "1", "1", "--size", "32", "--workers", "2"]
+    first = subprocess.run([sys.executable, "-m", "data.prepare", *command], cwd=ROOT, capture_output=True, text=True)
+    assert first.returncode == 0 and "3 / 1 / 1 studies" in first.stdout and first.stderr == ""
+    before = digest(tmp_path / "set")
+    assert prepare.main(command) == 0
+    assert "already prepared" in capsys.readouterr().out and digest(tmp_path / "set") == before
+    for wrong in (command + ["--seed", "1"], ["openi", "--raw", str(tmp_path / "no"), "--out", str(tmp_path / "x")]):
+        assert prepare.main(wrong) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ") and message.count("\n") == 1
+    assert not (tmp_path / "x").exists()
