@@ -1,0 +1,85 @@
+"""Scores of generated reports, each under its full name: `score` for language; the folder's files define the rest.
+
+Two protocols, because the literature has two and calls both BLEU:
+- "coco": pycocoevalcap's practice. Full references, Penn Treebank tokens, punctuation dropped.
+- "r2gen": what R2Gen, R2GenCMN and R2GenGPT do. Both sides go through their cleaning function, which writes the sentence
+  dot as a word of its own (" . "), tokens are what blanks separate, so that the dot counts, and references are cut to 60
+  (IU X-Ray) or 100 (MIMIC-CXR) words. Published rows were computed this way and compare with this protocol only.
+
+What "r2gen" does not copy: rare words of the reference become <unk> there, after the training set's vocabulary; R2Gen's
+limit counts the start token, so that 59 or 99 words remain; R2GenGPT's counts LLaMA's sub-word tokens.
+"""
+
+from typing import Callable, NamedTuple
+
+import numpy as np
+
+from data.files import UserError
+from data.reports import clean_r2gen_iu, clean_r2gen_mimic, clean_r2gengpt_mimic
+from metrics.bleu import bleu_from, bleu_statistics
+from metrics.cider import cider
+from metrics.meteor import meteor_from, meteor_statistics
+from metrics.meteor_data import find_data, read_lexicon
+from metrics.ptb import tokenize
+from metrics.rouge import rouge_l
+
+PROTOCOLS = ("coco", "r2gen")
+# Cleaning function and number of words left of a reference.
+CLEANINGS = {"iu": (clean_r2gen_iu, 60), "mimic": (clean_r2gen_mimic, 100), "r2gengpt-mimic": (clean_r2gengpt_mimic, 100)}
+
+
+class Measured(NamedTuple):
+    """A score that is a function of summed per-item statistics, so that it can be resampled without scoring again."""
+    statistics: np.ndarray  # (N, k)
+    value: Callable  # summed statistics (..., k) → (...)
+
+
+def prepare(hypotheses, references, protocol="coco", cleaning="iu", reference_words=None):
+    """Token strings of both sides: (list of texts, list of texts or lists of texts) → (list, list of lists).
+
+    `cleaning` (iu, mimic, r2gengpt-mimic) and `reference_words` (None: as the cleaning's data set has it) belong to
+    "r2gen". Raises UserError for sides that do not match.
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(f"protocol {protocol!r} is not known; take one of {', '.join(PROTOCOLS)}")
+    if cleaning not in CLEANINGS:
+        raise UserError(f"cleaning {cleaning!r} is not known; take one of {', '.join(CLEANINGS)}")
+    if len(hypotheses) != len(references):
+        raise UserError(f"{len(hypotheses)} hypotheses and {len(references)} references; give one reference, or list of "
+                        "references, per hypothesis")
+    if not len(hypotheses):
+        raise UserError("no pair of texts to score; give at least one hypothesis with its reference")
+    several = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
+    for i, (hypothesis, texts) in enumerate(zip(hypotheses, several)):
+        if not isinstance(hypothesis, str) or not texts or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"pair {i + 1}: a hypothesis is one text and a reference a text or a list of texts")
+    if protocol == "coco":
+        return list(map(tokenize, hypotheses)), [list(map(tokenize, texts)) for texts in several]
+    clean, limit = CLEANINGS[cleaning]
+    limit = reference_words or limit
+    return ([" ".join(clean(text).split()) for text in hypotheses],
+            [[" ".join(clean(text).split()[:limit]) for text in texts] for texts in several])
+
+
+def measure(hypotheses, references, lexicon):
+    """Name → Measured for token strings as `prepare` gives them; `lexicon` as read_lexicon gives it, None without data."""
+    counts = bleu_statistics(hypotheses, references)
+    result = {f"BLEU-{k + 1}": Measured(counts, lambda summed, k=k: bleu_from(summed)[..., k]) for k in range(4)}
+    name = "METEOR (exact+stem)" if lexicon is None else "METEOR"
+    result[name] = Measured(meteor_statistics(hypotheses, references, lexicon), meteor_from)
+    for name, (_, items) in (("ROUGE-L", rouge_l(hypotheses, references)), ("CIDEr", cider(hypotheses, references))):
+        result[name] = Measured(np.stack([items, np.ones(len(items))], axis=1), lambda summed: summed[..., 0] / summed[..., 1])
+    return result
+
+
+def score(hypotheses, references, protocol="coco", meteor_data=None, cleaning="iu", reference_words=None):
+    """Corpus scores: (texts, texts or lists of texts) → {"BLEU-1": …, "METEOR" or "METEOR (exact+stem)", "ROUGE-L", "CIDEr"}.
+
+    Fractions, CIDEr as pycocoevalcap gives it. `meteor_data` is METEOR's folder; None looks for an installed
+    pycocoevalcap, False uses none. Raises UserError.
+    """
+    hypotheses, references = prepare(hypotheses, references, protocol, cleaning, reference_words)
+    folder = None if meteor_data is False else find_data(meteor_data)
+    lexicon = read_lexicon(folder, [*hypotheses, *(text for several in references for text in several)])
+    return {name: float(measured.value(measured.statistics.sum(0)))
+            for name, measured in measure(hypotheses, references, lexicon).items()}
