@@ -46,7 +46,7 @@ def base_weights(folder, reports, seed):
     pieces = SentencePiece.train(reports, size=1000)
     mistral = Mistral(MistralConfig(
         vocab_size=len(pieces), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=1024, sliding_window=None))
+        num_key_value_heads=2, head_dim=32, sliding_window=None))
     pretrain(mistral, pieces, reports, epochs=4, seed=seed)
     pieces.save_pretrained(folder / "mistral")
     mistral.save_pretrained(folder / "mistral")

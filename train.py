@@ -13,15 +13,12 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -33,14 +30,15 @@ from data.tokenizers import SentencePiece, WordPiece
 from model.bert import Bert
 from model.mistral import Mistral
 from model.swin import Swin
+from processes import Processes, Share, gather
 from state import load_state, newest_state, rng_state, save_state
 
 # Settings a preset fixes; a pair is (stage 1, stage 2). The paper gives batch 8, lr 1e-4, 5 epochs on MIMIC-CXR, 20 on
 # IU X-Ray, on 4 GPUs (§3.2); it is silent on everything else.
-PAPER = dict(d=1024, crop=224, batch_size=(8, 8), lr=(1e-4, 1e-4), queries=32, lora_rank=16, lora_dropout=0.1,
+PAPER = dict(batch_size=(8, 8), lr=(1e-4, 1e-4), queries=32, lora_rank=16, lora_dropout=0.1,
              same_sentence_positives=False, embed_base=False, save_every=500)
 PRESETS = {
-    "demo": dict(PAPER, d=128, crop=112, epochs=(10, 6), batch_size=(64, 32), lr=(1e-3, 2e-3), queries=16,
+    "demo": dict(PAPER, epochs=(10, 6), batch_size=(64, 32), lr=(1e-3, 2e-3), queries=16,
                  lora_dropout=0.0, same_sentence_positives=True, report_tokens=120, max_new_tokens=120,
                  embed_base=True, save_every=100),
     "iu_xray": dict(PAPER, epochs=(20, 20), report_tokens=160, max_new_tokens=100),
@@ -104,84 +102,11 @@ def arguments(argv=None):
     machine.add_argument("--workers", type=int, default=0, help="loader processes a process (default: %(default)s)")
     machine.add_argument("--save-every", type=int, default=defaults["save_every"], help="steps between states (default: %(default)s)")
     machine.add_argument("--embed-base", action=switch, default=defaults["embed_base"], help="keep the language model in the checkpoint")
-    parser.set_defaults(d=defaults["d"], crop=defaults["crop"])
     args = parser.parse_args(argv)
     for name in ("epochs", "batch_size", "lr"):
         given = getattr(args, name)
         setattr(args, name, defaults[name] if given is None else (given, given))
     return args
-
-
-class Processes:
-    """torch.distributed as torchrun set it up, or one process alone."""
-
-    def __init__(self):
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-        if self.world > 1:
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
-
-    def close(self):
-        if self.world > 1:
-            dist.destroy_process_group()
-
-    def barrier(self):
-        if self.world > 1:
-            dist.barrier()
-
-    def sum(self, *values):
-        """Sums of numbers over all processes."""
-        total = torch.tensor(values, dtype=torch.float64, device=self.device if self.device.type == "cuda" else "cpu")
-        if self.world > 1:
-            dist.all_reduce(total)
-        return total.tolist()
-
-    def gather_objects(self, value):
-        """The value of every process, in the order of their ranks."""
-        values = [None] * self.world
-        if self.world > 1:
-            dist.all_gather_object(values, value)
-        return values if self.world > 1 else [value]
-
-
-class Gather(torch.autograd.Function):
-    """(b, d) of every process → (world, b, d), with gradient: what each process's loss owes to ours comes back to us."""
-
-    @staticmethod
-    def forward(ctx, x):
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.stack(parts)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient[dist.get_rank()]
-
-
-def gather(x, shares):
-    """Rows of all processes, (Σ shares, d); this process holds shares[rank] of them (or one stand-in for none)."""
-    if len(shares) == 1:
-        return x
-    longest = max(shares)
-    padded = torch.cat([x[:shares[dist.get_rank()]], x.new_zeros(longest - shares[dist.get_rank()], *x.shape[1:])])
-    every = Gather.apply(padded + 0 * x.sum())      # a stand-in row stays in the graph, with no weight
-    return torch.cat([part[:share] for part, share in zip(every, shares)])
-
-
-class Share:
-    """One process's part of a planned batch. One without a study of its own takes the first with weight 0, so that
-    every process runs the same collectives."""
-
-    def __init__(self, batch, processes):
-        parts = [batch[rank::processes.world] for rank in range(processes.world)]
-        self.sizes = [len(part) for part in parts]
-        self.weight = float(bool(parts[processes.rank]))
-        self.numbers = parts[processes.rank] or batch[:1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -198,7 +123,7 @@ class Stage1:
         self.words = WordPiece.from_pretrained(args.weights / "bert")
         swin, bert = Swin.from_pretrained(args.weights / "swin"), Bert.from_pretrained(args.weights / "bert")
         self.model = trrg.Alignment(swin, bert, trrg.AlignmentConfig(
-            d=args.d, same_sentence_positives=args.same_sentence_positives)).to(processes.device)
+            d=swin.config.width, same_sentence_positives=args.same_sentence_positives)).to(processes.device)
         swin.checkpoint = args.checkpointing
 
     def inputs(self, batch, device):
@@ -335,8 +260,9 @@ def fit(stage, args, processes, prepared, header):
     say = tqdm.write if lead else (lambda text: None)
     args.run.mkdir(parents=True, exist_ok=True)
 
-    train = Visits(prepared, prepared.split("train"), number + 1, args.crop, args.seed)
-    held_out = Visits(prepared, prepared.split("val"), number + 1, args.crop)
+    crop = stage.model.swin.config.image_size
+    train = Visits(prepared, prepared.split("train"), number + 1, crop, args.seed)
+    held_out = Visits(prepared, prepared.split("val"), number + 1, crop)
     views = [1 if number == 0 else len(study["views"]) for study in train.studies]
     plan = Plan(views, args.batch_size[number] * processes.world, args.accumulate, args.seed, args.epochs[number], args.max_steps)
 
@@ -501,7 +427,7 @@ def main(argv=None):
     for stage_class in [Stage1, Stage2] if args.stage is None else [(Stage1, Stage2)[args.stage - 1]]:
         torch.manual_seed(args.seed)
         stage = stage_class(args, processes)
-        header = {"pictures": {"size": prepared.size, "crop": args.crop}, "data": str(args.data),
+        header = {"pictures": {"size": prepared.size, "crop": stage.model.swin.config.image_size}, "data": str(args.data),
                   "decoding": {"beams": 3, "max_new_tokens": args.max_new_tokens}}
         fit(stage, args, processes, prepared, header)
         processes.barrier()

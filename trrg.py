@@ -369,31 +369,32 @@ def load(path, weights=None, device="cpu"):
 
 def _load_alignment(path, tensors, header, _):
     words = WordPiece(as_bytes(tensors.pop("wordpiece")), header["lower_case"])
-    with torch.device("meta"):
-        model = Alignment(Swin(SwinConfig(**_tuples(header["swin"]))), Bert(BertConfig(**header["bert"])),
-                          AlignmentConfig(**header["alignment"]))
-    load_state(model, tensors, path)
+    model = load_state(lambda: Alignment(Swin(SwinConfig(**_tuples(header["swin"]))), Bert(BertConfig(**header["bert"])),
+                                         AlignmentConfig(**header["alignment"])), tensors, path)
     model.words = words
     return model
 
 
 def _load_trrg(path, tensors, header, weights):
     tokenizer = SentencePiece(as_bytes(tensors.pop("sentencepiece")))
-    base, config = header["base"], TRRGConfig(**header["trrg"])
-    folder = Path(weights) / "mistral" if weights else Path(base["folder"])
-    language_model = None if base["embedded"] else Mistral.from_pretrained(folder, dtype=getattr(torch, base["dtype"]))
-    if language_model is not None and digest(language_model) != base["digest"]:
-        raise UserError(f"{path}: was trained on another language model (digest {base['digest']}) than {folder} holds "
-                        f"({digest(language_model)}); give the right one with --weights")
-    with torch.device("meta"):
+    base = header["base"]
+    if not base["embedded"]:
+        folder = Path(weights) / "mistral" if weights else Path(base["folder"])
+        language_model = Mistral.from_pretrained(folder, dtype=getattr(torch, base["dtype"]))
+        if digest(language_model) != base["digest"]:
+            raise UserError(f"{path}: was trained on another language model (digest {base['digest']}) than {folder} "
+                            f"holds ({digest(language_model)}); give the right one with --weights")
+        tensors.update((f"language_model.{name}", tensor) for name, tensor in language_model.state_dict().items())
+
+    def build():
         swin = Swin(SwinConfig(**_tuples(header["swin"])))
         P, r = header["bank"] or (0, 0)
         bank = ClueBank(torch.empty(P, r, header["d"]), torch.empty(P, header["d"]), torch.empty(P, r, dtype=torch.bool),
                         torch.empty(P, dtype=torch.long))
-        model = TRRG(swin, nn.Linear(swin.config.width, header["d"], bias=False), torch.empty(()), bank,
-                     language_model or Mistral(MistralConfig(**header["mistral"])), tokenizer, config)
-    given = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
-    load_state(model, {**given, **tensors}, path)
+        return TRRG(swin, nn.Linear(swin.config.width, header["d"], bias=False), torch.empty(()), bank,
+                    Mistral(MistralConfig(**header["mistral"])), tokenizer, TRRGConfig(**header["trrg"]))
+
+    model = load_state(build, tensors, path)
     model.decoding = header["decoding"]
     return model
 
