@@ -65,7 +65,8 @@ def arguments(argv=None):
     run.add_argument("--data", type=Path, default=Path("datasets") / preset, help="prepared data set (default: %(default)s)")
     run.add_argument("--weights", type=Path, default=Path("weights") / preset,
                      help="folder with swin/, bert/, mistral/ in Hugging Face's layout (default: %(default)s)")
-    run.add_argument("--run", type=Path, default=Path("runs") / preset, help="where results go (default: %(default)s)")
+    run.add_argument("--run", "--run-dir", type=Path, default=Path("runs") / preset,
+                     help="where results go; torchrun mistakes --run for an option of its own: there, say --run-dir (default: %(default)s)")
     run.add_argument("--stage1", type=Path, help="stage-1 checkpoint for stage 2 (default: RUN/stage1.safetensors)")
     run.add_argument("--fresh", action="store_true", help="start over, whatever the run's folder holds")
     run.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
@@ -356,7 +357,7 @@ def validate(stage, model, held_out, args, processes, autocast):
     number = 0 if stage.name == "stage1" else 1
     views = [1 if number == 0 else len(study["views"]) for study in held_out.studies]
     sums = [0.0] * 4
-    for batch in plan_epoch(views, args.batch_size[number])[processes.rank::processes.world]:
+    for batch in plan_epoch(views, args.batch_size[number] * processes.world)[processes.rank::processes.world]:
         visits = collate([held_out[0, n] for n in batch])
         inputs = stage.inputs(visits, processes.device)
         with autocast:

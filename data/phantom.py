@@ -43,8 +43,11 @@ class Picture(NamedTuple):
 def draw(picture, size):
     """A `Picture` as a uint8 array (size, size): the same bytes on any machine."""
     body = Body(Dice(*picture.key, 0))
-    film = Film(size, Dice(*picture.key, 1 + VIEWS.index(picture.view)))
-    return (draw_frontal if picture.view == "frontal" else draw_lateral)(film, body, picture.findings)
+    view = VIEWS.index(picture.view)
+    dice, luck = Dice(*picture.key, 1, view), Dice(*picture.key, 2, view)
+    if picture.view == "frontal":
+        return draw_frontal(Film(size, dice, luck), body, picture.findings)
+    return draw_lateral(Film(size, dice, luck, sway=0.11), body, picture.findings)
 
 
 def easy(finding=None, severity="severe", location="", kind="", view="frontal", key=(7,)):
@@ -181,7 +184,8 @@ class _Room:
         if not cells:
             return None
         side, zone = dice.pick(cells)
-        self._take(side, zone)
+        for near in {"upper": ("upper", "mid"), "mid": ("upper", "mid", "lower"), "lower": ("mid", "lower")}[zone]:
+            self._take(side, near)
         return Finding(name, severity, f"{side} {zone} zone")
 
     def _take(self, side, zone):
@@ -205,8 +209,10 @@ def _devices(dice, findings):
     for kind in kinds:
         location = ""
         if kind in ("catheter", "pacemaker", "drain"):
-            location = dice.pick(("right", "left"), (0.7, 0.3) if kind == "catheter" else (0.3, 0.7) if kind == "pacemaker" else None)
+            location = dice.pick(("right", "left"), {"catheter": (0.7, 0.3), "pacemaker": (0.3, 0.7), "drain": (0.5, 0.5)}[kind])
             if kind == "drain" and "Pneumothorax" in names:
                 location = names["Pneumothorax"].location
+            if kind == "pacemaker" and any(f.location == f"{location} upper zone" for f in findings):
+                location = "left" if location == "right" else "right"
         devices.append(Finding("Support Devices", "", location, kind))
     return devices

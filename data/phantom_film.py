@@ -18,6 +18,7 @@ import numpy as np
 
 AIR, WATER = 0.17, 0.60
 GRADES = ("mild", "moderate", "severe")
+EVERYWHERE = (slice(None), slice(None))
 
 
 class Dice:
@@ -65,6 +66,12 @@ def clip(t):
     return np.minimum(np.maximum(t, 0), 1)
 
 
+def join(a, b, width):
+    """The larger of two fields, with a fillet of that width where they meet."""
+    fillet = np.maximum(width - np.abs(a - b), 0)
+    return np.maximum(a, b) + fillet * fillet * (0.25 / width)
+
+
 def smooth(t):
     """A soft step from 0 (t <= 0) to 1 (t >= 1)."""
     t = clip(t)
@@ -78,13 +85,17 @@ def _pixels(size):
 
 
 class Film:
-    """A picture being drawn: the body's coordinates at every pixel, and the two layers."""
+    """A picture being drawn: the body's coordinates at every pixel, and the two layers.
 
-    def __init__(self, size, dice):
-        self.size, self.dice = size, dice
-        self.scale, tilt = dice.between(0.93, 1.04), dice.between(-0.035, 0.035)
+    Anatomy and grain come from `dice`, findings from `luck`, so that the same chest can be drawn with and without one.
+    `sway` is how far the body may lie from the middle.
+    """
+
+    def __init__(self, size, dice, luck, sway=0.065):
+        self.size, self.dice, self.luck = size, dice, luck
+        self.scale, tilt = dice.between(0.86, 1.01), dice.between(-0.05, 0.05)
         self.cos, self.sin = (1 - tilt * tilt) / (1 + tilt * tilt), 2 * tilt / (1 + tilt * tilt)
-        self.shift = dice.between(-0.035, 0.035), dice.between(-0.03, 0.03)
+        self.shift = dice.between(-sway, sway), dice.between(-0.05, 0.05)
         u, v = _pixels(size)
         u, v = (u - self.shift[0]) / self.scale, (v - self.shift[1]) / self.scale
         self.x, self.y = self.cos * u + self.sin * v, self.cos * v - self.sin * u
@@ -131,14 +142,24 @@ class Film:
         xs, ys = [p[0] for p in points], [p[1] for p in points]
         where = self.around(min(xs) - reach, max(xs) + reach, min(ys) - reach, max(ys) + reach)
         x, y = self.x[where], self.y[where]
-        mask = np.zeros_like(x)
+        inside = None
         for number, ((ax, ay), (bx, by)) in enumerate(zip(points, points[1:])):
             dx, dy = bx - ax, by - ay
-            t = clip(((x - ax) * dx + (y - ay) * dy) * (1 / (dx * dx + dy * dy)))
-            px, py = x - ax - t * dx, y - ay - t * dy
-            half = start + (end - start) * ((number + t) * (1 / (len(points) - 1)))
-            mask = np.maximum(mask, self.edge(half - np.sqrt(px * px + py * py), blur))
-        return where, mask
+            px, py = x - ax, y - ay
+            t = clip((px * dx + py * dy) * (1 / (dx * dx + dy * dy)))
+            px, py = px - t * dx, py - t * dy
+            first, step = start + (end - start) * number / (len(points) - 1), (end - start) / (len(points) - 1)
+            depth = t * step + first - np.sqrt(px * px + py * py)
+            inside = depth if inside is None else np.maximum(inside, depth)
+        return where, self.edge(inside, blur)
+
+    def curve(self, points, width, blur=1.2):
+        """`line`, bent smoothly through the points (Catmull-Rom)."""
+        ends = [points[0], *points, points[-1]]
+        bent = [tuple(0.5 * (2 * q + (r - p) * t + (2 * p - 5 * q + 4 * r - s) * t * t + (3 * q - p - 3 * r + s) * t * t * t)
+                      for p, q, r, s in zip(*ends[at:at + 4]))
+                for at in range(len(points) - 1) for t in (0, 1 / 3, 2 / 3)]
+        return self.line([*bent, points[-1]], width, blur)
 
     def fill(self, shape, strength):
         where, mask = shape
@@ -149,9 +170,9 @@ class Film:
         where, mask = shape
         self.extra[where] += mask * strength
 
-    def clouds(self, cells):
+    def clouds(self, cells, dice):
         """Smooth noise in [-1, 1] over the picture: random values on a grid of `cells`, joined without creases."""
-        grid = ((self.dice.bytes((cells + 2) ** 2) - 127.5) / 127.5).astype(np.float32).reshape(cells + 2, cells + 2)
+        grid = ((dice.bytes((cells + 2) ** 2) - 127.5) / 127.5).astype(np.float32).reshape(cells + 2, cells + 2)
         low, high, part = _lattice(self.size, cells)
         rows = grid[low] * (1 - part)[:, None] + grid[high] * part[:, None]
         return rows[:, low] * (1 - part) + rows[:, high] * part
@@ -161,13 +182,13 @@ class Film:
         dice = self.dice
         light = (AIR + self.water * (level - AIR) + self.extra) * body + 0.02
         u, v = _pixels(self.size)
-        light = light * dice.between(0.90, 1.10) + dice.between(-0.03, 0.05)
-        light = light + u * dice.between(-0.03, 0.03) + v * dice.between(-0.03, 0.03)
+        light = light * dice.between(0.82, 1.18) + dice.between(-0.05, 0.07)
+        light = light + u * dice.between(-0.05, 0.05) + v * dice.between(-0.05, 0.05)
         light = clip(light)
-        light = light + light * (1 - light) * dice.between(-0.30, 0.30)
+        light = light + light * (1 - light) * dice.between(-0.32, 0.32)
         grain = dice.bytes(4 * self.size * self.size).reshape(4, self.size, self.size)
         grain = ((grain[0] + grain[1]) + (grain[2] + grain[3]) - 510) * np.float32(1 / 148)
-        light = light + grain * dice.between(0.008, 0.022)
+        light = light + grain * dice.between(0.007, 0.020)
         return (clip(light) * 255 + 0.5).astype(np.uint8)
 
 
@@ -185,8 +206,8 @@ class Body:
     def __init__(self, dice):
         self.width = dice.between(0.71, 0.79)          # half the chest, to the inside of the ribs
         self.top = dice.between(0.92, 1.0)             # from y = 0.22 up to the apex of the lungs
-        self.ratio = dice.between(0.40, 0.47)          # cardiothoracic, where the heart is not enlarged
-        self.mediastinum = dice.between(0.115, 0.145)  # half its width, where it is not enlarged
+        self.ratio = dice.between(0.385, 0.475)        # cardiothoracic, where the heart is not enlarged
+        self.mediastinum = dice.between(0.105, 0.155)  # half its width, where it is not enlarged
         self.dome = dice.between(0.46, 0.54)           # the right hemidiaphragm
         self.fat = dice.between(0, 1)
         self.breasts = dice.chance(0.45)

@@ -79,6 +79,8 @@ BREAKS = re.compile(
     rf"|(?:,|\band|\bor)\s+(?=(?:the )?{_THING}\b(?: \w+){{0,2}} (?:is|are|appears?|remains?)\b)"
     rf"|\s(?=(?:the|both) {_THING}\b(?: \w+){{0,2}} (?:is|are|appears?|shows?|remains?)\b)")
 
+RESTART = re.compile(rf"\s(?:an? |{_GRADE}\b)")
+
 HYPOTHETICAL = re.compile(r"\b(?:evaluate|evaluation|assess|assessment|look|looking|check|checking|indication|history|risk|screening|screen)"
                           r" (?:is )?(?:for|of)\b|\b(?:to )?rule out\b|\br/o\b|\bprophylaxis\b")
 NOT_NEGATION = re.compile(
@@ -89,13 +91,15 @@ CANNOT_EXCLUDE = re.compile(
     r"\b(?:cannot|can not|could not|not|difficult to|hard to|unable to|never)(?: \w+){0,3} (?:exclude|excluded|rule out|ruled out|dismiss)\b")
 DOUBT_BEFORE = re.compile(
     r"\b(?:possibl[ey]|probabl[ey]|likely|may|might|could|perhaps|maybe|suspected|suspicion (?:of|for)|suspicious for|"
-    r"question(?:able)?(?: of)?|equivocal|concern(?:ing)? for|suggest(?:s|ing|ive of|ed)?|borderline|presumed|versus|vs|unlikely)\b|\?")
+    r"question(?:able)?(?: of)?|equivocal|concern(?:ing)? for|suggest(?:s|ing|ive of|ed)?|borderline|presumed|versus|vs|unlikely|"
+    r"top normal|upper limits? (?:of )?normal)\b|\?")
 DOUBT_AFTER = re.compile(
-    r"\b(?:(?:is|are|remains?|be) (?:also )?(?:possible|probable|likely|suspected|questionable|equivocal|uncertain|unlikely|a possibility|borderline)"
+    r"\b(?:(?:is|are|remains?|be) (?:also |less |more |most |very )?(?:possible|probable|likely|suspected|questionable|equivocal|uncertain|unlikely|a possibility|borderline)"
     r"|versus|vs|(?:top|upper limits?(?: of)?) normal|borderline)\b|\?")
 NO_BEFORE = re.compile(
-    r"\b(?:no|not|without|nor|neither|none|non|free (?:of|from)|clear of|negative for|absence of|absent|lacks?|lacking|never|"
-    r"resolved|(?:interval )?(?:resolution|clearing|disappearance|removal) of|excludes?|excluded|ruled out|rather than|instead of|cannot|denies)\b")
+    r"\b(?:no|not|without|nor|neither|none|non|free (?:of|from)|clear of|negative for|absence of|lacks?|lacking|never|"
+    r"(?:resolution|clearing|disappearance|removal) of|excludes?|rather than|instead of|denies)\b"
+    r"|(?<!is )(?<!are )(?<!has )(?<!have )\b(?:absent|resolved|excluded|ruled out)(?: \w+){0,4}$")
 NO_AFTER = re.compile(
     r"^(?:[\w ]*?\b)?(?:not|no longer|never|absent|excluded|resolved|ruled out|none|removed|cleared|disappeared|negative|gone|"
     r"nowhere)\b")
@@ -161,7 +165,8 @@ def _mentions(sentence):
                         found.append((start, end, name, None if sick else ABSENT))
     found.sort()
     spans = [(start, end) for start, end, _, _ in found]
-    states = [state or _state(sentence, start, end, [s for s in spans if s[0] >= end]) for start, end, _, state in found]
+    ends = [end for _, end in spans]
+    states = [state or _state(sentence, start, end, ends, [s for s in spans if s[0] >= end]) for start, end, _, state in found]
     for number in range(len(found) - 1):
         between = sentence[found[number][1]:found[number + 1][0]]
         pair = states[number:number + 2]
@@ -203,9 +208,11 @@ def _said_of(sentence, noun, ill, well, taken):
     return None
 
 
-def _state(sentence, start, end, later):
+def _state(sentence, start, end, ends, later):
     breaks = [match for match in BREAKS.finditer(sentence)]
     begin = max((match.end() for match in breaks if match.end() <= start), default=0)
+    # A stop was forgotten: "no rib fracture moderate left effusion" begins anew after the first mention.
+    begin = max([begin] + [e for e in ends if e <= start and RESTART.match(sentence, e)])
     finish = min((match.start() for match in breaks if match.start() >= end), default=len(sentence))
     before = sentence[begin:end]
     after = sentence[end:finish]
@@ -242,9 +249,9 @@ def _modifiers(sentence, mentions, number):
     if following is not None:
         cuts = [m.start() for m in DELIMITER.finditer(sentence, end, following)]
         high = cuts[-1] if cuts else end
-    stops = [m for m in BREAKS.finditer(sentence)]
-    low = max([low] + [m.start() for m in stops if m.end() <= start and m.start() >= low])
-    high = min([high] + [m.start() for m in stops if m.start() >= end and sentence[m.start():m.end()].strip() not in ("with", "and", ",")])
+    stops = [m for m in BREAKS.finditer(sentence) if m.group().strip() not in ("with", "and", ",", "")]
+    low = max([low] + [m.start() for m in stops if low <= m.start() and m.end() <= start])
+    high = min([high] + [m.start() for m in stops if m.start() >= end])
     words = NO_SIDE.sub(" ", sentence[low:high])
     return _worst([grade for grade, pattern in SEVERITY if pattern.search(words)]), _place(words)
 

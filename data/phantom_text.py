@@ -201,7 +201,7 @@ def write_report(findings, dice):
         sound = _sound_side(findings)
         if sound:
             state(f"The {sound} lung is clear.")
-    wanted = max(5 + dice.below(3) - len(positive), 2 + dice.below(2))
+    wanted = min(max(5 + dice.below(3) - len(positive), 2 + dice.below(2)), 8 - len(positive))
     topics = [[option for option in topic if set(option[1]) <= set(absent)] for topic in TOPICS]
     topics = [topic for topic in dice.shuffled(topics) if topic]
     lists = 1 + dice.below(2)

@@ -218,8 +218,7 @@ def meteor_statistics(hypotheses, references, lexicon=None):
     """(N, 23), per item against its best reference. They add up; `lexicon` (None: exact and stem) is read_lexicon's."""
     rows = []
     for hypothesis, several in zip(hypotheses, references, strict=True):
-        # The wrapper around the jar deletes its separator and halves double blanks in the hypothesis.
-        words = normalize(hypothesis.replace("|||", "").replace("  ", " "))
+        words = normalize(hypothesis)
         each = [_pair_statistics(words, normalize(reference), lexicon) for reference in several]
         rows.append(each[int(np.argmax(meteor_from(each)))] if len(each) > 1 else each[0])
     return np.array(rows, dtype=np.float64).reshape(-1, COLUMNS)

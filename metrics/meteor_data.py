@@ -48,8 +48,12 @@ _STEPS = [(re.compile(pattern), instead) for pattern, instead in [
 
 
 def normalize(text):
-    """METEOR's words of one text: punctuation set apart, hyphens between letters dissolved, lower case."""
-    text = " " + re.sub(r"[\x00-\x20\x7f]", " ", text) + " "
+    """METEOR's words of one text: punctuation set apart, hyphens between letters dissolved, lower case.
+
+    pycocoevalcap deletes the jar's separator "|||" from a hypothesis and lets one in a reference break the run; here it
+    is deleted from both.
+    """
+    text = " " + re.sub(r"[\x00-\x20\x7f]", " ", text.replace("|||", "")) + " "
     for pattern, instead in _STEPS:
         text = pattern.sub(instead, text)
     if "." not in text:
