@@ -10,14 +10,13 @@ What "r2gen" does not copy: rare words of the reference become <unk> there, afte
 limit counts the start token, so that 59 or 99 words remain; R2GenGPT's counts LLaMA's sub-word tokens.
 """
 
-from typing import Callable, NamedTuple
-
 import numpy as np
 
 from data.files import UserError
 from data.reports import clean_r2gen_iu, clean_r2gen_mimic, clean_r2gengpt_mimic
 from metrics.bleu import bleu_from, bleu_statistics
 from metrics.cider import cider
+from metrics.intervals import Measured
 from metrics.meteor import meteor_from, meteor_statistics
 from metrics.meteor_data import find_data, read_lexicon
 from metrics.ptb import tokenize
@@ -26,12 +25,6 @@ from metrics.rouge import rouge_l
 PROTOCOLS = ("coco", "r2gen")
 # Cleaning function and number of words left of a reference.
 CLEANINGS = {"iu": (clean_r2gen_iu, 60), "mimic": (clean_r2gen_mimic, 100), "r2gengpt-mimic": (clean_r2gengpt_mimic, 100)}
-
-
-class Measured(NamedTuple):
-    """A score that is a function of summed per-item statistics, so that it can be resampled without scoring again."""
-    statistics: np.ndarray  # (N, k)
-    value: Callable  # summed statistics (..., k) → (...)
 
 
 def prepare(hypotheses, references, protocol="coco", cleaning="iu", reference_words=None):
@@ -62,14 +55,19 @@ def prepare(hypotheses, references, protocol="coco", cleaning="iu", reference_wo
 
 
 def measure(hypotheses, references, lexicon):
-    """Name → Measured for token strings as `prepare` gives them; `lexicon` as read_lexicon gives it, None without data."""
-    counts = bleu_statistics(hypotheses, references)
-    result = {f"BLEU-{k + 1}": Measured(counts, lambda summed, k=k: bleu_from(summed)[..., k]) for k in range(4)}
-    name = "METEOR (exact+stem)" if lexicon is None else "METEOR"
-    result[name] = Measured(meteor_statistics(hypotheses, references, lexicon), meteor_from)
-    for name, (_, items) in (("ROUGE-L", rouge_l(hypotheses, references)), ("CIDEr", cider(hypotheses, references))):
-        result[name] = Measured(np.stack([items, np.ones(len(items))], axis=1), lambda summed: summed[..., 0] / summed[..., 1])
-    return result
+    """Measured of token strings as `prepare` gives them; `lexicon` as read_lexicon gives it, None without METEOR's data."""
+    parts = [bleu_statistics(hypotheses, references), meteor_statistics(hypotheses, references, lexicon),
+             np.stack([rouge_l(hypotheses, references)[1], cider(hypotheses, references)[1], np.ones(len(hypotheses))], axis=1)]
+    after_bleu = parts[0].shape[1]
+
+    def values(summed):
+        bleu = bleu_from(summed[..., :after_bleu])
+        meteor = meteor_from(summed[..., after_bleu:-3])
+        return {**{(f"BLEU-{k + 1}",): bleu[..., k] for k in range(4)},
+                ("METEOR" if lexicon else "METEOR (exact+stem)",): meteor,
+                ("ROUGE-L",): summed[..., -3] / summed[..., -1], ("CIDEr",): summed[..., -2] / summed[..., -1]}
+
+    return Measured(np.concatenate(parts, axis=1), values)
 
 
 def score(hypotheses, references, protocol="coco", meteor_data=None, cleaning="iu", reference_words=None):
@@ -81,5 +79,5 @@ def score(hypotheses, references, protocol="coco", meteor_data=None, cleaning="i
     hypotheses, references = prepare(hypotheses, references, protocol, cleaning, reference_words)
     folder = None if meteor_data is False else find_data(meteor_data)
     lexicon = read_lexicon(folder, [*hypotheses, *(text for several in references for text in several)])
-    return {name: float(measured.value(measured.statistics.sum(0)))
-            for name, measured in measure(hypotheses, references, lexicon).items()}
+    measured = measure(hypotheses, references, lexicon)
+    return {name: float(value) for (name,), value in measured.values(measured.statistics.sum(0)).items()}

@@ -1,0 +1,225 @@
+"""Evaluates TRRG.
+
+    python evaluate.py --ckpt runs/demo/ckpt.safetensors                     writes reports, scores them, draws the page
+    python evaluate.py --ckpt CKPT --image frontal.png [lateral.png]         one report, its clues and their weights
+    python evaluate.py --reports FILE.jsonl                                  scores given texts: no model, no GPU
+    python evaluate.py --reports FILE.jsonl --against OTHER.jsonl            the same, compared pair by pair
+
+Exit codes: 0 done, 2 a mistake of the user (one line on stderr), 1 anything else.
+"""
+
+import argparse
+import csv
+import json
+import os
+import sys
+from pathlib import Path
+
+from data.files import UserError, whole_file
+from data.reports import LABELS
+from metrics import CLEANINGS, PROTOCOLS
+from metrics.clinical import AVERAGES, CLASS_SETS, PARTS, UNCERTAIN
+from metrics.pairs import read_pairs
+from metrics.results import add_labels, chexbert_labels, digest, evaluate_texts, missing_labels, phantom_labels
+
+
+def positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    what = p.add_argument_group("what to evaluate (one of --ckpt, --reports)")
+    what.add_argument("--ckpt", metavar="FILE", help="checkpoint of either stage")
+    what.add_argument("--image", nargs="+", metavar="PICTURE", help="with --ckpt: report on these views of one study")
+    what.add_argument("--reports", metavar="FILE", help="texts to score: JSON lines or CSV with id, hypothesis, reference")
+    what.add_argument("--out", metavar="DIR", help="where results go; default: eval-SPLIT beside the checkpoint, eval-NAME beside FILE")
+
+    g = p.add_argument_group("checkpoint")
+    g.add_argument("--split", default="test", help="part of the data set")
+    g.add_argument("--data", metavar="DIR", help="prepared data set; default: the one the checkpoint was trained on")
+    g.add_argument("--weights", metavar="DIR", help="base weights; default: where the checkpoint's header says")
+    g.add_argument("--limit", type=positive, metavar="N", help="only the first N studies")
+    g.add_argument("--batch-size", type=positive, default=8, help="studies at a time")
+    g.add_argument("--beams", type=positive, help="beam width; default: the decoding's")
+    g.add_argument("--decoding", choices=("paper", "r2gengpt"), default="paper",
+                   help="paper: beam 3, no penalties; r2gengpt: the closest peer's penalties and lengths")
+    g.add_argument("--json", action="store_true", help="with --image: print JSON")
+
+    g = p.add_argument_group("language scores")
+    g.add_argument("--protocol", choices=(*PROTOCOLS, "both"), default="both",
+                   help="coco: PTB tokens, full references; r2gen: as published rows were computed")
+    g.add_argument("--cleaning", choices=tuple(CLEANINGS), default="iu", help="whose cleaning function, for r2gen")
+    g.add_argument("--reference-words", type=positive, metavar="N",
+                   help="words left of a reference, for r2gen; default 60 (iu) or 100 (mimic)")
+    g.add_argument("--meteor-data", metavar="DIR",
+                   help="folder of meteor-1.5.jar and data/paraphrase-en.gz; default: an installed pycocoevalcap's")
+    g.add_argument("--against", metavar="FILE", help="other reports on the same studies, for differences and p-values")
+    g.add_argument("--draws", type=positive, default=1000, help="bootstrap resamples")
+    g.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+
+    g = p.add_argument_group("clinical scores (labels in the file come first)")
+    g.add_argument("--chexbert", metavar="DIR", help="label texts with CheXbert: folder of chexbert.pth and vocab.txt")
+    g.add_argument("--labeler", choices=("phantom",), help="label texts with the phantom's own rules")
+    g.add_argument("--labels-only", action="store_true", help="write labels.csv and stop")
+    return p
+
+
+def label_rows(rows, args, path):
+    """Labels the rows and says where the labels come from; None where there are none and no labeler is named."""
+    if args.chexbert and args.labeler:
+        raise UserError("--chexbert and --labeler: name one of them")
+    if args.chexbert:
+        return add_labels(rows, chexbert_labels(args.chexbert), "CheXbert")
+    if args.labeler:
+        return add_labels(rows, phantom_labels, f"{args.labeler} rules")
+    missing = missing_labels(rows)
+    if missing and any(row.get("labels") for row in rows):
+        row, side = missing[0]
+        raise UserError(f"{path}: id {row['id']!r} has no labels of its {side}, though the file holds labels; add them, or "
+                        "name --chexbert or --labeler")
+    return None if missing else "given"
+
+
+def score_reports(args):
+    """--reports: reads, labels, scores, writes, prints."""
+    path = Path(args.reports)
+    rows = read_pairs(path)
+    out = Path(args.out) if args.out else path.parent / f"eval-{path.stem}"
+    labels_from = label_rows(rows, args, path)
+    if args.labels_only:
+        if labels_from is None:
+            raise UserError(f"{path}: holds no labels; name --chexbert DIR or --labeler phantom")
+        write_labels(out / "labels.csv", rows)
+        return
+    against = None
+    if args.against:
+        against = read_pairs(args.against)
+        if labels_from and not label_rows(against, args, args.against):
+            raise UserError(f"{args.against}: holds no labels, though {path} does; name --chexbert or --labeler")
+    settings = {"reports": str(path), "sha256": digest(path)}
+    if args.against:
+        settings |= {"against": str(args.against), "against_sha256": digest(args.against)}
+    if args.chexbert:
+        settings |= {"chexbert": str(args.chexbert), "chexbert_sha256": digest(Path(args.chexbert) / "chexbert.pth")}
+    write_results(out, score(rows, args, labels_from, against), settings, rows)
+
+
+def score(rows, args, labels_from, against=None):
+    """evaluate_texts with the command line's options."""
+    return evaluate_texts(rows, PROTOCOLS if args.protocol == "both" else (args.protocol,), args.cleaning,
+                          args.reference_words, args.meteor_data, labels_from, against, args.draws, args.seed)
+
+
+def write_results(out, metrics, settings, rows):
+    """Writes metrics.json and reports.jsonl into the folder `out` and prints the tables."""
+    metrics["settings"] = settings | metrics["settings"]
+    with whole_file(out / "reports.jsonl") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with whole_file(out / "metrics.json") as file:
+        json.dump(metrics, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+    print_metrics(metrics)
+    print(f"\nwritten: {out / 'metrics.json'}, {out / 'reports.jsonl'}")
+
+
+# CheXbert's CSV form: blank, 1 positive, 0 negative, -1 uncertain.
+CSV_FORM = ("", "1", "0", "-1")
+
+
+def write_labels(path, rows):
+    """One line a text: id, which side, and its labels in CheXbert's order and CSV form."""
+    with whole_file(path) as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["id", "text", *LABELS])
+        for row in rows:
+            for side in ("hypothesis", "reference"):
+                table.writerow([row["id"], side, *(CSV_FORM[value] for value in row["labels"][side])])
+    print(f"written: {path}")
+
+
+# --- printing -------------------------------------------------------------------------------------------------------------
+
+def figure(cell, digits=4):
+    if cell["value"] is None:
+        return "-"
+    return f"{cell['value']:.{digits}f} [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"
+
+
+def table(header, rows):
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    for row in [header, *rows]:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def print_metrics(metrics):
+    """The tables of metrics.json: every figure under its full name, with its 95 % interval."""
+    settings, language = metrics["settings"], metrics["language"]
+    print(f"{settings['n']} reports; [95 % interval]\n\nLanguage")
+    names = list(next(iter(language.values())))
+    table(["", *language], [[name, *(figure(scores[name]) for scores in language.values())] for name in names])
+    for protocol, described in settings["protocols"].items():
+        print(f"  {protocol}: {described}")
+    if "METEOR" not in names:
+        print(f"  METEOR (exact+stem) is not the METEOR of papers: {settings['meteor'].partition(': ')[2]}")
+    if "clinical" in metrics:
+        print_clinical(metrics["clinical"])
+    if "truth" in metrics:
+        print("\nTruth, against the known findings")
+        table(["", "", "of"], [[name.replace("_", " "), figure(cell), str(cell["n"])] for name, cell in metrics["truth"].items()])
+    if "against" in metrics:
+        print_differences(metrics["against"])
+
+
+def print_clinical(clinical):
+    print(f"\nClinical findings, labels: {clinical['labels_from']}")
+    for part in PARTS:
+        print(f"  {part}")
+        header = ["average, uncertain as", *(f"{name} classes" for name in CLASS_SETS)]
+        table(header, [[f"{average}, {uncertain}", *(figure(clinical["grid"][average][name][uncertain][part], 3)
+                                                     for name in CLASS_SETS)]
+                       for average in AVERAGES for uncertain in UNCERTAIN])
+    print("  per class, uncertain as positive")
+    table(["", *PARTS, "support"], [[label, *(figure(cell[part], 3) for part in PARTS), str(cell["support"])]
+                                    for label, cell in clinical["per_class"]["positive"].items()])
+    print("  13 classes: without No Finding. 5 classes: Cardiomegaly, Edema, Consolidation, Atelectasis, Pleural Effusion")
+
+
+def print_differences(against):
+    """Differences of language and truth, and of F1 in the clinical grid; metrics.json has all."""
+    rows = [(f"{name} ({protocol})", cell) for protocol, scores in against["language"].items() for name, cell in scores.items()]
+    if "clinical" in against:
+        rows += [(f"F1, {average}, {name} classes, uncertain as {uncertain}", against["clinical"]["grid"][average][name][uncertain]["f1"])
+                 for average in AVERAGES for name in CLASS_SETS for uncertain in UNCERTAIN]
+    rows += [(name.replace("_", " "), cell) for name, cell in against.get("truth", {}).items()]
+    print("\nDifference from the other reports, paired bootstrap")
+    table(["", "the other", "difference", "p, two-sided"], [
+        [name, "-" if cell["other"] is None else f"{cell['other']:.4f}",
+         "-" if cell["difference"] is None else f"{cell['difference']:+.4f} [{cell['low']:+.4f}, {cell['high']:+.4f}]",
+         "-" if cell["p"] is None else f"{cell['p']:.3f}"] for name, cell in rows])
+
+
+def main(argv=None):
+    p = parser()
+    args = p.parse_args(argv)
+    try:
+        if bool(args.ckpt) == bool(args.reports):
+            raise UserError("name --ckpt FILE or --reports FILE, one of them; --help lists all options")
+        if args.reports:
+            score_reports(args)
+        else:
+            raise UserError("--ckpt: not built yet")
+    except UserError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has gone
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

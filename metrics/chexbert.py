@@ -1,0 +1,83 @@
+"""CheXbert: reads the 14 findings of CheXpert from a report's text, each blank, positive, negative or uncertain.
+
+Smit et al. 2020, arXiv:2004.09167; stanfordmlgroup/CheXbert. BERT-base (lower-case), its last hidden state at [CLS],
+dropout, and one linear head a finding: 13 with four classes and "No Finding" with two (blank, positive). No pooler.
+
+The folder holds chexbert.pth as it circulates (a training checkpoint of a DataParallel module, optimiser state inside)
+and bert-base-uncased's vocab.txt; config.json only for a model of another size.
+
+Traps
+- Classes are 0 blank, 1 positive, 2 negative, 3 uncertain; the CSV form is blank, 1, 0, -1.
+- A text of more than 512 tokens keeps its first 511 and [SEP].
+- It was trained on impressions, and padding must be masked. The order of the findings is not that of MIMIC-CXR's CSV.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from data.reports import LABELS
+from data.tokenizers import WordPiece, read_bytes
+from model import checkpoint
+from model.bert import Bert, BertConfig
+
+FILE = "chexbert.pth"
+CLASSES = [2 if name == "No Finding" else 4 for name in LABELS]
+# Published names → the names here.
+RENAME = {r"^module\.": "", r"^bert\.pooler\.": None, r"^bert\.embeddings\.(position|token_type)_ids$": None}
+
+
+class CheXbert(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.bert = Bert(config)
+        self.dropout = nn.Dropout(0.1)
+        self.linear_heads = nn.ModuleList(nn.Linear(config.hidden_size, classes) for classes in CLASSES)
+
+    def forward(self, ids, mask):
+        """14 tensors of logits, (B, 4) and (B, 2), of token ids and mask (B, T)."""
+        cls = self.dropout(self.bert(ids, mask)[:, 0])
+        return [head(cls) for head in self.linear_heads]
+
+
+class Labeler:
+    """Texts → labels, with a model and its tokenizer. Reads no more than the longest position of the model."""
+
+    def __init__(self, model, tokenizer, device="cpu"):
+        self.model, self.tokenizer, self.device = model.to(device).eval(), tokenizer, device
+
+    @classmethod
+    def from_pretrained(cls, folder, device="cpu"):
+        """Reads a folder with chexbert.pth and vocab.txt. Raises UserError, with the names that do not fit."""
+        folder = Path(folder)
+        tokenizer = WordPiece(read_bytes(folder, "vocab.txt"), lower_case=True)
+        config = (checkpoint.read_config(BertConfig, folder) if (folder / "config.json").is_file()
+                  else BertConfig(vocab_size=len(tokenizer)))
+        return cls(checkpoint.load_file(lambda: CheXbert(config), folder / FILE, RENAME, torch.float32), tokenizer, device)
+
+    def encode(self, text):
+        """Token ids of one report as published: white space squeezed, [CLS] … [SEP], at most 512."""
+        ids = self.tokenizer.encode(re.sub(r"\s+", " ", text.strip()))
+        longest = self.model.bert.config.max_position_embeddings
+        return ids if len(ids) <= longest else ids[: longest - 1] + [self.tokenizer.sep_id]
+
+    @torch.inference_mode()
+    def __call__(self, texts, batch_size=32, progress=True):
+        """Labels (N, 14), values 0 blank, 1 positive, 2 negative, 3 uncertain. Equal texts are read once."""
+        unique = {text: self.encode(text) for text in texts}
+        # Sorted by length, so that a batch holds little padding.
+        order = sorted(unique, key=lambda text: len(unique[text]))
+        labels = {}
+        for start in tqdm(range(0, len(order), batch_size), "CheXbert", unit="batch", disable=None if progress else True):
+            batch = order[start : start + batch_size]
+            ids = nn.utils.rnn.pad_sequence([torch.tensor(unique[text]) for text in batch], batch_first=True,
+                                            padding_value=self.tokenizer.pad_id)
+            lengths = torch.tensor([len(unique[text]) for text in batch])
+            mask = torch.arange(ids.shape[1]) < lengths[:, None]
+            logits = self.model(ids.to(self.device), mask.to(self.device))
+            found = torch.stack([scores.argmax(-1) for scores in logits], dim=-1).tolist()
+            labels.update(zip(batch, found))
+        return [labels[text] for text in texts]
