@@ -24,7 +24,7 @@ DEVICES = ("tube", "feeding tube", "catheter", "pacemaker", "wires", "drain")
 
 
 class Finding(NamedTuple):
-    """One finding as drawn: severity mild/moderate/severe ("" of devices), location as `label` gives it, device kind."""
+    """A finding as drawn: mild, moderate or severe ("" of devices), location as `label` gives it, kind of device."""
 
     finding: str
     severity: str = ""
@@ -168,7 +168,8 @@ class _Room:
             apical = dice.chance(0.35)
             return Finding(name, severity, f"{side} upper zone" if apical else side)
         if name == "Fracture":
-            return Finding(name, severity, f"{dice.pick(('right', 'left'))} {dice.pick(('upper', 'mid', 'lower'))} zone")
+            side, zone = dice.pick(("right", "left")), dice.pick(("upper", "mid", "lower"))
+            return Finding(name, severity, f"{side} {zone} zone")
         return self._in_lung(name, severity)
 
     def _in_lung(self, name, severity):
@@ -209,7 +210,8 @@ def _devices(dice, findings):
     for kind in kinds:
         location = ""
         if kind in ("catheter", "pacemaker", "drain"):
-            location = dice.pick(("right", "left"), {"catheter": (0.7, 0.3), "pacemaker": (0.3, 0.7), "drain": (0.5, 0.5)}[kind])
+            weights = {"catheter": (0.7, 0.3), "pacemaker": (0.3, 0.7), "drain": (0.5, 0.5)}
+            location = dice.pick(("right", "left"), weights[kind])
             if kind == "drain" and "Pneumothorax" in names:
                 location = names["Pneumothorax"].location
             if kind == "pacemaker" and any(f.location == f"{location} upper zone" for f in findings):

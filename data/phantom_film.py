@@ -104,7 +104,7 @@ class Film:
         self.extra = np.zeros((size, size), np.float32)
 
     def edge(self, distance, blur=1.4):
-        """1 inside (distance > 0), 0 outside, soft over `blur` pixels of a 128-pixel picture, one pixel at the least."""
+        """1 inside (distance > 0), 0 outside, soft over `blur` pixels of a 128-pixel picture, at least one."""
         width = max(blur / 64, self.pixel)
         return smooth(distance * (1 / width) + 0.5)
 
@@ -156,9 +156,11 @@ class Film:
     def curve(self, points, width, blur=1.2):
         """`line`, bent smoothly through the points (Catmull-Rom)."""
         ends = [points[0], *points, points[-1]]
-        bent = [tuple(0.5 * (2 * q + (r - p) * t + (2 * p - 5 * q + 4 * r - s) * t * t + (3 * q - p - 3 * r + s) * t * t * t)
-                      for p, q, r, s in zip(*ends[at:at + 4]))
-                for at in range(len(points) - 1) for t in (0, 1 / 3, 2 / 3)]
+        bent = []
+        for at in range(len(points) - 1):
+            for t in (0, 1 / 3, 2 / 3):
+                bent.append([q + 0.5 * t * (r - p + t * (2 * p - 5 * q + 4 * r - s + t * (3 * q - p - 3 * r + s)))
+                             for p, q, r, s in zip(*ends[at:at + 4])])
         return self.line([*bent, points[-1]], width, blur)
 
     def fill(self, shape, strength):

@@ -1,8 +1,9 @@
 """Findings as their radiographic signs, drawn the same way in both views; each view's chest says where they lie.
 
-A chest gives `body`; `wall`, the distance inside the chest wall at every pixel; `sides(finding)`, the signs of x that the
-finding lies on (in the lateral view one, since both sides lie over each other); `half(side)`, the pixels of that side;
-`spot(luck, side, finding, loose)`, a point in its zone; and `over`, how much of what a pixel shows belongs to one side.
+A chest gives `body`; `wall`, the distance inside the chest wall at every pixel; `sides(finding)`, the signs of x that
+the finding lies on (in the lateral view one: both sides lie over each other); `half(side)`, the pixels of that side;
+`spot(luck, side, finding, loose)`, a point in its zone; `rind(finding)`, the wall that pleural thickening lines; and
+`over`, how much of what a pixel shows belongs to one side.
 Sizes are in the body's coordinates, for mild, moderate and severe.
 """
 
@@ -50,7 +51,8 @@ def consolidation(film, chest, finding):
         film.fill((where, lobe * uneven * (1 - 0.75 * bronchi[where])), 0.92)
 
 
-_PATCHES = ((0, 0), (-1, -0.3), (0.9, -0.5), (0.3, 0.95), (-0.7, 0.75), (-0.25, -1.0), (1.0, 0.45), (0.45, -1.2), (-1.1, 1.3))
+_PATCHES = ((0, 0), (-1, -0.3), (0.9, -0.5), (0.3, 0.95), (-0.7, 0.75), (-0.25, -1.0), (1.0, 0.45), (0.45, -1.2),
+            (-1.1, 1.3))
 
 
 def pneumonia(film, chest, finding):
@@ -62,7 +64,7 @@ def pneumonia(film, chest, finding):
         film.fill(film.cloud(cx, cy, spread * 1.7, spread * 1.7), 0.25)
         for dx, dy in _PATCHES[:of_severity(finding, 6, 7, 9)]:
             px, py = cx + spread * (dx + luck.between(-0.2, 0.2)), cy + spread * (dy + luck.between(-0.2, 0.2))
-            r = luck.between(0.056, 0.080)
+            r = of_severity(finding, 0.064, 0.070, 0.077) * luck.between(0.85, 1.15)
             patch = film.cloud(px, py, r, r * luck.between(0.8, 1.2), luck.between(-0.4, 0.4))
             film.fill(patch, luck.between(0.82, 0.96))
 
@@ -76,12 +78,13 @@ def atelectasis(film, chest, finding):
         for number in range(of_severity(finding, 1, 2, 3)):
             height = cy + 0.095 * (number - 0.5) + luck.between(-0.01, 0.01)
             half, thick = luck.between(0.19, 0.25), luck.between(0.020, 0.027)
-            band = [(cx - side * half, height - tilt * half), (cx, height - 0.01), (cx + side * half * 0.85, height + tilt * half)]
+            band = [(cx - side * half, height - tilt * half), (cx, height - 0.01),
+                    (cx + side * half * 0.85, height + tilt * half)]
             film.fill(film.line(band, (thick, thick * 0.8), 1.6), 0.88)
 
 
 def edema(film, chest, finding, wings, septa):
-    """Haze around the hila, mottled, in `wings` (x, y, rx, ry); short septal (Kerley B) lines from `septa` (x, y, sign)."""
+    """Haze around the hila, mottled, in `wings` (x, y, rx, ry); septal (Kerley B) lines from `septa` (x, y, sign)."""
     luck = film.luck
     for wing in wings:
         where, haze = film.cloud(*wing)
@@ -138,7 +141,7 @@ def plaques(film, chest, finding):
 def fracture_sites(film, finding, body, spot_x, spot_y, pitch, bend):
     """[(x, y, number)] of the broken ribs: one, two or three neighbours.
 
-    The ribs are the curves y + bend(x) = (number - 1.5 + rib0) * pitch; `spot_x`, `spot_y` is where the middle one breaks.
+    Ribs are the curves y + bend(x) = (number - 1.5 + rib0) * pitch; the middle one breaks near (spot_x, spot_y).
     """
     luck, count = film.luck, of_severity(finding, 1, 2, 3)
     first = round((spot_y + bend(spot_x)) / pitch + 1.5 - body.rib0 - (count - 1) / 2)
@@ -160,9 +163,9 @@ def step_ribs(phase, sites, outside):
 def callus(film, sites, outward):
     """At every break a dark gap between two knobs of new bone, the outer one a step lower."""
     for x, y, _ in sites:
-        film.add(film.line([(x, y - 0.045), (x + outward * 0.012, y + 0.06)], 0.014, 1.2), -0.22)
-        film.add(film.cloud(x - outward * 0.042, y - 0.004, 0.052, 0.052), 0.30)
-        film.add(film.cloud(x + outward * 0.052, y + 0.042, 0.052, 0.052), 0.30)
+        film.add(film.line([(x, y - 0.045), (x + outward * 0.012, y + 0.06)], 0.016, 1.2), -0.26)
+        film.add(film.cloud(x - outward * 0.046, y - 0.004, 0.058, 0.056), 0.34)
+        film.add(film.cloud(x + outward * 0.056, y + 0.042, 0.058, 0.056), 0.34)
 
 
 IN_LUNG = {

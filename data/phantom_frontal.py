@@ -84,7 +84,8 @@ class Chest:
 def _lungs(film, chest, edema):
     """Air with a fine texture, denser below; the vessels; the breasts over the bases."""
     dice = film.dice
-    film.water += 0.09 + film.clouds(14, dice) * 0.03 + film.clouds(30, dice) * 0.025 + 0.06 * clip((film.y + 0.6) * 0.7)
+    film.water += 0.09 + film.clouds(14, dice) * 0.03 + film.clouds(30, dice) * 0.025
+    film.water += 0.06 * clip((film.y + 0.6) * 0.7)
     for side in (-1, 1):
         _vessels(film, side, of_severity(edema, 1.25, 1.5, 1.7) if edema else 1.0)
     if chest.body.breasts:
@@ -98,7 +99,8 @@ def _vessels(film, side, swell):
     dice = film.dice
     hx, hy = side * dice.between(0.15, 0.19), dice.between(-0.11, -0.04) - (0.03 if side > 0 else 0)
     film.fill(film.cloud(hx, hy, 0.085, 0.13), 0.55)
-    for dx, dy in ((0.10, -0.50), (0.24, -0.42), (0.38, -0.26), (0.46, -0.06), (0.46, 0.16), (0.36, 0.32), (0.22, 0.42), (0.10, 0.44)):
+    for dx, dy in ((0.10, -0.50), (0.24, -0.42), (0.38, -0.26), (0.46, -0.06), (0.46, 0.16), (0.36, 0.32), (0.22, 0.42),
+                   (0.10, 0.44)):
         dx, dy = side * (dx + dice.between(-0.09, 0.09)), dy + dice.between(-0.09, 0.09)
         bend = dice.between(-0.12, 0.12)
         thick = (0.015 if dy > 0 else 0.012 * swell) * dice.between(0.8, 1.2)
@@ -117,7 +119,7 @@ def _effusion(film, chest, finding):
 
 
 def _mediastinum(film, chest, middle, found):
-    """(its shadow, the heart's centre): one outline of vessels and heart with a fillet between them, and the aortic knob."""
+    """(shadow, x of the heart): one outline of vessels and heart with a fillet between them, and the aortic knob."""
     body, dice, x, y = chest.body, film.dice, film.x, film.y
     ratio, wide = body.ratio, body.mediastinum
     if "Cardiomegaly" in found:
@@ -194,7 +196,8 @@ def _ribs(film, chest, fracture):
 def _device(film, chest, finding, middle, heart_x):
     luck, side = film.luck, sides_of(finding)[0]
     if finding.kind == "tube":
-        film.add(film.curve([(middle - 0.01, -0.98), (middle, -0.7), (middle + 0.005, luck.between(-0.42, -0.38))], 0.016), 0.34)
+        path = [(middle - 0.01, -0.98), (middle, -0.7), (middle + 0.005, luck.between(-0.42, -0.38))]
+        film.add(film.curve(path, 0.016), 0.34)
     elif finding.kind == "feeding tube":
         path = [(middle + 0.02, -0.98), (middle + 0.03, -0.2), (middle + 0.06, 0.3), (0.16, chest.domes[1]),
                 (0.30, chest.domes[1] + luck.between(0.16, 0.2))]
@@ -208,13 +211,14 @@ def _device(film, chest, finding, middle, heart_x):
         x, y = side * luck.between(0.54, 0.60), luck.between(-0.44, -0.39)
         film.add(film.disc(x, y, 0.115, 0.085, 0.1), 0.36)
         film.add(film.disc(x - side * 0.02, y + 0.03, 0.05, 0.03), 0.08)
-        path = [(x, y - 0.07), (side * 0.30, -0.57), (middle - 0.07, -0.42), (middle - 0.10, 0.05), (heart_x * 0.4, 0.36),
-                (heart_x + 0.16, 0.40)]
+        path = [(x, y - 0.07), (side * 0.30, -0.57), (middle - 0.07, -0.42), (middle - 0.10, 0.05),
+                (heart_x * 0.4, 0.36), (heart_x + 0.16, 0.40)]
         film.add(film.curve(path, 0.011), 0.34)
     elif finding.kind == "wires":
         for number in range(5):
             y = -0.40 + 0.145 * number + luck.between(-0.015, 0.015)
-            ring = [(middle - 0.045, y), (middle, y - 0.022), (middle + 0.045, y), (middle, y + 0.024), (middle - 0.045, y)]
+            ring = [(middle - 0.045, y), (middle, y - 0.022), (middle + 0.045, y), (middle, y + 0.024),
+                    (middle - 0.045, y)]
             film.add(film.line(ring, 0.009), 0.32)
     elif finding.kind == "drain":
         y = luck.between(0.22, 0.30)

@@ -24,8 +24,8 @@ def draw_lateral(film, body, findings):
 
     shadow = _mediastinum(film, body, found)
     film.water[...] = 1 - chest.lung * (1 - film.water) * (1 - shadow)
-    level = WATER + 0.05 * body.fat + 0.08 * shadow + 0.12 * film.edge(-chest.floor, 3) + film.clouds(5, film.dice) * 0.02
-    level = level - 0.14 * smooth((0.02 - chest.wall) * 2.6)
+    level = WATER + 0.05 * body.fat + 0.08 * shadow + 0.12 * film.edge(-chest.floor, 3)
+    level = level + film.clouds(5, film.dice) * 0.02 - 0.14 * smooth((0.02 - chest.wall) * 2.6)
     shoulder = smooth((-0.42 - film.y) * 2.5) * smooth((film.x + 0.1) * 2)
     film.water += shoulder * 0.40 * (1 - film.water)
 
@@ -44,7 +44,7 @@ def draw_lateral(film, body, findings):
 
 
 class Chest:
-    """Distances inside the breastbone (`front`), the back (`back`) and both with the apex (`wall`), and above the domes."""
+    """Distances inside breastbone (`front`), back (`back`), all walls (`wall`), and above the domes (`floor`)."""
 
     over = 0.88  # the other side's lung still shines through
 
@@ -61,7 +61,8 @@ class Chest:
         dome = body.dome - 0.06 + bulge * bulge * np.where(bulge > 0, np.float32(0.50), np.float32(0.9)) - y
         one, other = dome - raised, dome + film.dice.between(0.03, 0.07)
         self.floor = np.minimum(one, other)
-        self.lung = film.edge(self.wall, 2) * film.edge(np.maximum(one, other), 2) * (1 - 0.45 * film.edge(-self.floor, 2))
+        self.lung = film.edge(self.wall, 2) * film.edge(np.maximum(one, other), 2)
+        self.lung = self.lung * (1 - 0.45 * film.edge(-self.floor, 2))  # between the domes only one side has lung
 
     def sides(self, finding):
         return (1,)
@@ -81,7 +82,8 @@ def _vessels(film, swell):
     dice = film.dice
     hx, hy = 0.10, dice.between(-0.12, -0.06)
     film.fill(film.cloud(hx, hy, 0.10, 0.13), 0.5)
-    for dx, dy in ((-0.18, -0.36), (0.02, -0.46), (0.20, -0.36), (0.32, -0.12), (0.34, 0.14), (0.24, 0.36), (0.06, 0.40), (-0.24, -0.18)):
+    for dx, dy in ((-0.18, -0.36), (0.02, -0.46), (0.20, -0.36), (0.32, -0.12), (0.34, 0.14), (0.24, 0.36),
+                   (0.06, 0.40), (-0.24, -0.18)):
         dx, dy = dx + dice.between(-0.08, 0.08), dy + dice.between(-0.08, 0.08)
         bend = dice.between(-0.12, 0.12)
         thick = (0.014 if dy > 0 else 0.011 * swell) * dice.between(0.8, 1.2)
@@ -105,10 +107,11 @@ def _mediastinum(film, body, found):
     if "Enlarged Cardiomediastinum" in found:
         wide = of_severity(found["Enlarged Cardiomediastinum"], 0.10, 0.16, 0.23) + luck.between(-0.01, 0.015)
     shadow = np.zeros_like(film.water)
-    where, heart = film.disc(-0.25 + size * 0.7 + dice.between(-0.035, 0.045), body.dome - 0.23 - size * 0.6, 0.25 + size,
-                             0.26 + size * 0.75, -dice.between(0.1, 0.3), 3)
+    heart_x, heart_y = -0.25 + size * 0.7 + dice.between(-0.035, 0.045), body.dome - 0.23 - size * 0.6
+    where, heart = film.disc(heart_x, heart_y, 0.25 + size, 0.26 + size * 0.75, -dice.between(0.1, 0.3), 3)
     shadow[where] = heart * 0.85
-    where, vessels = film.disc(-0.06 - wide * 0.2 + dice.between(-0.04, 0.04), -0.26, 0.12 + wide, 0.30 + wide * 0.4, -0.15, 6)
+    vessels_x = -0.06 - wide * 0.2 + dice.between(-0.04, 0.04)
+    where, vessels = film.disc(vessels_x, -0.26, 0.12 + wide, 0.30 + wide * 0.4, -0.15, 6)
     shadow[where] = np.maximum(shadow[where], vessels * (0.42 + 1.7 * max(wide, 0.0)))
     return shadow
 

@@ -10,10 +10,11 @@ from data.reports import LABELS
 DEGREE = {"mild": ("mild", "mild", "minimal"), "moderate": ("moderate",), "severe": ("severe", "severe", "marked")}
 SIZE = {"mild": ("small",), "moderate": ("moderate",), "severe": ("large",)}
 ADVERB = {"mild": ("mildly", "slightly"), "moderate": ("moderately",), "severe": ("severely", "markedly")}
+CRACK = {"mild": ("subtle",), "moderate": ("moderately displaced",), "severe": ("severely displaced",)}
 ROUND = {"mild": ("nodule",), "moderate": ("nodule", "lesion"), "severe": ("mass",)}
 
-# {degree} {size} {adverb} {round} come from the severity; {place} "right lower lung zone", {side} "right", {zone}
-# "lower" from the location.
+# {degree} {size} {adverb} {round} {crack} come from the severity; {place} "right lower lung zone", {side} "right",
+# {zone} "lower" from the location.
 FINDINGS = {
     "Enlarged Cardiomediastinum": (
         "The mediastinum is {adverb} widened.",
@@ -70,6 +71,7 @@ FINDINGS = {
         "A {size} {side} pneumothorax is present with a visible pleural line.",
         "A {size} pneumothorax is seen on the {side}.",
         "{size} {side} apical pneumothorax.",
+        "There is a {size} pneumothorax at the {side} apex.",
     ),
     "Pleural Effusion": (
         "There is a {size} {side} pleural effusion.",
@@ -85,6 +87,7 @@ FINDINGS = {
     ),
     "Fracture": (
         "There is a {adverb} displaced {side} {zone} rib fracture.",
+        "A {crack} {side} {zone} rib fracture is seen.",
         "A {adverb} displaced fracture of the {side} {zone} ribs is seen.",
         "{adverb} displaced rib fracture in the {side} {zone} zone.",
         "The {side} {zone} ribs show a {adverb} displaced fracture.",
@@ -102,12 +105,19 @@ APICAL = (
     "{degree} {side} apical pleural thickening.",
 )
 DEVICES = {
-    "tube": ("An endotracheal tube is in place.", "The endotracheal tube ends above the carina."),
-    "feeding tube": ("A nasogastric tube passes below the diaphragm.", "A nasogastric tube ends in the stomach."),
-    "catheter": ("A {side} central venous catheter is in place.", "A {side} central venous catheter ends in the vena cava."),
-    "pacemaker": ("A {side} chest pacemaker is in place.", "A {side} sided pacemaker with leads over the heart."),
-    "wires": ("Median sternotomy wires are present.", "Sternal wires are seen in the midline."),
-    "drain": ("A {side} chest tube is in place.", "A {side} sided chest tube is seen."),
+    "tube": ("An endotracheal tube is in place.", "The endotracheal tube ends above the carina.",
+             "Support device: endotracheal tube."),
+    "feeding tube": ("A nasogastric tube passes below the diaphragm.", "A nasogastric tube ends in the stomach.",
+                     "Support device: nasogastric tube."),
+    "catheter": ("A {side} central venous catheter is in place.",
+                 "A {side} central venous catheter ends in the vena cava.",
+                 "Support device: {side} central venous catheter."),
+    "pacemaker": ("A {side} chest pacemaker is in place.", "A {side} sided pacemaker with leads over the heart.",
+                  "Support device: {side} pacemaker."),
+    "wires": ("Median sternotomy wires are present.", "Sternal wires are seen in the midline.",
+              "Support device: sternal wires."),
+    "drain": ("A {side} chest tube is in place.", "A {side} sided chest tube is seen.",
+              "Support device: {side} chest tube."),
 }
 
 # Statements of absence, by topic: (sentence, the labels it names as absent). None is written where one of its labels
@@ -160,8 +170,9 @@ TOPICS = (HEART, MEDIASTINUM, SILHOUETTE, BONES, PLEURA, ANGLES, VESSELS, NO_DEV
 IN_LUNG = ("Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia", "Atelectasis")
 NAMES = {
     "Lung Opacity": ("opacity", "lung opacity"), "Lung Lesion": ("nodule", "mass", "lung nodule"), "Edema": ("edema",),
-    "Consolidation": ("consolidation", "focal consolidation"), "Pneumonia": ("pneumonia",), "Atelectasis": ("atelectasis",),
-    "Pneumothorax": ("pneumothorax",), "Pleural Effusion": ("pleural effusion", "effusion"),
+    "Consolidation": ("consolidation", "focal consolidation"), "Pneumonia": ("pneumonia",),
+    "Atelectasis": ("atelectasis",), "Pneumothorax": ("pneumothorax",),
+    "Pleural Effusion": ("pleural effusion", "effusion"),
     "Pleural Other": ("pleural thickening",), "Fracture": ("fracture", "rib fracture"),
 }
 LISTS = ("No {0}.", "There is no {0}.", "No evidence of {0}.", "No {0} is seen.", "The chest is free of {0}.")
@@ -193,7 +204,7 @@ def write_report(findings, dice):
     abnormal = present - {"Support Devices"}
     if not abnormal and dice.chance(0.6):
         state(dice.pick(NORMAL[:2] if present else NORMAL))
-    if abnormal and dice.chance(0.06):
+    if abnormal and dice.chance(0.1):
         state(dice.pick(ABNORMAL))
     if not present & {*IN_LUNG, "Pleural Effusion"} and dice.chance(0.75):
         state(dice.pick(CLEAR), ("Lung Opacity",))
@@ -208,12 +219,13 @@ def write_report(findings, dice):
     while len(statements) < wanted and (topics or lists):
         if lists:
             lists -= 1
-            names = [name for name in dice.shuffled(NAMES) if name in absent and name not in negated][:1 + dice.below(3)]
+            names = [name for name in dice.shuffled(NAMES) if name in absent and name not in negated]
+            names = names[:1 + dice.below(3)]
             if names:
                 state(dice.pick(LISTS).format(_either([dice.pick(NAMES[name]) for name in names])), names)
         else:
             text, names = dice.pick(topics.pop())
-            if not set(names) <= negated:
+            if not set(names) & negated:
                 state(text, names)
     sentences = dice.shuffled(positive + statements) if dice.chance(0.4) else positive + dice.shuffled(statements)
     return " ".join(sentences), negated
@@ -246,6 +258,7 @@ def _sentence(finding, dice):
     text = dice.pick(options).format(
         degree=dice.pick(DEGREE[finding.severity]), size=dice.pick(SIZE[finding.severity]),
         adverb=dice.pick(ADVERB[finding.severity]), round=dice.pick(ROUND[finding.severity]),
+        crack=dice.pick(CRACK[finding.severity]),
         side=side, zone=zone, place=_place(side, zone, dice))
     return text[0].upper() + text[1:]
 
