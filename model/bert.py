@@ -57,9 +57,9 @@ class BertConfig:
 class Embeddings(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.word_embeddings = checkpoint.embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = checkpoint.embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = checkpoint.embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -149,7 +149,7 @@ class Bert(nn.Module):
 
 def init_weights(module):
     """Normal with deviation 0.02, biases zero, as Devlin et al. do."""
-    if isinstance(module, (nn.Linear, nn.Embedding)):
+    if isinstance(module, (nn.Linear, nn.Embedding)) and not module.weight.is_meta:
         nn.init.trunc_normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)

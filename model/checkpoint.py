@@ -77,7 +77,7 @@ def config_values(config_class, json_object, only, optional=()):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a weight comes from: a file, the tensor's name in it, and the rows of it, for a fused tensor is cut."""
+    """Where a weight comes from: a file, the tensor's name in it, and its first row there, should it be a part."""
     file: Path
     name: str
     tensor: torch.Tensor
@@ -178,6 +178,11 @@ def new_names(name, rename):
                 return [re.sub(pattern, part, name) for part in replacement]
             name = re.sub(pattern, replacement, name)
     return [name]
+
+
+def embedding(rows, width):
+    """nn.Embedding left for the model to initialise: its own way of doing so imports 150 MB of code on the meta device."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
 
 
 def listing(sign, names, what, most=5):

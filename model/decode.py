@@ -27,6 +27,8 @@ def generate(mistral, ids=None, embeds=None, *, max_new_tokens, eos_id, beams=1,
     drawn from the top_p part of the distribution, repeatably where a seed is given. early_stopping: a row is done as
     soon as it has `beams` finished reports, not only when no open one can still win. The model should be in eval mode.
     """
+    if (ids is None) == (embeds is None):
+        raise ValueError("give either ids or embeds")
     if max_new_tokens < 1:
         return [[] for _ in (ids if embeds is None else embeds)]
     if beams > 1 and temperature > 0:

@@ -83,6 +83,8 @@ class Cache:
     def append(self, layer, k, v):
         """Stores one layer's new keys and values (B, G, T, d); returns all of that layer so far (B, G, S, d)."""
         end = self.used + k.shape[2]
+        if end > self.keys.shape[3]:
+            raise ValueError(f"{end} tokens, but the cache has room for {self.keys.shape[3]}")
         self.keys[layer, :, :, self.used:end] = k
         self.values[layer, :, :, self.used:end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
@@ -176,7 +178,7 @@ class Mistral(nn.Module):
         self.config = config
         self.checkpoint = False
         self.model = nn.ModuleDict({
-            "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
+            "embed_tokens": checkpoint.embedding(config.vocab_size, config.hidden_size),
             "layers": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers)),
             "norm": nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)})
         if not config.tie_word_embeddings:
@@ -255,5 +257,5 @@ def rename_table(config):
 
 def init_weights(module):
     """Normal with deviation 0.02, as Hugging Face's reference does."""
-    if isinstance(module, (nn.Linear, nn.Embedding)):
+    if isinstance(module, (nn.Linear, nn.Embedding)) and not module.weight.is_meta:
         nn.init.trunc_normal_(module.weight, std=0.02)

@@ -264,7 +264,7 @@ class Swin(nn.Module):
 
 def init_weights(module):
     """Normal with deviation 0.02, biases zero, as Liu et al. do."""
-    if isinstance(module, (nn.Linear, nn.Conv2d)):
+    if isinstance(module, (nn.Linear, nn.Conv2d)) and not module.weight.is_meta:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
