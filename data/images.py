@@ -66,7 +66,9 @@ def locate(root, name):
     root = os.path.realpath(root)
     path = "" if "\0" in name else os.path.realpath(os.path.join(root, name))
     if os.path.isabs(name) or not path.startswith(root.rstrip(os.sep) + os.sep):
-        raise UserError(f"{name!r}: leads out of the folder of pictures; refused (copy the file into the folder)")
+        raise UserError(f"{name!r}: leads out of the folder; refused (copy the file into the folder)")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{name!r}: not a file")  # opening a pipe would wait for ever
     return Path(path)
 
 
@@ -91,10 +93,10 @@ def _gray_from_deep(image):
 
     Pillow's own conversion clips at 255, numpy's wraps.
     """
-    pixels = np.asarray(image).astype(np.int64)
-    pixels -= min(0, pixels.min())
-    top = 2 ** max(8, int(pixels.max()).bit_length()) - 1
-    return Image.fromarray((pixels * (255 / top) + 0.5).astype(np.uint8))
+    pixels = np.asarray(image)
+    low = min(0, int(pixels.min()))
+    top = 2 ** max(8, (int(pixels.max()) - low).bit_length()) - 1
+    return Image.fromarray(((pixels.astype(np.float32) - low) * (255 / top) + 0.5).astype(np.uint8))
 
 
 def _square(image, size):

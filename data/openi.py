@@ -44,7 +44,8 @@ def collect(raw, target="findings", views=2, seed=0, split_from=None, text_only=
     if not reports:
         raise UserError(f"{raw}: no report (*.xml) in it; unpack NLMCXR_reports.tgz there (folder ecgen-radiology)")
     if not pngs and not text_only:
-        raise UserError(f"{raw}: no picture (*.png) in it; unpack NLMCXR_png.tgz there, or ask for --text-only")
+        raise UserError(f"{raw}: no picture (*.png) in it; unpack NLMCXR_png.tgz there (linked folders are not followed) or ask "
+                        "for --text-only")
 
     parsed = [_parse(locate(raw, str(path.relative_to(raw)))) for path in reports.values()]
     parsed.sort(key=lambda report: (len(report["uid"]), report["uid"]))
@@ -73,7 +74,7 @@ def collect(raw, target="findings", views=2, seed=0, split_from=None, text_only=
     if split_of is not None:
         known = {study.id for study in studies} | {entry["id"] for entry in skipped}
         skipped += [{"id": missing, "why": f"in {Path(split_from).name}, but no such report in the download"}
-                    for missing in split_of.keys() - known]
+                    for missing in sorted(split_of.keys() - known)]
     split_of = split_of or _seeded_split([study.id for study in studies], seed)
     studies = [study._replace(split=split_of[study.id]) for study in studies]
     with_findings = [report for report in parsed if report["FINDINGS"]]

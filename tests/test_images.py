@@ -1,3 +1,4 @@
+import os
 import struct
 import zlib
 
@@ -172,6 +173,11 @@ def test_nothing_outside_the_folder_is_read(tmp_path):
     for name in ("../outside/x.png", str(outside / "x.png"), "link.png", "folder/x.png", "a/../../outside/x.png", "",
                  "y.png\0", "."):
         with pytest.raises(UserError, match="leads out"):
+            read_below(root, name, 32)
+    os.mkfifo(root / "pipe.png")
+    for name in ("pipe.png", "inner"):
+        (root / "inner").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match="not a file"):
             read_below(root, name, 32)
     assert locate(root, "y.png") == root / "y.png"
     assert (read_below(root, "inner.png", 32) == read_below(root, "y.png", 32)).all()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import prepare
+from data import builder, prepare
 from data.dataset import Prepared, Study
 from data.files import UserError
 
@@ -107,17 +107,17 @@ def children(pid):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_killed_and_run_again_gives_the_same_bytes(tmp_path, workers):
-    code = ("import sys; sys.path.insert(0, %r); from tests import test_prepare as t; from data import prepare; "
-            "prepare.SAVE_EVERY = 0; t.build(%r, reader=t.read_slowly, workers=%d)")
+    code = ("import sys; sys.path.insert(0, %r); from tests import test_prepare as t; from data import builder; "
+            "builder.SAVE_EVERY = 0; t.build(%r, reader=t.read_slowly, workers=%d)")
     process = subprocess.Popen([sys.executable, "-c", code % (str(ROOT), str(tmp_path / "killed"), workers)],
                                stderr=subprocess.DEVNULL)
     state, limit = tmp_path / "killed" / ".state.part", time.monotonic() + 60
-    while time.monotonic() < limit and (not state.exists() or state.read_bytes()[32:].count(prepare.READ) < 10):
+    while time.monotonic() < limit and (not state.exists() or state.read_bytes()[32:].count(builder.READ) < 10):
         time.sleep(0.002)
     pids = children(process.pid)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    done = state.read_bytes()[32:].count(prepare.READ)
+    done = state.read_bytes()[32:].count(builder.READ)
     assert 10 <= done < 56 and len(pids) == (0 if workers == 1 else workers)
     assert not (tmp_path / "killed" / "manifest.json").exists() and not (tmp_path / "killed" / "images.npy").exists()
 
@@ -155,7 +155,7 @@ def test_stopped_at_any_step_of_the_end(tmp_path, monkeypatch, step):
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", stopping(os.replace))
         patch.setattr(os, "fsync", stopping(os.fsync))
-        patch.setattr(prepare, "_header", stopping(prepare._header))
+        patch.setattr(builder, "_header", stopping(builder._header))
         with pytest.raises(Stop):
             build(tmp_path / "stopped", reader=read_some)
         assert not (tmp_path / "stopped" / "manifest.json").exists()
@@ -181,6 +181,30 @@ def test_a_mended_picture_is_used_and_a_changed_plan_starts_over(tmp_path, monke
     build(tmp_path / "changed", some=other[::-1])
     build(tmp_path / "other", some=other[::-1])
     assert digest(tmp_path / "changed") == digest(tmp_path / "other")
+
+
+def test_lost_parts_are_read_again(tmp_path):
+    def stop_at_20(picture, size):
+        if picture == "20-0":
+            raise KeyboardInterrupt
+        return read(picture, size)
+
+    build(tmp_path / "whole")
+    for name in (".images.npy.part", ".state.part"):
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / name, reader=stop_at_20)
+        (tmp_path / name / name).unlink()
+        build(tmp_path / name)
+        assert digest(tmp_path / name) == digest(tmp_path / "whole"), "no row may stay black"
+
+
+def die(picture, size):
+    os._exit(9)
+
+
+def test_a_dead_worker_is_said(tmp_path):
+    with pytest.raises(UserError, match="a worker process has died"):
+        build(tmp_path, reader=die, workers=2)
 
 
 def test_repeats_are_counted_for_every_data_set(tmp_path):
@@ -212,7 +236,7 @@ def test_what_cannot_be_a_data_set(tmp_path):
 
 
 def test_too_little_disk_is_said_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(builder.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(UserError, match="GB are free"):
         build(tmp_path)
 
