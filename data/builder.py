@@ -64,7 +64,7 @@ def finished(out, options):
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        made_with = manifest["options"]
+        made_with = dict(manifest["options"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not the manifest of a prepared data set; choose another --out or remove it") from None
     if made_with != options:

@@ -79,6 +79,8 @@ def _prepare(args):
             options["seed"] = None
             options["split_from"] = args.split_from.name
         elif args.source == "mimic_cxr" and args.count == "images":
+            if args.views > 2:
+                raise UserError("--views has no meaning with --count images, where every picture is an example by itself")
             options["views"] = 1
     text_only = args.source != "phantom" and args.text_only
     manifest = finished(args.out, {**options, "size": None if text_only else args.size})

@@ -180,6 +180,11 @@ def test_counted_by_image_as_r2gen_counts(tmp_path):
                                             "size": 16}
 
 
+def test_views_of_single_images_make_no_sense(tmp_path, capsys):
+    assert command(tree(tmp_path / "raw"), tmp_path / "set", "--count", "images", "--views", "3") == 2
+    assert "--views" in capsys.readouterr().err
+
+
 def test_views_and_targets(tmp_path):
     raw = tree(tmp_path)
 

@@ -207,6 +207,14 @@ def test_a_dead_worker_is_said(tmp_path):
         build(tmp_path, reader=die, workers=2)
 
 
+def test_anothers_manifest_is_not_overwritten(tmp_path):
+    for text in ("[]", "{}", "not JSON", '{"options": 3}'):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(UserError, match="not the manifest of a prepared data set"):
+            build(tmp_path)
+        assert (tmp_path / "manifest.json").read_text() == text
+
+
 def test_repeats_are_counted_for_every_data_set(tmp_path):
     some = [study._replace(report="Normal." if n in (0, 3, 4, 9) else study.report) for n, study in enumerate(studies())]
     assert build(tmp_path, some=some)["repeats"] == {"val": 1, "test": 2}
