@@ -127,6 +127,121 @@ def write_results(out, metrics, settings, rows):
     print(f"\nwritten: {out / 'metrics.json'}, {out / 'reports.jsonl'}")
 
 
+# --- a checkpoint -----------------------------------------------------------------------------------------------------
+
+# The closest peer's knobs (R2GenGPT, scripts/*): they move BLEU by points, so they are never mixed in unnamed.
+R2GENGPT = {"beams": 3, "repetition_penalty": 2.0, "length_penalty": 2.0}
+R2GENGPT_LENGTHS = {"mimic_cxr": {"min_new_tokens": 80, "max_new_tokens": 120}}
+R2GENGPT_LENGTHS_IU = {"min_new_tokens": 40, "max_new_tokens": 100}
+
+
+def evaluate_checkpoint(args):
+    """--ckpt: one report with --image; else the zero-shot evaluation of a stage-1 file, or the reports of a stage-2 file."""
+    import trrg  # torch, which scoring given texts should not have to load
+    from processes import Processes
+
+    processes = Processes()
+    try:
+        model = trrg.load(args.ckpt, weights=args.weights, device=processes.device)
+        if args.image:
+            if isinstance(model, trrg.Alignment):
+                raise UserError(f"{args.ckpt}: a stage-1 checkpoint writes no reports; --image wants the file of stage 2")
+            report_on_images(model, args)
+        elif isinstance(model, trrg.Alignment):
+            evaluate_alignment(model, args, processes)
+        else:
+            evaluate_trrg(model, args, processes)
+    finally:
+        processes.close()
+
+
+def decoding_of(model, args):
+    """The checkpoint's decoding, with what the command line changes."""
+    decoding = dict(model.decoding)
+    if args.decoding == "r2gengpt":
+        decoding |= R2GENGPT | R2GENGPT_LENGTHS.get(model.header.get("preset"), R2GENGPT_LENGTHS_IU)
+    return decoding | ({"beams": args.beams} if args.beams else {})
+
+
+def report_on_images(model, args):
+    """--image: the report of one study, and the clues behind it."""
+    model.decoding = decoding_of(model, args)
+    report = model.report(args.image)
+    if args.json:
+        clues = [{"prompt": prompt, "weight": weight} for prompt, weight in report.clues]
+        print(json.dumps({"report": report.text, "clues": clues}, ensure_ascii=False))
+        return
+    print(f"Report\n  {report.text or '(empty)'}")
+    if report.clues:
+        print("Clues (weight of the disease among the 14)")
+        for prompt, weight in report.clues:
+            print(f"  {weight:6.1%} {'█' * round(20 * weight):<20} {prompt}")
+
+
+def prepared_for(model, args):
+    """(the data set, its studies to evaluate, where results go)."""
+    from data.dataset import Prepared
+
+    prepared = Prepared(args.data or model.header["data"])
+    studies = prepared.split(args.split)[:args.limit]
+    out = Path(args.out) if args.out else Path(args.ckpt).parent / f"eval-{args.split}"
+    return prepared, studies, out
+
+
+def checkpoint_settings(model, args, prepared, studies):
+    import torch
+
+    settings = {"checkpoint": str(args.ckpt), "sha256": digest(args.ckpt), "stage": model.header["stage"], "data": str(prepared.folder),
+                "split": args.split, "n": len(studies), "torch": torch.__version__}
+    return settings if args.limit is None else settings | {"limit": args.limit}
+
+
+def evaluate_alignment(model, args, processes):
+    """A stage-1 checkpoint: zero-shot recognition and retrieval."""
+    from inference import zero_shot
+
+    prepared, studies, out = prepared_for(model, args)
+    metrics, scores = zero_shot(model, prepared, studies, processes)
+    if processes.rank:
+        return
+    metrics = {"settings": checkpoint_settings(model, args, prepared, studies), **metrics}
+    with whole_file(out / "metrics.json") as file:
+        json.dump(metrics, file, indent=1, ensure_ascii=False, allow_nan=False)
+    print_zero_shot(metrics)
+    print(f"\nwritten: {out / 'metrics.json'}")
+
+
+def evaluate_trrg(model, args, processes):
+    """A stage-2 checkpoint: its reports, their scores, and the floors that a model blind to the picture would reach."""
+    from inference import another_study, as_row, most_frequent_report, write_reports
+
+    prepared, studies, out = prepared_for(model, args)
+    decoding = decoding_of(model, args)
+    reports = write_reports(model, prepared, studies, processes, args.batch_size, **decoding)
+    blind = write_reports(model, prepared, studies, processes, args.batch_size, another_study(studies),
+                          what="floor: other studies' pictures", **decoding)
+    if processes.rank:
+        return
+    rows = [as_row(study, report.text, report.clues) for study, report in zip(studies, reports)]
+    common = most_frequent_report(prepared.split("train"))
+    floors = {"permuted_pictures": [as_row(study, report.text) for study, report in zip(studies, blind)],
+              "most_frequent_report": [as_row(study, common) for study in studies]}
+    if prepared.manifest.get("options", {}).get("source") == "phantom" and not args.chexbert:
+        args.labeler = "phantom"
+    labels_from = label_rows(rows, args, args.ckpt) if args.labeler or args.chexbert else None
+    metrics = score(rows, args, labels_from)
+    metrics["floors"] = {}
+    for name, floor in floors.items():
+        scored = score(floor, args, label_rows(floor, args, args.ckpt) if labels_from else None)
+        metrics["floors"][name] = {part: scored[part] for part in ("language", "clinical", "truth") if part in scored}
+    if args.labels_only:
+        write_labels(out / "labels.csv", rows)
+        return
+    settings = checkpoint_settings(model, args, prepared, studies) | {"variant": model.config.variant, "decoding": decoding}
+    write_results(out, metrics, settings, rows)
+    print_floors(metrics)
+
+
 # CheXbert's CSV form: blank, 1 positive, 0 negative, -1 uncertain.
 CSV_FORM = ("", "1", "0", "-1")
 
@@ -203,6 +318,49 @@ def print_differences(against):
          "-" if cell["p"] is None else f"{cell['p']:.3f}"] for name, cell in rows])
 
 
+FLOORS = {"permuted_pictures": "other studies' pictures", "most_frequent_report": "most frequent report"}
+
+
+def floor_figures(scores):
+    """The figures that floors are compared by: {name: cell}."""
+    figures = {f"{name} ({protocol})": scores["language"][protocol][name]
+               for protocol in scores["language"] for name in ("BLEU-4", "CIDEr")}
+    if "clinical" in scores:
+        figures["micro F1, 14 classes, uncertain as positive"] = scores["clinical"]["grid"]["micro"]["14"]["positive"]["f1"]
+    return figures | {name.replace("_", " "): cell for name, cell in scores.get("truth", {}).items()}
+
+
+def print_floors(metrics):
+    """The score beside its floors. A score whose interval reaches a floor's is called out: such a model does not look."""
+    own = floor_figures(metrics)
+    floors = {FLOORS[name]: floor_figures(scores) for name, scores in metrics["floors"].items()}
+    print("\nFloors: what texts score that have nothing to do with the picture")
+    table(["", "this model", *floors], [[name, figure(cell), *(figure(floor[name]) for floor in floors.values())]
+                                        for name, cell in own.items()])
+    judge = "micro F1, 14 classes, uncertain as positive"
+    for name in [judge] if judge in own else [name for name in own if name.startswith("CIDEr")]:
+        for floor, scores in floors.items():
+            if own[name]["value"] is not None and scores[name]["value"] is not None and own[name]["low"] <= scores[name]["high"]:
+                print(f"  NEAR ITS FLOOR: {name} {own[name]['value']:.4f} against {scores[name]['value']:.4f} ({floor}): "
+                      "these reports hardly depend on the pictures")
+
+
+def print_zero_shot(metrics):
+    print(f"{metrics['settings']['n']} studies; [95 % interval]\n\nZero-shot recognition (AUROC)")
+    auroc, pairs = metrics["zero_shot"]["auroc"], metrics["zero_shot"]["auroc_pairs"]
+    if auroc is None:
+        print("  the data set holds no labels: none")
+    else:
+        rows = [[name, figure(auroc["per_finding"][name], 3), figure(pairs["per_finding"][name], 3),
+                 str(auroc["per_finding"][name]["positives"])] for name in LABELS]
+        table(["", "clue prompt", "finding against no finding", "positives"],
+              [*rows, ["macro mean", figure(auroc["macro"], 3), figure(pairs["macro"], 3), ""]])
+    print("\nRetrieval")
+    table(["", "R@1 (chance)", "R@5 (chance)", "R@10 (chance)"], [
+        [name.replace("_", " "), *(f"{figure(cell, 3)} ({cell['chance']:.3f})" for cell in found.values())]
+        for name, found in metrics["retrieval"].items()])
+
+
 def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
@@ -212,7 +370,7 @@ def main(argv=None):
         if args.reports:
             score_reports(args)
         else:
-            raise UserError("--ckpt: not built yet")
+            evaluate_checkpoint(args)
     except UserError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2

@@ -3,7 +3,6 @@
 Batches are planned before they are dealt out, so one process and four compute the same batches and the same texts.
 """
 
-import json
 from collections import Counter
 
 import numpy as np
@@ -127,18 +126,8 @@ def zero_shot(alignment, prepared, studies, processes, prompts_per_disease=None)
     return result, clue
 
 
-def as_row(study, report):
-    """One line of reports.jsonl."""
-    row = {"id": study["id"], "hypothesis": report.text, "reference": clean_report(study["report"]),
-           "clues": [{"prompt": prompt, "weight": round(weight, 6)} for prompt, weight in report.clues]}
-    return {**row, **{key: study[key] for key in ("labels", "findings") if key in study}}
-
-
-def show_clues(report):
-    """The clues of a report as lines to print, with their weights as bars."""
-    return [f"  {weight:6.1%} {'█' * round(20 * weight):<20} {prompt}" for prompt, weight in report.clues]
-
-
-def as_json(report):
-    return json.dumps({"report": report.text, "clues": [{"prompt": prompt, "weight": weight} for prompt, weight in report.clues]},
-                      ensure_ascii=False)
+def as_row(study, text, clues=()):
+    """A row to score (metrics/results.py), its truth taken from the data set where that knows it."""
+    row = {"id": study["id"], "hypothesis": text, "reference": clean_report(study["report"]),
+           "clues": [{"prompt": prompt, "weight": round(weight, 6)} for prompt, weight in clues]}
+    return {**row, **{key: {"reference": study[key]} for key in ("labels", "findings") if key in study}}

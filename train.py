@@ -428,7 +428,7 @@ def main(argv=None):
     for stage_class in [Stage1, Stage2] if args.stage is None else [(Stage1, Stage2)[args.stage - 1]]:
         torch.manual_seed(args.seed)
         stage = stage_class(args, processes)
-        header = {"pictures": {"size": prepared.size, "crop": stage.model.swin.config.image_size}, "data": str(args.data),
+        header = {"pictures": {"size": prepared.size, "crop": stage.model.swin.config.image_size}, "data": str(args.data), "preset": args.preset,
                   "decoding": {"beams": 3, "max_new_tokens": args.max_new_tokens}}
         fit(stage, args, processes, prepared, header)
         processes.barrier()
