@@ -137,10 +137,13 @@ def words(text, lower_case):
 @lru_cache(maxsize=2**16)
 def clean(c):
     """A character as BERT sees it: control characters go, whitespace is a blank, a Chinese character is a word."""
-    if c in "\t\n\r" or c.isspace():
+    if c in "\t\n\r":
         return " "
-    if c in "\0\ufffd" or unicodedata.category(c) in ("Cc", "Cf", "Co", "Cn", "Cs"):
+    # Unassigned code points stay, as in the reference, although the paper's own script drops them.
+    if c in "\0\ufffd" or unicodedata.category(c) in ("Cc", "Cf", "Co", "Cs"):
         return ""
+    if c.isspace():
+        return " "
     return f" {c} " if is_chinese(ord(c)) else c
 
 

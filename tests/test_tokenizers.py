@@ -1,0 +1,195 @@
+"""WordPiece against transformers' BertTokenizer, SentencePiece against the library itself and transformers' tokenizer."""
+
+import json
+import random
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import transformers
+
+from data.files import UserError
+from data.tokenizers import SPECIAL, SentencePiece, WordPiece, words
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "real" / "iu_xray_annotation.json"
+REPORTS = ["The heart is normal in size. The lungs are clear.", "No pneumothorax or pleural effusion.",
+           "There is a XXXX opacity in the left lower lobe, 1.5 cm.", "Mild cardiomegaly; no acute disease (stable)."]
+NASTY = [
+    "", " ", "\n\t\r", "___", "_ _", "the ___ year-old", "No pneumothorax.", "NO PNEUMOTHORAX", "café naïve Ångström",
+    "cafe\u0301 o\u0308\u0323", "İstanbul ısı ß ẞ", "ΣΊΣΥΦΟΣ ς σ", "中文字符", "x中y文z", "㐀𠀀𪜀", "한국어 かな カナ", "ｆｕｌｌ ｗｉｄｔｈ",
+    "\x00a\x01b\x02c\x7fd", "a\ufffdb", "zero\u200bwidth\u200djoiner\ufeff", "soft\u00adhyphen", "no\u00a0break\u2003em\u3000ideo",
+    "line\u2028sep\u2029par", "a\x0bb\x0cc\x1cd\x1fe\x85f", "x" * 100, "x" * 101, "x" * 5000, "the" * 60, "$5 ^2 `a` ~b =c +d <e> |f",
+    "«quoted» “smart” ‘marks’ — dash … ‐", "1.5 cm, 3/4, 50%", "[CLS] [SEP] a[MASK]b [UNK]x [PAD]", "[cls] [ SEP]", "[[SEP]]",
+    "🫁 🩻 heart❤️", "e\u0301\u0302\u0303", "\u0301start", "𝔘𝔫𝔦", "ﬁ ﬂ", "①②", "١٢٣", "שָׁלוֹם", "हिन्दी", "ไทย", "\ud7a3", "\U0010ffff\ue000",
+    "don't can't", "T2-weighted; (see 3).", "A.B.C.", "...", "--", "a" + "\u0300" * 200,
+]
+VOCAB = "".join(f"{token}\n" for token in dict.fromkeys(
+    [*SPECIAL, *(chr(c) for c in range(33, 127)), *(f"##{chr(c)}" for c in range(33, 127)), "the", "heart", "no", "pneum",
+     "##otho", "##rax", "café", "cafe", "caf", "naive", "##ing", "中", "文", "σ", "ς", "##σ", "ı", "i̇", "xx", "##xx", "\u2028",
+     "ß", "ｆ", "__", "##the", "한", "ᄒ", "##ᅡ", "❤"])).encode()
+
+
+def folder(path, lower_case=None, vocab=VOCAB):
+    (path / "vocab.txt").write_bytes(vocab)
+    if lower_case is not None:
+        (path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lower_case}))
+    return path
+
+
+def mutants(texts, count):
+    """Random splices and insertions of the nasty texts."""
+    rng = random.Random(0)
+    for _ in range(count):
+        pieces = [text[:40] for text in rng.choices(texts, k=rng.randint(1, 4))]
+        text = "".join(piece[rng.randint(0, len(piece)):] for piece in pieces)
+        for _ in range(rng.randint(0, 3)):
+            place = rng.randint(0, len(text))
+            text = text[:place] + chr(rng.choice([rng.randint(0, 0x24FF), rng.randint(0x2E80, 0xD7FF)])) + text[place:]
+        yield text
+
+
+@pytest.mark.parametrize("lower_case", [True, False, None], ids=["uncased", "cased", "no config"])
+def test_wordpiece_equals_transformers(tmp_path, lower_case):
+    folder(tmp_path, lower_case)
+    ours, theirs = WordPiece.from_pretrained(tmp_path), transformers.BertTokenizer.from_pretrained(tmp_path)
+    assert ours.lower_case == theirs.do_lower_case == (lower_case is not False)
+    for text in NASTY + REPORTS:
+        assert ours.encode(text) == theirs.encode(text), repr(text)
+        assert ours.encode(text, special=False) == theirs.encode(text, add_special_tokens=False), repr(text)
+    for text in mutants(NASTY, 1500):
+        if all(known(c) for c in text):
+            assert ours.encode(text) == theirs.encode(text), repr(text)
+
+
+def known(c):
+    """Whether Unicode has classed a character alike since version 3.2: the reference's tables are older than Python's."""
+    then = unicodedata.ucd_3_2_0.category(c)
+    return then != "Cn" and then == unicodedata.category(c)
+
+
+@pytest.mark.parametrize("lower_case", [True, False])
+def test_every_character_is_treated_as_the_reference_treats_it(tmp_path, lower_case):
+    theirs = transformers.BertTokenizer.from_pretrained(folder(tmp_path, lower_case))._tokenizer
+    characters = [chr(code) for code in range(sys.maxunicode + 1)
+                  if not 0xD800 <= code < 0xE000 and known(chr(code)) and not (0xAC00 < code < 0xD7A3 and code % 50)
+                  and not (0x4E00 < code < 0x9FA5 and code % 50) and not (0xE000 < code < 0xF8FF and code % 50)
+                  and not (0x20000 < code and code % 500)]
+    assert len(characters) > 10000
+    different = []
+    for c in characters:
+        text = f"a{c}b"
+        expected = [word for word, _ in theirs.pre_tokenizer.pre_tokenize_str(theirs.normalizer.normalize_str(text))]
+        if words(text, lower_case) != expected:
+            different.append((hex(ord(c)), expected, words(text, lower_case)))
+    assert different == []
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="the real IU X-Ray reports are not here")
+def test_wordpiece_equals_transformers_on_real_reports(tmp_path):
+    texts = [item["report"] for split in json.loads(REAL.read_text()).values() for item in split][:600]
+    trained = WordPiece.train(texts, 2000)
+    trained.save_pretrained(tmp_path)
+    theirs = transformers.BertTokenizer.from_pretrained(tmp_path)
+    for text in texts:
+        assert trained.encode(text) == theirs.encode(text)
+    assert trained.unk_id not in {i for text in texts for i in trained.encode(text)}
+
+
+def test_wordpiece_decodes_what_it_encoded():
+    ours = WordPiece.train(REPORTS, 400)
+    text = "no pneumothorax or pleural effusion ."
+    assert ours.decode(ours.encode(text)) == text
+    assert ours.decode(ours.encode("no xylophone")) .startswith("no x")
+    assert ours.decode([ours.cls_id, ours.sep_id, ours.pad_id]) == ""
+
+
+def test_wordpiece_training_is_repeatable_and_bounded():
+    ours = WordPiece.train(REPORTS, 70, lower_case=True)
+    assert ours.vocab_bytes == WordPiece.train(REPORTS, 70, lower_case=True).vocab_bytes
+    assert len(ours) == ours.vocab_size == 70 and ours.pad_id == 0
+    everything = WordPiece.train(REPORTS, 10**6)
+    assert "effusion" in everything.ids and len(everything) < 200
+
+
+@pytest.mark.parametrize("vocab, message", [(b"\xff\xfe", "UTF-8"), (b"a\nb\n", "lacks"), (b"", "lacks")])
+def test_a_wrong_vocabulary_is_named(tmp_path, vocab, message):
+    with pytest.raises(UserError, match=message):
+        WordPiece.from_pretrained(folder(tmp_path, vocab=vocab))
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    with pytest.raises(UserError, match="vocab.txt"):
+        WordPiece.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match="tokenizer.model"):
+        SentencePiece.from_pretrained(tmp_path)
+    for broken in ("[]", "{", "{\"do_lower_case\": " + "[" * 10**5):
+        folder(tmp_path)
+        (tmp_path / "tokenizer_config.json").write_text(broken)
+        with pytest.raises(UserError, match="tokenizer_config.json"):
+            WordPiece.from_pretrained(tmp_path)
+
+
+def test_windows_line_ends_and_a_missing_last_one(tmp_path):
+    unix = WordPiece(VOCAB, True)
+    assert WordPiece(VOCAB.replace(b"\n", b"\r\n"), True).ids == unix.ids
+    assert WordPiece(VOCAB.removesuffix(b"\n"), True).ids == unix.ids
+
+
+# --- SentencePiece ----------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def mistral_like():
+    return SentencePiece.train([*REPORTS, "  two blanks", "line\nline", "[INST] <Img> </Img> [/INST]"] * 5, 420)
+
+
+SP_NASTY = [text for text in NASTY if "\x00" not in text] + ["  leading", "trailing  ", "a  b   c", "\n\n", " \n ", "▁", "a▁b",
+                                                        "[INST] <Img></Img> [/INST]", "\t\t"]
+
+
+def test_sentencepiece_equals_the_library(tmp_path, mistral_like):
+    mistral_like.save_pretrained(tmp_path)
+    ours = SentencePiece.from_pretrained(tmp_path)
+    library = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    for text in [*SP_NASTY, *REPORTS, *mutants(SP_NASTY, 500), "<s> and </s> are text"]:
+        assert ours.encode(text) == [1, *library.encode(text)], repr(text)
+        assert ours.encode(text, special=False) == library.encode(text)
+    assert (ours.bos_id, ours.eos_id, len(ours)) == (1, 2, library.vocab_size())
+    assert ours.encode("") == [1]
+
+
+def test_sentencepiece_equals_transformers(mistral_like):
+    """transformers runs the merges itself; they follow from the pieces, whose scores count down from the first merge."""
+    pieces = {mistral_like.processor.id_to_piece(i): i for i in range(len(mistral_like))}
+    ordered = [piece for piece, i in pieces.items() if i >= 259]
+    merges = [(piece[:cut], piece[cut:]) for piece in ordered for cut in range(1, len(piece))
+              if piece[:cut] in pieces and piece[cut:] in pieces]
+    theirs = transformers.LlamaTokenizer(vocab=pieces, merges=merges, legacy=True)
+    compared = 0
+    for text in [*SP_NASTY, *REPORTS, *mutants(SP_NASTY, 300)]:
+        if text and text[0] not in " ▁":                   # there transformers adds no second blank, Mistral's own does
+            compared += 1
+            assert mistral_like.encode(text) == [1, *theirs.encode(text, add_special_tokens=False)], repr(text)
+    assert compared > 250
+
+
+def test_a_text_comes_back_as_it_was(mistral_like):
+    for text in REPORTS + ["  two blanks", "line\nline", "café 中文 🫁", "1.5 cm"]:
+        assert mistral_like.decode(mistral_like.encode(text)) == text
+        assert mistral_like.decode([*mistral_like.encode(text), mistral_like.eos_id]) == text
+
+
+def test_the_vocabulary_is_made_like_mistrals_and_repeatable(mistral_like):
+    assert [mistral_like.processor.id_to_piece(i) for i in range(4)] == ["<unk>", "<s>", "</s>", "<0x00>"]
+    again = SentencePiece.train([*REPORTS, "  two blanks", "line\nline", "[INST] <Img> </Img> [/INST]"] * 5, 420)
+    assert again.model_bytes == mistral_like.model_bytes
+    assert 259 < SentencePiece.train(["a b"], 32000).vocab_size < 300      # more than the text gives is no error
+    assert 0 not in mistral_like.encode("中 é \U0001fac1")                  # bytes, never <unk>
+
+
+@pytest.mark.parametrize("model", [b"", b"junk", b"\x00" * 100])
+def test_a_wrong_model_is_named(tmp_path, model):
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    with pytest.raises(UserError, match="tokenizer.model"):
+        SentencePiece.from_pretrained(tmp_path)
