@@ -93,13 +93,13 @@ _RULES = [
     (rf"[dDoOlL]{_APOSTROPHE}{_LETTER}{{2,}}", None),
     (_WORD, None),
     (rf"[+-]?{_NUMBER}", None),
-    (rf"(?:[dDoOlL]{_APOSTROPHE})?(?:{_LETTER}|[0-9])(?:{_LETTER_OR_DIGIT}|[.,])*"
+    (rf"(?:[dDoOlL]{_APOSTROPHE})?(?:(?:{_LETTER}|[0-9]){_LETTER_OR_DIGIT}*|[A-Za-z0-9][A-Za-z0-9.,]*)"
      rf"(?:{_HYPHEN}(?:[dDoOlL]{_APOSTROPHE})?(?:{_INITIALS}|{_LETTER_OR_DIGIT}+))+", None),              # 65-year-old, 2.3-cm
     (rf"(?:{_LETTER}|[0-9]){_LETTER_OR_DIGIT}*", None),                                           # 2cm
     (r"[A-Za-z0-9]+(?:[_-][A-Za-z0-9]+)+", None),                                                 # a_b
     (r"[0-9]{1,4}-[0-9]{1,4}/[0-9]{1,4}", None),
     (r"[A-Za-z0-9]+(?:-[A-Za-z]+)*(?:/[A-Za-z0-9]+(?:-[A-Za-z]+)*){1,2}", None),                  # ap/pa/lateral
-    (rf"[A-Za-z0-9]+(?:\.[A-Za-z0-9]+)*\.{_any(_FILE_ENDINGS)}(?![A-Za-z0-9])", None),
+    (rf"[A-Za-z0-9]+(?:\.[A-Za-z0-9]+)*\.(?i:{_any(_FILE_ENDINGS)})(?![A-Za-z0-9])", None),
     (r"[A-Z]+(?:(?:[&+]|&amp;)[A-Z]+)+", None),                                                   # R&D
     (r"[0-9]{1,2}[-/][0-9]{1,2}[-/][0-9]{2,4}", None),                                            # dates
     (r"[0-9]{1,4}[ \u00a0][0-9]{1,4}/[0-9]{1,4}", None),                                          # 1 1/2
@@ -112,8 +112,8 @@ _RULES = [
     (rf"((?:{_WORD}|[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*)\.)[,;:]", None),
     (rf"([A-Za-z])\.{_SPACE}+{_any(_SENTENCE_OPENERS)}{_SPACE}", None),
     (r"https?://[^ \t\n\f\r\"<>|(){}]+[^ \t\n\f\r\"'<>|.!?(){},-]", None),
-    (r"(?:[^\s\"`'<>|.!?(){},;:$/-]+\.)+(?:com|net|org|edu)(?![A-Za-z])", None),
-    (r"[A-Za-z0-9][^\s\"<>|(){}@]*@(?:[^\s\"<>|(){}.@]+\.)*[^\s\"<>|(){}.,;:!?@]+", None),          # e-mail
+    (r"(?:[^\s\"`'<>|.!?(){}\[\],;:$/-]+\.)+(?:com|net|org|edu)(?![A-Za-z])", None),
+    (r"[A-Za-z0-9][^\s\"<>|(){}@]*@[^\s\"<>|(){}]*[^\s\"<>|(){}.]", None),                       # e-mail
     (r"@[A-Za-z_][A-Za-z_0-9]*", None), (r"#[A-Za-z]+", None),
     (r"([:;=8][-^]?[()DPp])[^A-Za-z0-9]", None),                                                  # smileys
     (r"[A-Z]*\$", None), (r"\u00a3", "#"), (r"\u00a2", "cents"), (r"[\u0080\u20ac]", "$"),
@@ -149,7 +149,7 @@ def _lex(text):
         place += len(token)
         if instead is None:
             instead = token.replace("\u00ad", "").replace(" ", "\u00a0").translate(_IN_TOKEN)
-            instead = re.sub("^(n?)[\u2019\u0092](?=[A-Za-z]{1,2}$)", r"\1'", instead)
+            instead = re.sub("^(n?)[\u2019\u0092](?=(?:[tsmd]|re|ve|ll)$)", r"\1'", instead)
         tokens.append(instead.lower())
     return tokens
 
