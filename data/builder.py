@@ -271,8 +271,8 @@ def _in_workers(work, chunks, workers):
             for future in ready:
                 yield from future.result()
     except BrokenProcessPool:
-        raise UserError("a worker process has died (out of memory?); the same command with fewer --workers goes on from "
-                        "here") from None
+        raise UserError("a worker process has died (out of memory?); the same command with fewer --workers goes on "
+                        "from here") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -245,7 +245,8 @@ def _records(path):
     records, split_of, dicoms = {}, {}, set()
     for dicom, study, subject, split in read_csv(path, "dicom_id", "study_id", "subject_id", "split"):
         if not (re.fullmatch(r"[\w-]+", dicom) and study.isdecimal() and subject.isdecimal() and split in SPLIT_OF):
-            raise UserError(f"{path}: a row that cannot be: {dicom!r}, {study!r}, {subject!r}, {split!r}; download it again")
+            raise UserError(f"{path}: a row that cannot be: {dicom!r}, {study!r}, {subject!r}, {split!r}; "
+                            "download it again")
         if dicom in dicoms:
             raise UserError(f"{path}: the dicom_id {dicom} stands there twice; download it again")
         dicoms.add(dicom)

@@ -42,7 +42,7 @@ def _arguments(argv):
         if name != "phantom":
             command.add_argument("--raw", required=True, type=Path, help="folder of the download")
             command.add_argument("--views", type=_positive, default=2, help="at most so many pictures a study")
-            command.add_argument("--text-only", action="store_true", help="studies.jsonl and manifest.json, no pictures")
+            command.add_argument("--text-only", action="store_true", help="write no pictures, only the two other files")
         return command
 
     targets = ("findings", "impression", "both")
@@ -80,7 +80,7 @@ def _prepare(args):
             options["split_from"] = args.split_from.name
         elif args.source == "mimic_cxr" and args.count == "images":
             if args.views > 2:
-                raise UserError("--views has no meaning with --count images, where every picture is an example by itself")
+                raise UserError("--views has no meaning with --count images, where every picture is its own example")
             options["views"] = 1
     text_only = args.source != "phantom" and args.text_only
     manifest = finished(args.out, {**options, "size": None if text_only else args.size})
@@ -115,7 +115,8 @@ def _print_summary(out, manifest):
           f"{manifest['pictures']:,} pictures, {len(manifest['skipped']):,} studies left out (named in manifest.json)")
     for split, repeats in manifest["repeats"].items():
         if repeats:
-            print(f"warning: {repeats:,} of {counts[split]:,} {split} reports stand letter by letter in the train split")
+            print(f"warning: {repeats:,} of {counts[split]:,} {split} reports stand letter by letter in the train "
+                  "split")
 
 
 def _kind(why):

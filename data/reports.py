@@ -98,7 +98,7 @@ def _without_list_numbers(text, last):
 def _without_marks(text):
     text = MARK.sub("\0", TITLED_MARK.sub("", X_RAY.sub(r"\1-ray", text)))
     text = re.sub(r"[-/<>]*\0[-/<>]*(?:(?:[aA]-)?\0[-/<>]*)*", "\0", text)  # "XXXX-A-XXXX" was "Port-A-Cath"
-    # A sentence that began with a mark begins with what followed it: a small letter there would hide the sentence's end.
+    # A sentence that began with a mark begins with what followed it: with a capital, so that "cm." before it ends.
     text = re.sub(r"(^|[.!?]\s+)(\0\s*)+([a-z])", lambda match: match.group(1) + match.group(3).upper(), text)
     text = re.sub(r"\(\W*\0\W*?\)", " ", text).replace("\0", " ")
     text = re.sub(r"\s+(?=[.,;:!?)])", "", " ".join(text.split()))

@@ -1,6 +1,6 @@
 """Times what the README promises about data, by hand: python -m tests.bench_data [--pictures 40] [--rows 370000]
 
-1. Preparing full-size radiographs: data.images.read against Pillow's and torchvision's plain ways, same files, one core.
+1. Preparing full-size radiographs: data.images.read against Pillow's and torchvision's plain ways, one core.
 2. Training's reading: random rows of a memory-mapped array of 370,000 pictures (a sparse file), with augmentation.
 """
 

@@ -20,7 +20,8 @@ NORMAL = TITLE + (" EXAMINATION:  CHEST (PA AND LAT)\n \n INDICATION:  ___ year 
 PIECES = ["\n", "\n \n", " ", "\n FINDINGS: ", "\n FINDINGS:\n", "\n IMPRESSION: ", "\n FINDINGS AND IMPRESSION:  ",
           "\n CHEST (PA AND LAT): ", "\n Findings: ", "\n WET READ: ___ ", "\n ADDENDUM:\n", "\n COMPARISON: ",
           "\n PA AND LATERAL VIEWS OF THE CHEST: ", "\n REASON FOR EXAM: ", "\n IMPRESSON: ", "\n NDICATION: ",
-          "\n  IMPRESSION: ", "\nIMPRESSION: ", "\n L1 FILM: ", "Lungs clear.", " No effusion.\n", "FINAL REPORT", "___",
+          "\n  IMPRESSION: ", "\nIMPRESSION: ", "\n L1 FILM: ", "Lungs clear.", " No effusion.\n", "FINAL REPORT",
+          "___",
           "\n CLINICAL HISTORY: ", "\n RIBS, TWO VIEWS:\t"]
 
 
@@ -62,7 +63,8 @@ def test_section_names(header, name):
     (TITLE + " CHEST, PA AND LATERAL:\n \n Clear.\n", "findings", "Clear."),
     (TITLE + " FINDINGS: First.\n FINDINGS: Last.\n", "findings", "Last."),
     # An addendum stands at the top, parted by a line of underscores.
-    (" ADDENDUM:  Please note a nodule.\n ______________________________\n" + NORMAL, "findings", "The lungs are\n clear."),
+    (" ADDENDUM:  Please note a nodule.\n ______________________________\n" + NORMAL, "findings",
+     "The lungs are\n clear."),
     (" ADDENDUM\n IMPRESSION:  New nodule.\n ______________________________\n" + TITLE + " FINDINGS: Old.\n",
      "impression", "New nodule."),
     (" WET READ: ___ ___ 8:19 AM\n  Edema.\n WET READ VERSION #1 ___\n  None.\n ____________________\n" + NORMAL,
@@ -105,7 +107,8 @@ SPLIT = ["dicom_id", "study_id", "subject_id", "split"]
 
 
 def rows():
-    return [[dicom, study, patient, split] for study, (patient, split, _, views) in STUDIES.items() for dicom, _ in views]
+    return [[dicom, study, patient, split]
+            for study, (patient, split, _, views) in STUDIES.items() for dicom, _ in views]
 
 
 def write_csv(path, header, some, packed=True):
@@ -118,11 +121,14 @@ def tree(raw, pictures="files", reports="files", tables=".", packed=True):
     (raw / tables).mkdir(parents=True, exist_ok=True)
     suffix = ".csv.gz" if packed else ".csv"
     write_csv(raw / tables / f"mimic-cxr-2.0.0-split{suffix}", SPLIT, rows(), packed)
-    write_csv(raw / tables / f"mimic-cxr-2.0.0-metadata{suffix}", ["dicom_id", "subject_id", "study_id", "ViewPosition"],
-              [[dicom, STUDIES[study][0], study, view] for study in STUDIES for dicom, view in STUDIES[study][3]], packed)
+    write_csv(raw / tables / f"mimic-cxr-2.0.0-metadata{suffix}",
+              ["dicom_id", "subject_id", "study_id", "ViewPosition"],
+              [[dicom, patient, study, view] for study, (patient, _, _, views) in STUDIES.items() for dicom, view in views],
+              packed)
     values = {"50000001": {"Edema": "1.0", "No Finding": "", "Pneumonia": "-1.0", "Fracture": "0.0"}, "50000003": {}}
     write_csv(raw / tables / f"mimic-cxr-2.0.0-chexpert{suffix}", ["subject_id", "study_id", *sorted(LABELS)],
-              [["x", study, *(some.get(label, "") for label in sorted(LABELS))] for study, some in values.items()], packed)
+              [["x", study, *(some.get(label, "") for label in sorted(LABELS))] for study, some in values.items()],
+              packed)
     for study, (patient, _, report, views) in STUDIES.items():
         place = f"p{patient[:2]}/p{patient}"
         (raw / reports / place).mkdir(parents=True, exist_ok=True)
@@ -201,7 +207,8 @@ def test_views_and_targets(tmp_path):
 
 @pytest.mark.parametrize("where", [
     {"pictures": "mimic-cxr-jpg/files", "reports": "mimic-cxr-reports/files", "tables": "mimic-cxr-jpg"},
-    {"pictures": "physionet.org/files/mimic-cxr-jpg/2.1.0/files", "reports": "physionet.org/files/mimic-cxr/2.0.0/files",
+    {"pictures": "physionet.org/files/mimic-cxr-jpg/2.1.0/files",
+     "reports": "physionet.org/files/mimic-cxr/2.0.0/files",
      "tables": "physionet.org/files/mimic-cxr-jpg/2.1.0"},
     {"pictures": ".", "reports": ".", "packed": False}])
 def test_texts_beside_the_pictures_or_merged(tmp_path, where):
@@ -248,7 +255,8 @@ def change(path, edit):
     ("metadata", lambda h, r: (h[:3], [row[:3] for row in r]), "no column ViewPosition"),
     ("chexpert", lambda h, r: ([name.replace("Lung Opacity", "Airspace Opacity") for name in h], r),
      "no column Lung Opacity"),
-    ("split", lambda h, r: (h, r + [["z", "50000009", "10000032", "test"]]), "patient 10000032 is in train and in test"),
+    ("split", lambda h, r: (h, r + [["z", "50000009", "10000032", "test"]]),
+     "patient 10000032 is in train and in test"),
     ("split", lambda h, r: (h, r + [r[0]]), "stands there twice"),
     ("split", lambda h, r: (h, r + [["z", "50000001", "10000099", "train"]]), "study 50000001 has the patients"),
     ("split", lambda h, r: (h, r + [["../../../z", "50000001", "10000032", "train"]]), "a row that cannot be"),
