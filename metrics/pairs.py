@@ -60,10 +60,10 @@ def _csv(path, text):
                             "id, hypothesis, reference")
         for row in reader:
             if None in row or None in row.values():
-                raise UserError(f"{path}: line {reader.line_num} has not as many fields as the header; quote texts with commas")
-            yield reader.line_num, {name: row[name] for name in ("id", "hypothesis", "reference")}
+                raise UserError(f"{path}: line {reader.reader.line_num} has not as many fields as the header; quote texts with commas")
+            yield reader.reader.line_num, {name: row[name] for name in ("id", "hypothesis", "reference")}
     except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num} is not CSV ({error})") from error
+        raise UserError(f"{path}: line {reader.reader.line_num} is not CSV ({error})") from error
 
 
 def _text(value):

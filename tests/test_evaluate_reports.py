@@ -1,0 +1,165 @@
+"""evaluate.py --reports as a user runs it: files, tables, exit codes."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import evaluate
+import metrics
+from data.reports import LABELS
+from metrics.clinical import clinical_scores
+from metrics.meteor_data import find_data
+from metrics.results import add_labels, evaluate_texts, phantom_labels
+
+ROOT = Path(__file__).resolve().parents[1]
+PEER = ROOT.parent / "shared" / "real" / "peer_predictions_iu.jsonl"
+TEXTS = ["The heart is normal in size. No pleural effusion.", "Severe cardiomegaly. There is a small right pleural effusion.",
+         "There is a large left pneumothorax.", "Lungs are clear.", "Mild pulmonary edema. No pneumothorax.",
+         "There is a moderate left pleural effusion. Support devices are in place."]
+
+
+def rows(shift=1):
+    return [{"id": f"s{i}", "hypothesis": TEXTS[(i + shift) % len(TEXTS)] if i % 2 else text, "reference": text}
+            for i, text in enumerate(TEXTS)]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    """As on a machine without METEOR's files."""
+    for module in (metrics, sys.modules["metrics.results"]):
+        monkeypatch.setattr(module, "find_data", lambda folder=None: None)
+
+
+def test_files_and_tables(tmp_path, capsys, no_data):
+    path = write(tmp_path / "mine.jsonl", rows())
+    assert evaluate.main(["--reports", str(path), "--labeler", "phantom"]) == 0
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "eval-mine" / "metrics.json").read_text(encoding="utf-8"))
+    for protocol in ("coco", "r2gen"):
+        wanted = metrics.score([row["hypothesis"] for row in rows()], TEXTS, protocol, meteor_data=False)
+        found = result["language"][protocol]
+        assert list(found) == list(wanted) and "METEOR (exact+stem)" in found
+        for name, cell in found.items():
+            assert cell["value"] == pytest.approx(wanted[name], abs=1e-12) and cell["low"] <= cell["value"] <= cell["high"]
+        assert protocol in printed
+    assert "METEOR (exact+stem)" in printed and "METEOR " not in printed.replace("METEOR (", "").replace("METEOR of papers", "")
+    labels = [[np.array([label for label, _ in phantom_labels([row[side] for row in rows()])])] for side in ("hypothesis", "reference")]
+    grid = clinical_scores(labels[0][0], labels[1][0])
+    clinical = result["clinical"]
+    assert clinical["labels_from"] == "phantom rules"
+    assert clinical["grid"]["macro"]["14"]["positive"]["f1"]["value"] == pytest.approx(grid["macro"]["14"]["positive"]["f1"])
+    assert clinical["per_class"]["positive"]["Cardiomegaly"]["support"] == grid["per_class"]["positive"]["Cardiomegaly"]["support"] == 1
+    settings = result["settings"]
+    assert settings["n"] == 6 and len(settings["sha256"]) == 16 and "60 words" in settings["protocols"]["r2gen"]
+    written = [json.loads(line) for line in (tmp_path / "eval-mine" / "reports.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["id"] for row in written] == [row["id"] for row in rows()] and len(written[0]["labels"]["hypothesis"]) == 14
+    # What was written can be scored again, its labels now given.
+    assert evaluate.main(["--reports", str(tmp_path / "eval-mine" / "reports.jsonl"), "--out", str(tmp_path / "again")]) == 0
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text(encoding="utf-8"))
+    assert again["language"] == result["language"] and again["clinical"]["grid"] == clinical["grid"]
+    assert again["clinical"]["labels_from"] == "given"
+
+
+def test_against(tmp_path, capsys, no_data):
+    good, bad = write(tmp_path / "good.jsonl", rows(0)), write(tmp_path / "bad.jsonl", rows(2)[::-1])
+    assert evaluate.main(["--reports", str(good), "--against", str(bad), "--protocol", "coco", "--draws", "200"]) == 0
+    result = json.loads((tmp_path / "eval-good" / "metrics.json").read_text(encoding="utf-8"))
+    cell = result["against"]["language"]["coco"]["BLEU-4"]
+    other = metrics.score([row["hypothesis"] for row in rows(2)], TEXTS, meteor_data=False)
+    assert cell["other"] == pytest.approx(other["BLEU-4"]) and cell["difference"] > 0 and cell["low"] >= 0 and 0 < cell["p"] < 1
+    assert cell["difference"] == pytest.approx(result["language"]["coco"]["BLEU-4"]["value"] - other["BLEU-4"])
+    assert "p, two-sided" in capsys.readouterr().out and "r2gen" not in result["language"]
+
+
+def test_truth_needs_known_findings(no_data):
+    known = rows()
+    add_labels(known, phantom_labels, "rules")
+    assert "truth" not in evaluate_texts(known, labels_from="rules", draws=10)
+    for row in known:
+        row["findings"]["reference"] = phantom_labels([row["reference"]])[0][1]
+    truth = evaluate_texts(known, labels_from="rules", draws=10)["truth"]
+    assert truth["invented_per_report"]["n"] == 6 and truth["missed_per_report"]["value"] > 0
+
+
+def test_labels_only(tmp_path):
+    given = {"hypothesis": [0, 1, 2, 3] + [0] * 10, "reference": [1] + [0] * 13}
+    path = write(tmp_path / "a.jsonl", [row | {"labels": given} for row in rows()])
+    assert evaluate.main(["--reports", str(path), "--labels-only", "--out", str(tmp_path / "o")]) == 0
+    with open(tmp_path / "o" / "labels.csv", encoding="utf-8", newline="") as file:
+        table = list(csv.reader(file))
+    assert table[0] == ["id", "text", *LABELS] and table[1] == ["s0", "hypothesis", "", "1", "0", "-1", *[""] * 10]
+    assert len(table) == 13
+
+
+@pytest.mark.parametrize("change, options, words", [
+    (lambda rows: rows[:0], [], "holds no pairs"),
+    (lambda rows: rows + rows[:1], [], "line 7"),
+    (lambda rows: rows, ["--labels-only"], "--chexbert"),
+    (lambda rows: [rows[0] | {"labels": [0] * 14}, *rows[1:]], [], "has no labels of its hypothesis"),
+    (lambda rows: rows, ["--chexbert", "/nowhere"], "/nowhere"),
+    (lambda rows: rows, ["--meteor-data", "/nowhere"], "/nowhere"),
+    (lambda rows: rows, ["--against", "/nowhere.jsonl"], "/nowhere.jsonl"),
+    (lambda rows: rows, ["--ckpt", "x.safetensors"], "one of them"),
+    (lambda rows: rows, ["--labeler", "phantom", "--chexbert", "x"], "one of them"),
+])
+def test_mistakes_exit_with_2_and_one_line(tmp_path, capsys, change, options, words):
+    path = write(tmp_path / "a.jsonl", change(rows()))
+    assert evaluate.main(["--reports", str(path), *options]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert not (tmp_path / "eval-a" / "metrics.json").exists()
+
+
+def test_against_other_studies(tmp_path, capsys):
+    mine = write(tmp_path / "a.jsonl", rows())
+    for other in (rows()[:-1], [rows()[0] | {"id": "new"}, *rows()[1:]], [rows()[0] | {"reference": "x"}, *rows()[1:]]):
+        assert evaluate.main(["--reports", str(mine), "--against", str(write(tmp_path / "b.jsonl", other))]) == 2
+        assert "id '" in capsys.readouterr().err
+
+
+def test_strange_texts_are_scored(tmp_path, no_data):
+    strange = ["", " ", "a\u2028b", "\x00\x85", "." * 300, "no " * 200, "x" * 5000, "||| a ||| b", "<unk> &amp; \ud83d", "9" * 400, "'" * 50,
+               "(" * 99, "-" * 99, "\u200b", "心臓", "a.b." * 200]
+    pairs = [{"id": i, "hypothesis": a, "reference": [b, a]} for i, (a, b) in enumerate(zip(strange, strange[1:] + strange[:1]))]
+    assert evaluate.main(["--reports", str(write(tmp_path / "a.jsonl", pairs)), "--draws", "20"]) == 0
+    result = json.loads((tmp_path / "eval-a" / "metrics.json").read_text(encoding="utf-8"))
+    assert all(0 <= cell["value"] <= 10 for cell in result["language"]["coco"].values())
+
+
+def test_scoring_given_texts_needs_no_torch(tmp_path):
+    path = write(tmp_path / "a.jsonl", rows())
+    program = ("import sys, evaluate; code = evaluate.main(sys.argv[1:]); "
+               "sys.exit(code or 3 * any(name in sys.modules for name in ('torch', 'torchvision', 'pycocoevalcap', 'PIL')))")
+    done = subprocess.run([sys.executable, "-B", "-c", program, "--reports", str(path), "--draws", "10"],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not PEER.exists(), reason="the real pairs of ../shared are not here")
+def test_real_pairs(tmp_path, no_data):
+    assert evaluate.main(["--reports", str(PEER), "--out", str(tmp_path), "--draws", "100"]) == 0
+    language = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["language"]
+    # From pycocoevalcap with Java.
+    wanted = {"BLEU-1": 0.31081646061038576, "BLEU-2": 0.1862505095613741, "BLEU-3": 0.12158832987614844,
+              "BLEU-4": 0.08380493508749942, "METEOR (exact+stem)": 0.14419372287339016, "ROUGE-L": 0.2594755508608756,
+              "CIDEr": 0.18921918951699124}
+    assert {name: cell["value"] for name, cell in language["coco"].items()} == pytest.approx(wanted, abs=1e-12)
+    assert language["r2gen"]["BLEU-1"]["value"] > language["coco"]["BLEU-1"]["value"]
+
+
+@pytest.mark.skipif(find_data() is None, reason="METEOR's data is not installed (pycocoevalcap)")
+def test_full_meteor_is_named_so(tmp_path, capsys):
+    assert evaluate.main(["--reports", str(write(tmp_path / "a.jsonl", rows())), "--draws", "10"]) == 0
+    result = json.loads((tmp_path / "eval-a" / "metrics.json").read_text(encoding="utf-8"))
+    assert "METEOR" in result["language"]["coco"] and result["settings"]["meteor"]["meteor-1.5.jar"].endswith("bytes")
+    assert "exact+stem" not in capsys.readouterr().out

@@ -1,0 +1,86 @@
+"""Reading files of reports: formats, and every mistake named by its line."""
+
+import json
+
+import pytest
+
+from data.files import UserError
+from metrics.pairs import read_pairs
+
+
+def written(tmp_path, text, name="r.jsonl"):
+    path = tmp_path / name
+    path.write_bytes(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
+    return path
+
+
+def line(**changes):
+    return json.dumps({"id": "a", "hypothesis": "no effusion", "reference": "effusion"} | changes)
+
+
+def test_json_lines(tmp_path):
+    rows = read_pairs(written(tmp_path, "\ufeff" + line() + "\r\n\n" + line(id=7, hypothesis=["x"], reference=["y", "z"]) + "\n"))
+    assert rows == [{"id": "a", "hypothesis": "no effusion", "reference": "effusion"},
+                    {"id": "7", "hypothesis": "x", "reference": ["y", "z"]}]
+
+
+def test_line_separators_stay_in_their_text(tmp_path):
+    strange = "a\u2028b\x85c\x0b\x1cd\re\x00"
+    rows = read_pairs(written(tmp_path, '{"id": 1, "hypothesis": "u\u2028v\x85", "reference": "r"}\n' + line(hypothesis=strange)))
+    assert [row["hypothesis"] for row in rows] == ["u\u2028v\x85", strange]
+    rows = read_pairs(written(tmp_path, 'id,hypothesis,reference\n1,"a\u2028b\nc",r\n2,d\x85,"e ""f"""\n', "r.csv"))
+    assert [row["hypothesis"] for row in rows] == ["a\u2028b\nc", "d\x85"] and rows[1]["reference"] == 'e "f"'
+
+
+def test_lone_surrogates_are_replaced(tmp_path):
+    assert read_pairs(written(tmp_path, r'{"id": "1", "hypothesis": "a\ud800b", "reference": "r"}'))[0]["hypothesis"] == "a\ufffdb"
+
+
+def test_csv_columns_in_any_order(tmp_path):
+    rows = read_pairs(written(tmp_path, "reference,more,id,hypothesis\r\nr,m,1,h\r\n", "r.csv"))
+    assert rows == [{"id": "1", "hypothesis": "h", "reference": "r"}]
+
+
+def test_labels_and_findings(tmp_path):
+    labels, finding = [0, 1, 2, 3] + [0] * 10, {"finding": "Edema", "severity": "mild", "location": ""}
+    row, = read_pairs(written(tmp_path, line(labels=labels, findings={"hypothesis": [], "reference": [finding]})))
+    assert row["labels"] == {"reference": labels} and row["findings"]["reference"] == [finding]
+
+
+@pytest.mark.parametrize("text, words", [
+    (line() + "\n{bad", "line 2 is not JSON"),
+    (line() + "\n[1]", "line 2 is no object"),
+    (line() + "\n" + line(), "line 2.*'a' is there already, on line 1"),
+    (line(id=1) + "\n" + line(id="1"), "there already"),
+    (line(hypothesis=None), "line 1 has no hypothesis"),
+    ('{"id": 1}', "no hypothesis and no reference"),
+    (line(id=True), "the id"), (line(id=[1]), "the id"),
+    (line(hypothesis=3), "hypothesis is one text"), (line(hypothesis=["a", "b"]), "hypothesis is one text"),
+    (line(reference=[]), "reference is"), (line(reference=["a", None]), "reference is"),
+    (line(labels=[1] * 13), "labels are 14"), (line(labels=[True] * 14), "labels are 14"), (line(labels=[-1] * 14), "labels are 14"),
+    (line(labels={"h": [0] * 14}), "labels are 14"), (line(labels=3), "labels are 14"), (line(findings=[{"finding": 1}]), "findings are"),
+    ("", "holds no pairs"), ("\n\n", "holds no pairs"), ("[" * 100000, "line 1 is not JSON"),
+    (b'{"id": 1}\n\xff\xfe', "line 2 is not UTF-8"),
+])
+def test_broken_json_lines(tmp_path, text, words):
+    with pytest.raises(UserError, match=words) as caught:
+        read_pairs(written(tmp_path, text))
+    assert "r.jsonl" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text, words", [
+    ("", "no hypothesis and no id"), ("id,hypothesis\n1,2\n", "no reference"), ("id,hypothesis,reference\n1,a\n", "line 2"),
+    ("id,hypothesis,reference\n1,a,b,c\n", "line 2"), ("id,hypothesis,reference\n", "holds no pairs"),
+    ('id,hypothesis,reference\n1,"a,b\n', "line 2"), ("id,hypothesis,reference\n1,a,b\n1,c,d\n", "line 3.*line 2"),
+])
+def test_broken_csv(tmp_path, text, words):
+    with pytest.raises(UserError, match=words) as caught:
+        read_pairs(written(tmp_path, text, "r.csv"))
+    assert "\n" not in str(caught.value)
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        read_pairs(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_pairs(tmp_path)
