@@ -18,7 +18,7 @@ from torch import nn
 
 from data.files import UserError, whole_file
 
-WINDOW = 16 * 2**20                    # bytes of the file that are resident at once while a tensor changes its type
+WINDOW = 4 * 2**20                     # bytes of the file that are resident at once while a tensor changes its type
 HEADER_KEY = "trrg"                    # the metadata key under which our own files hold their JSON header
 NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
          torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}

@@ -105,6 +105,11 @@ def shift_mask(height, width, window, shift, dtype, device):
     return torch.zeros(apart.shape, dtype=dtype, device=device).masked_fill(apart, -100.0)
 
 
+def pad(x, amounts):
+    """F.pad, which copies even where nothing is to be added."""
+    return F.pad(x, amounts) if any(amounts) else x
+
+
 def to_windows(x, M):
     """(B, H, W, C) → (B * windows, N, C)."""
     B, H, W, C = x.shape
@@ -164,7 +169,7 @@ class Block(nn.Module):
         M = self.window
         # A grid that a single window spans has nothing to shift to.
         shift = self.shift if min(H, W) > M else 0
-        x = F.pad(x, (0, 0, 0, -W % M, 0, -H % M))
+        x = pad(x, (0, 0, 0, -W % M, 0, -H % M))
         _, padded_H, padded_W, _ = x.shape
         mask = None
         if shift:
@@ -194,7 +199,7 @@ class PatchMerging(nn.Module):
     def forward(self, x):
         """(B, H, W, C) → (B, ceil(H / 2), ceil(W / 2), 2 C)."""
         _, H, W, _ = x.shape
-        x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
+        x = pad(x, (0, 0, 0, W % 2, 0, H % 2))
         x = torch.cat([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], dim=-1)
         return self.reduction(self.norm(x))
 
@@ -219,7 +224,7 @@ class Embeddings(nn.Module):
     def forward(self, images):
         """(B, 3, pixels, pixels) → (B, H, W, C)."""
         patch = self.patch_embeddings["projection"].kernel_size[0]
-        images = F.pad(images, (0, -images.shape[3] % patch, 0, -images.shape[2] % patch))
+        images = pad(images, (0, -images.shape[3] % patch, 0, -images.shape[2] % patch))
         return self.norm(self.patch_embeddings["projection"](images).permute(0, 2, 3, 1))
 
 
