@@ -2,9 +2,10 @@
 
 Two protocols, because the literature has two and calls both BLEU:
 - "coco": pycocoevalcap's practice. Full references, Penn Treebank tokens, punctuation dropped.
-- "r2gen": what R2Gen, R2GenCMN and R2GenGPT do. Both sides go through their cleaning function, which writes the sentence
-  dot as a word of its own (" . "), tokens are what blanks separate, so that the dot counts, and references are cut to 60
-  (IU X-Ray) or 100 (MIMIC-CXR) words. Published rows were computed this way and compare with this protocol only.
+- "r2gen": what R2Gen, R2GenCMN and R2GenGPT do. Both sides go through their cleaning function, which writes the
+  sentence dot as a word of its own (" . "), tokens are what blanks separate, so that the dot counts, and references are
+  cut to 60 (IU X-Ray) or 100 (MIMIC-CXR) words. Published rows were computed this way and compare with this protocol
+  only.
 
 What "r2gen" does not copy: rare words of the reference become <unk> there, after the training set's vocabulary; R2Gen's
 limit counts the start token, so that 59 or 99 words remain; R2GenGPT's counts LLaMA's sub-word tokens.
@@ -24,7 +25,8 @@ from metrics.rouge import rouge_l
 
 PROTOCOLS = ("coco", "r2gen")
 # Cleaning function and number of words left of a reference.
-CLEANINGS = {"iu": (clean_r2gen_iu, 60), "mimic": (clean_r2gen_mimic, 100), "r2gengpt-mimic": (clean_r2gengpt_mimic, 100)}
+CLEANINGS = {"iu": (clean_r2gen_iu, 60), "mimic": (clean_r2gen_mimic, 100),
+             "r2gengpt-mimic": (clean_r2gengpt_mimic, 100)}
 
 
 def prepare(hypotheses, references, protocol="coco", cleaning="iu", reference_words=None):
@@ -38,8 +40,8 @@ def prepare(hypotheses, references, protocol="coco", cleaning="iu", reference_wo
     if cleaning not in CLEANINGS:
         raise UserError(f"cleaning {cleaning!r} is not known; take one of {', '.join(CLEANINGS)}")
     if len(hypotheses) != len(references):
-        raise UserError(f"{len(hypotheses)} hypotheses and {len(references)} references; give one reference, or list of "
-                        "references, per hypothesis")
+        raise UserError(f"{len(hypotheses)} hypotheses and {len(references)} references; give a reference, or a list "
+                        "of them, per hypothesis")
     if not len(hypotheses):
         raise UserError("no pair of texts to score; give at least one hypothesis with its reference")
     several = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
@@ -55,9 +57,10 @@ def prepare(hypotheses, references, protocol="coco", cleaning="iu", reference_wo
 
 
 def measure(hypotheses, references, lexicon):
-    """Measured of token strings as `prepare` gives them; `lexicon` as read_lexicon gives it, None without METEOR's data."""
+    """Measured of token strings as `prepare` gives them; `lexicon` as read_lexicon gives it."""
+    means = [rouge_l(hypotheses, references)[1], cider(hypotheses, references)[1], np.ones(len(hypotheses))]
     parts = [bleu_statistics(hypotheses, references), meteor_statistics(hypotheses, references, lexicon),
-             np.stack([rouge_l(hypotheses, references)[1], cider(hypotheses, references)[1], np.ones(len(hypotheses))], axis=1)]
+             np.stack(means, axis=1)]
     after_bleu = parts[0].shape[1]
 
     def values(summed):
@@ -71,7 +74,9 @@ def measure(hypotheses, references, lexicon):
 
 
 def score(hypotheses, references, protocol="coco", meteor_data=None, cleaning="iu", reference_words=None):
-    """Corpus scores: (texts, texts or lists of texts) → {"BLEU-1": …, "METEOR" or "METEOR (exact+stem)", "ROUGE-L", "CIDEr"}.
+    """Corpus scores of texts against texts or lists of texts.
+
+    {"BLEU-1": …, "BLEU-4", "METEOR" or "METEOR (exact+stem)", "ROUGE-L", "CIDEr"}.
 
     Fractions, CIDEr as pycocoevalcap gives it. `meteor_data` is METEOR's folder; None looks for an installed
     pycocoevalcap, False uses none. Raises UserError.

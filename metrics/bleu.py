@@ -10,7 +10,8 @@ Tokens are blank-separated. With several references matches are clipped at the l
 reference length is the closest one, the shorter on a tie.
 
 Traps
-- An exact copy scores 0.9999999996, not 1; the small terms are the only smoothing. nltk and sacrebleu give other values.
+- An exact copy scores 0.9999999996, not 1; the small terms are the only smoothing. nltk's and sacrebleu's
+  values differ.
 - The corpus value comes from summed counts: it is not the mean of the items' values.
 """
 
@@ -53,6 +54,6 @@ def bleu_from(summed):
 
 
 def bleu(hypotheses, references):
-    """(list of token strings, list of lists of token strings) → (BLEU-1..4 of the corpus, four lists of item values)."""
+    """(list of token strings, list of lists of token strings) → (BLEU-1..4 of the corpus, four lists of items')."""
     statistics = bleu_statistics(hypotheses, references)
     return bleu_from(statistics.sum(0)).tolist(), bleu_from(statistics).T.tolist()

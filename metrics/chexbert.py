@@ -56,7 +56,8 @@ class Labeler:
         tokenizer = WordPiece(read_bytes(folder, "vocab.txt"), lower_case=True)
         config = (checkpoint.read_config(BertConfig, folder) if (folder / "config.json").is_file()
                   else BertConfig(vocab_size=len(tokenizer)))
-        return cls(checkpoint.load_file(lambda: CheXbert(config), folder / FILE, RENAME, torch.float32), tokenizer, device)
+        model = checkpoint.load_file(lambda: CheXbert(config), folder / FILE, RENAME, torch.float32)
+        return cls(model, tokenizer, device)
 
     def encode(self, text):
         """Token ids of one report as published: white space squeezed, [CLS] … [SEP], at most 512."""
@@ -71,7 +72,8 @@ class Labeler:
         # Sorted by length, so that a batch holds little padding.
         order = sorted(unique, key=lambda text: len(unique[text]))
         labels = {}
-        for start in tqdm(range(0, len(order), batch_size), "CheXbert", unit="batch", disable=None if progress else True):
+        quiet = None if progress else True  # None: silent where nobody watches
+        for start in tqdm(range(0, len(order), batch_size), "CheXbert", unit="batch", disable=quiet):
             batch = order[start : start + batch_size]
             ids = nn.utils.rnn.pad_sequence([torch.tensor(unique[text]) for text in batch], batch_first=True,
                                             padding_value=self.tokenizer.pad_id)

@@ -1,9 +1,11 @@
-"""CIDEr: cosine of tf-idf n-gram vectors, n = 1..4. What pycocoevalcap calls CIDEr is CIDEr-D times 10, without stemming.
+"""CIDEr: cosine of tf-idf n-gram vectors, n = 1..4: in truth CIDEr-D times 10, without stemming.
 
 Vedantam et al. 2015, in the form of pycocoevalcap 1.2. A vector's entry is count · idf,
-idf = ln N - ln max(1, df), df = the number of items whose reference set has the n-gram, from the references being scored.
+idf = ln N - ln max(1, df), df = the number of items of those being scored whose reference set has the n-gram.
 
-    sim_n = Σ min(h, r) · r / (|h| |r|) · exp(-(difference of lengths)² / (2 · 6²)),  mean over n and references, times 10
+    sim_n = Σ min(h, r) · r / (|h| |r|) · exp(-(difference of lengths)² / (2 · 6²))
+
+meaned over n and references, times 10.
 
 Traps
 - The length in the penalty is the number of bigrams.

@@ -6,7 +6,7 @@ here, for the literature prints different cells of one grid under that name:
     average     micro: counts summed over classes · macro: mean of the classes' values · weighted: the same, weighted by
                 support · example: mean of the reports' values
     classes     14 · 13: without No Finding · 5: Cardiomegaly, Edema, Consolidation, Atelectasis, Pleural Effusion
-    uncertain   "positive": 3 counts as 1 (f1chexbert, RadEval, WCL) · "negative": as 0 (R2Gen, PromptMRG, cvt2distilgpt2)
+    uncertain   "positive": 3 counts as 1 (f1chexbert, RadEval, WCL) · "negative": as 0 (R2Gen, PromptMRG)
 
 A ratio 0/0 is 0, as scikit-learn has it with zero_division=0.
 
@@ -14,8 +14,8 @@ Traps
 - Macro F1 is the mean of the classes' F1, not 2PR / (P + R) of the macro means.
 - "example" gives a report without any positive on either side 0: without No Finding among the classes it punishes a
   normal report for being right.
-- Other tools order the classes otherwise (MIMIC-CXR's CSV is alphabetical), and "rrg" means uncertain as positive in one
-  tool and as negative in another. Averages over ranks or batches are not the value over all reports.
+- Other tools order the classes otherwise (MIMIC-CXR's CSV is alphabetical), and "rrg" means uncertain as positive in
+  one tool and as negative in another. Averages over ranks or batches are not the value over all reports.
 """
 
 import numpy as np
@@ -45,15 +45,15 @@ def _prf(tp, fp, fn):
 
 
 def clinical_statistics(hypothesis, reference):
-    """(N, k) per report, for `clinical_values`: for both readings of uncertain, tp, fp, fn of each class and the report's
-    own values over each class set; last a 1. They add up. Raises UserError for arrays that are not labels."""
+    """(N, k) per report, for `clinical_values`: for both readings of uncertain, tp, fp, fn of each class and the
+    report's own values over each class set; last a 1. They add up. Raises UserError for arrays that are not labels."""
     hypothesis, reference = np.asarray(hypothesis), np.asarray(reference)
     for labels in (hypothesis, reference):
         if labels.ndim != 2 or labels.shape[1] != len(LABELS) or not np.isin(labels, (0, 1, 2, 3)).all():
-            raise UserError(f"labels are {len(LABELS)} values 0 (blank), 1 (positive), 2 (negative) or 3 (uncertain) per "
-                            "report, in CheXbert's order")
+            raise UserError(f"labels are {len(LABELS)} values 0 (blank), 1 (positive), 2 (negative) or 3 (uncertain) "
+                            "per report, in CheXbert's order")
     if len(hypothesis) != len(reference):
-        raise UserError(f"labels of {len(hypothesis)} hypotheses and {len(reference)} references; give both for every report")
+        raise UserError(f"labels of {len(hypothesis)} hypotheses and {len(reference)} references; give both per report")
     columns = []
     for values in UNCERTAIN.values():
         h, r = np.isin(hypothesis, values), np.isin(reference, values)
@@ -71,7 +71,8 @@ def clinical_values(summed):
     for u, uncertain in enumerate(UNCERTAIN):
         block = summed[..., u * (classes + sets) : (u + 1) * (classes + sets)]
         counts = block[..., :classes].reshape(*summed.shape[:-1], len(LABELS), 3)
-        examples = block[..., classes:].reshape(*summed.shape[:-1], len(CLASS_SETS), len(PARTS)) / summed[..., -1:, None]
+        examples = block[..., classes:].reshape(*summed.shape[:-1], len(CLASS_SETS), len(PARTS))
+        examples = examples / summed[..., -1:, None]
         support = counts[..., 0] + counts[..., 2]
         each = _prf(*np.moveaxis(counts, -1, 0))
         for s, (name, members) in enumerate(CLASS_SETS.items()):
@@ -92,7 +93,8 @@ def clinical_values(summed):
 def supports(reference):
     """{uncertain: {label: number of references that are positive}}."""
     reference = np.asarray(reference)
-    return {uncertain: dict(zip(LABELS, np.isin(reference, values).sum(0).tolist())) for uncertain, values in UNCERTAIN.items()}
+    return {uncertain: dict(zip(LABELS, np.isin(reference, values).sum(0).tolist()))
+            for uncertain, values in UNCERTAIN.items()}
 
 
 def measure_clinical(hypothesis, reference):

@@ -2,8 +2,8 @@
 
 Every score here is a function of sums over items. A draw resamples the items with replacement and sums their statistics
 again; no text is scored twice. CIDEr and METEOR keep what belongs to the whole set (document frequencies, the chosen
-reference). Two systems on the same items are compared draw by draw: paired bootstrap (Efron and Tibshirani 1993, ch. 16;
-Koehn 2004).
+reference). Two systems on the same items are compared draw by draw: paired bootstrap (Efron and Tibshirani 1993, ch.
+16; Koehn 2004).
 """
 
 from typing import Callable, NamedTuple

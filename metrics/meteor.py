@@ -12,7 +12,8 @@ Without the data files the modules are exact and stem only: the jar's `-m "exact
 
 What has to be copied to get the jar's numbers
 - Words are compared by Java's 32-bit hash, in which some radiology tokens collide ("t8" = "rv", "c5" = "as").
-- The beam search (40 paths, stable sort) counts matches in integers: a one-word stem, synonym or paraphrase match adds 0.
+- The beam search (40 paths, stable sort) counts matches in integers: a one-word stem, synonym or paraphrase match
+  adds nothing.
 - A chosen match's distance is added to the path it was copied from, so that later copies and the skip carry it.
 - The corpus value comes from summed statistics and is not the mean of the items. The chunk of an item that is wholly
   matched in one chunk is not added.
@@ -64,7 +65,7 @@ def _known_phrases(words, lexicon):
 
 
 def _paraphrase_matches(hypothesis, reference, lexicon, found):
-    """Appends the matches of the table's rows to `found`, first phrase in the reference, then phrase in the hypothesis."""
+    """Appends the matches of the table's rows to `found`: first phrases of the reference, then of the hypothesis."""
     ours, theirs = _known_phrases(hypothesis, lexicon), _known_phrases(reference, lexicon)
     for source, target, turned in ((theirs, ours, False), (ours, theirs, True)):
         hits = []
@@ -84,7 +85,7 @@ def _paraphrase_matches(hypothesis, reference, lexicon, found):
 
 
 def _matches(hypothesis, reference, lexicon):
-    """Per word of the reference: matches (start and length in the reference, in the hypothesis, module) that start there."""
+    """Per word of the reference the matches that start there: (start, length, the same in the hypothesis, module)."""
     own, codes = [_code(word) for word in hypothesis], [_code(word) for word in reference]
     by_hash, by_stem = _places(code for code, _ in own), _places(code for _, code in own)
     found = [[(j, 1, i, 1, EXACT) for i in by_hash.get(code, ())] for j, (code, _) in enumerate(codes)]

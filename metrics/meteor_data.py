@@ -23,15 +23,15 @@ from data.files import UserError
 
 # METEOR counts these as function words: the most frequent ones, by relative frequency in its authors' corpora
 # (Denkowski and Lavie 2014, section 3); the list has 93 entries, of which some are punctuation.
-FUNCTION_WORDS = frozenset("""the , . to of and a in that for " is on 's it with was as said at he by be from have has are
-    his but an this not i will \u2019 they ) -rrb- ( -lrb- who their had we which were been more or s its would about new one
-    after you : also up when there than $ all out her people she year two - can if last first \u201c over other \u201d into some
-    what so -- no time years could ? 't \u2014 '""".split())
+FUNCTION_WORDS = frozenset("""the , . to of and a in that for " is on 's it with was as said at he by be from have has
+    are his but an this not i will \u2019 they ) -rrb- ( -lrb- who their had we which were been more or s its would
+    about new one after you : also up when there than $ all out her people she year two - can if last first \u201c over
+    other \u201d into some what so -- no time years could ? 't \u2014 '""".split())
 
 # Words whose dot does not end a sentence when it ends the token (case counts); the second list only before a digit.
-NONBREAKING = frozenset("""A B C D E F G H I J K L M N O P Q R S T U V W X Y Z Adj Adm Adv Asst Bart Bldg Brig Bros Capt Cmdr
-    Col Comdr Con Corp Cpl DR Dr Drs Ens Gen Gov Hon Hr Hosp Insp Lt MM MR MRS MS Maj Messrs Mlle Mme Mr Mrs Ms Msgr Op Ord
-    Pfc Ph Prof Pvt Rep Reps Res Rev Rt Sen Sens Sfc Sgt Sr St Supt Surg v vs i.e rev e.g Nos Nr""".split())
+NONBREAKING = frozenset("""A B C D E F G H I J K L M N O P Q R S T U V W X Y Z Adj Adm Adv Asst Bart Bldg Brig Bros Capt
+    Cmdr Col Comdr Con Corp Cpl DR Dr Drs Ens Gen Gov Hon Hr Hosp Insp Lt MM MR MRS MS Maj Messrs Mlle Mme Mr Mrs Ms
+    Msgr Op Ord Pfc Ph Prof Pvt Rep Reps Res Rev Rt Sen Sens Sfc Sgt Sr St Supt Surg v vs i.e rev e.g Nos Nr""".split())
 NONBREAKING_BEFORE_DIGIT = frozenset("No Art pp".split())
 
 # How METEOR's normaliser reads characters: what else is set off by blanks.
@@ -76,7 +76,8 @@ def normalize(text):
 
 
 # WordNet's rules of detachment, tried in this order.
-_SUFFIXES = [("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("men", "man"), ("ies", "y"),
+_SUFFIXES = [("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("men", "man"),
+             ("ies", "y"),
              ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", ""), ("er", ""), ("est", ""),
              ("er", "e"), ("est", "e")]
 
@@ -86,7 +87,7 @@ BLOCK = 1 << 22  # bytes of the unpacked table at a time
 
 
 def find_data(folder=None):
-    """The folder with METEOR's jar and paraphrase table: `folder`, or an installed pycocoevalcap's; None if there is none.
+    """The folder with METEOR's jar and paraphrase table: `folder`, or an installed pycocoevalcap's, or None.
 
     Nothing is imported to find it. Raises UserError where `folder` is given and incomplete.
     """
@@ -95,7 +96,7 @@ def find_data(folder=None):
         for place in (folder, folder / "meteor", folder / "pycocoevalcap" / "meteor"):
             if (place / JAR).is_file() and (place / TABLE).is_file():
                 return place
-        raise UserError(f"{folder}: {JAR} and {TABLE} are not there; name the folder 'meteor' of an installed pycocoevalcap")
+        raise UserError(f"{folder}: {JAR} and {TABLE} are not there; name pycocoevalcap's folder 'meteor'")
     for entry in sys.path:
         place = Path(entry or ".") / "pycocoevalcap" / "meteor"
         if (place / JAR).is_file() and (place / TABLE).is_file():
@@ -125,8 +126,8 @@ class Lexicon(NamedTuple):
 def _synonyms(jar, vocabulary):
     """Word → the words of `vocabulary` that share a WordNet synset with it, from the jar's files.
 
-    A word's synsets are its own and those of its base form: irregular ones from the exceptions file, otherwise the first
-    of WordNet's suffix rules whose result has an entry.
+    A word's synsets are its own and those of its base form: irregular ones from the exceptions file, otherwise the
+    first of WordNet's suffix rules whose result has an entry.
     """
     try:
         with zipfile.ZipFile(jar) as archive:

@@ -15,8 +15,8 @@ def read_pairs(path):
     """Rows {"id", "hypothesis": str, "reference": str or list, maybe "labels", "findings"} of a .jsonl or .csv file.
 
     "hypothesis" may be a list of one text. "labels" holds 14 values 0..3 in CheXbert's order a side:
-    {"hypothesis": […], "reference": […]}, either alone, or a bare list, which is the reference's. A CSV has a header, one
-    reference a row, and no labels. Blank lines are skipped. Raises UserError, naming the line.
+    {"hypothesis": […], "reference": […]}, either alone, or a bare list, which is the reference's. A CSV has a header,
+    one reference a row, and no labels. Blank lines are skipped. Raises UserError, naming the line.
     """
     path = Path(path)
     try:
@@ -31,7 +31,8 @@ def read_pairs(path):
         where = f"{path}: line {line}"
         row = _checked(row, where)
         if row["id"] in lines:
-            raise UserError(f"{where}: id {row['id']!r} is there already, on line {lines[row['id']]}; give each pair its own id")
+            raise UserError(f"{where}: id {row['id']!r} is there already, on line {lines[row['id']]}; "
+                            "give each pair its own id")
         lines[row["id"]] = line
         rows.append(row)
     if not rows:
@@ -56,11 +57,12 @@ def _csv(path, text):
     try:
         missing = {"id", "hypothesis", "reference"} - set(reader.fieldnames or ())
         if missing:
-            raise UserError(f"{path}: the header has no {' and no '.join(sorted(missing))}; the first line names the columns "
-                            "id, hypothesis, reference")
+            raise UserError(f"{path}: the header has no {' and no '.join(sorted(missing))}; the first line names the "
+                            "columns id, hypothesis, reference")
         for row in reader:
             if None in row or None in row.values():
-                raise UserError(f"{path}: line {reader.reader.line_num} has not as many fields as the header; quote texts with commas")
+                raise UserError(f"{path}: line {reader.reader.line_num} has not as many fields as the header; "
+                                "quote texts with commas")
             yield reader.reader.line_num, {name: row[name] for name in ("id", "hypothesis", "reference")}
     except csv.Error as error:
         raise UserError(f"{path}: line {reader.reader.line_num} is not CSV ({error})") from error

@@ -24,14 +24,15 @@ from functools import lru_cache
 # Dropped by pycocoevalcap. Its list also has the brackets, in upper case, which therefore never match.
 DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
-# Letters of Unicode as CoreNLP's Java knew them: no superscripts, fractions, enclosed or Roman numerals, which `\w` would
-# let in, but modifiers and combining marks. Soft hyphens inside a word are read over.
+# Letters of Unicode as CoreNLP's Java knew them: no superscripts, fractions, enclosed or Roman numerals, which `\w`
+# would let in, but modifiers and combining marks. Soft hyphens inside a word are read over.
 _LETTER = (r"(?:(?:[^\W\d_\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u2189\u2460-\u24ff\u2776-\u2793]"
            r"|[\u02c2-\u02c5\u02d2-\u02df\u02e5-\u036f\u0483-\u0487\u0591-\u05bd])\u00ad*)")
 # Symbols that are tokens by themselves. What is neither this, nor a letter, nor punctuation is dropped.
-_SYMBOL = (r"[!-/:-@\\^_`|~\u00a1\u00a5-\u00a9\u00ac\u00ae-\u00b4\u00b6-\u00b9\u00bf\u00d7\u00f7\u037e\u0387\u2016\u2017\u201a"
-           r"\u201e-\u2023\u2030-\u2038\u203b\u203e-\u2042\u2044\u2070\u2074-\u207e\u2080-\u208e\u20a4\u2100-\u2144\u2155-\u215e"
-           r"\u2190-\u2bff\u3001\u3002\u3012\u30fb\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\uffe0-\uffe6]")
+_SYMBOL = (r"[!-/:-@\\^_`|~\u00a1\u00a5-\u00a9\u00ac\u00ae-\u00b4\u00b6-\u00b9\u00bf\u00d7\u00f7\u037e\u0387"
+           r"\u2016\u2017\u201a\u201e-\u2023\u2030-\u2038\u203b\u203e-\u2042\u2044\u2070\u2074-\u207e\u2080-\u208e"
+           r"\u20a4\u2100-\u2144\u2155-\u215e\u2190-\u2bff\u3001\u3002\u3012\u30fb"
+           r"\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\uffe0-\uffe6]")
 _LETTER_OR_DIGIT = rf"(?:[0-9]\u00ad*|{_LETTER})"
 _WORD = rf"{_LETTER}{_LETTER_OR_DIGIT}*(?:[.!?]{_LETTER}{_LETTER_OR_DIGIT}*)*"
 _NUMBER = r"(?:[0-9]+(?:[.:,][0-9]+)*|(?:[.:,][0-9]+)+)"
@@ -41,24 +42,25 @@ _SPACE = r"[ \t\u00a0\u2000-\u200a\u3000\n]"
 _INITIALS = r"(?:[A-Za-z]\.)+"
 
 # Abbreviations that keep their dot: any case; capital first only; not in all capitals; only before a number.
-_ABBREVIATIONS = """adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bhd bldg blvd brig bros calif capt
-    cf cie cmdr co col colo conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga gen gov
-    govs hon inc ind insp intl invt jan jos jr jul jun kan kans ky lieut lt ltd maj mar md messrs mich minn mlle mme mo mon
-    mont mr mrs ms msgr mt natl neb nev nov oct okla penn pfc ph plc pres prof profs pvt rd rep reps rev rt sen sens sep
-    sept seq sfc sgt spc sq sr st ste supt sys tel tenn thu thurs treas tue tues univ va vs vt wed wis wisc wm wyo
-    ed\\.d ph\\.d""".split()
+_ABBREVIATIONS = """adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bhd bldg blvd brig bros calif
+    capt cf cie cmdr co col colo conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga
+    gen gov govs hon inc ind insp intl invt jan jos jr jul jun kan kans ky lieut lt ltd maj mar md messrs mich minn mlle
+    mme mo mon mont mr mrs ms msgr mt natl neb nev nov oct okla penn pfc ph plc pres prof profs pvt rd rep reps rev rt
+    sen sens sep sept seq sfc sgt spc sq sr st ste supt sys tel tenn thu thurs treas tue tues univ va vs vt wed wis wisc
+    wm wyo ed\\.d ph\\.d""".split()
 _CAPITALIZED = "ark az del ill la mass miss ore pa tex wash".split()
 _NOT_ALL_CAPITALS = "mfg mtg ppte ppty pte ptes pty ptys".split()
 _BEFORE_NUMBER = "art ca fig figs no nos op pp prop".split()
 # Abbreviations of persons' titles and some others give way to a longer word: "mr.x" is one word, "ct.x" is two.
-_YIELD_TO_WORD = """adm asst attys atty brig capt cmdr col cpl det dr drs ens gen gov govs hon insp lieut lt maj messrs mlle
-    mme mr mrs ms msgr pfc pres prof profs pvt rep reps rev sen sens sfc sgt spc st ste supt treas vs cf mt ft""".split()
+_YIELD_TO_WORD = """adm asst attys atty brig capt cmdr col cpl det dr drs ens gen gov govs hon insp lieut lt maj messrs
+    mlle mme mr mrs ms msgr pfc pres prof profs pvt rep reps rev sen sens sfc sgt spc st ste supt treas vs cf mt
+    ft""".split()
 # A single letter and its dot part before one of these words.
-_SENTENCE_OPENERS = """A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More
-    Mr\\. Ms\\. Now Once One Other Our She Since So Some Such That The Their Then There These They This We When While What Yet
-    You""".split()
-_FILE_ENDINGS = """bat bmp c cgi class cpp dll docx? exe gif gz h html? jar java jpe?g mov mp3 pdf php pl png ppt ps py sql tar txt
-    wav xml? x zip""".split()
+_SENTENCE_OPENERS = """A About According Additionally After An As At But Earlier He Her Here However If In It Last Many
+    More Mr\\. Ms\\. Now Once One Other Our She Since So Some Such That The Their Then There These They This We When
+    While What Yet You""".split()
+_FILE_ENDINGS = """bat bmp c cgi class cpp dll docx? exe gif gz h html? jar java jpe?g mov mp3 pdf php pl png ppt ps py
+    sql tar txt wav xml? x zip""".split()
 
 
 def _any(words):
@@ -94,7 +96,7 @@ _RULES = [
     (_WORD, None),
     (rf"[+-]?{_NUMBER}", None),
     (rf"(?:[dDoOlL]{_APOSTROPHE})?(?:(?:{_LETTER}|[0-9]){_LETTER_OR_DIGIT}*|[A-Za-z0-9][A-Za-z0-9.,]*)"
-     rf"(?:{_HYPHEN}(?:[dDoOlL]{_APOSTROPHE})?(?:{_INITIALS}|{_LETTER_OR_DIGIT}+))+", None),              # 65-year-old, 2.3-cm
+     rf"(?:{_HYPHEN}(?:[dDoOlL]{_APOSTROPHE})?(?:{_INITIALS}|{_LETTER_OR_DIGIT}+))+", None),  # 65-year-old
     (rf"(?:{_LETTER}|[0-9]){_LETTER_OR_DIGIT}*", None),                                           # 2cm
     (r"[A-Za-z0-9]+(?:[_-][A-Za-z0-9]+)+", None),                                                 # a_b
     (r"[0-9]{1,4}-[0-9]{1,4}/[0-9]{1,4}", None),

@@ -1,7 +1,7 @@
 """The tables of metrics.json: language, clinical and truth, each figure with its interval, and paired differences.
 
-`evaluate_texts` is the one way from texts to figures; scoring given reports and scoring a checkpoint both go through it.
-A row is {"id", "hypothesis": text, "reference": text or list of texts} and may hold, a side ("hypothesis", "reference"),
+`evaluate_texts` is the one way from texts to figures; scoring given reports and scoring a checkpoint both go through
+it. A row is {"id", "hypothesis": text, "reference": text or list of texts} and may hold, for either side,
     "labels":    14 values in CheXbert's order and coding
     "findings":  [{"finding", "severity", "location"}], where they are known
 With several references the first is the one that labels are read from.
@@ -59,10 +59,10 @@ def evaluate_texts(rows, protocols=PROTOCOLS, cleaning="iu", reference_words=Non
                    against=None, draws=DRAWS, seed=SEED):
     """{"settings", "language", "clinical", "truth", "against"} of rows; parts without data are left out.
 
-    protocols: of metrics.PROTOCOLS. cleaning, reference_words: of "r2gen". meteor_data: METEOR's folder, None to look for
-    an installed one, False for none. labels_from: add_labels' answer; None leaves the clinical part out. against: rows
-    of another system with the same ids and references. Every figure is {"value", "low", "high"} over `draws` resamples.
-    Raises UserError.
+    protocols: of metrics.PROTOCOLS. cleaning, reference_words: of "r2gen". meteor_data: METEOR's folder, None to look
+    for an installed one, False for none. labels_from: add_labels' answer; None leaves the clinical part out. against:
+    rows of another system with the same ids and references. Every figure is {"value", "low", "high"} over `draws`
+    resamples. Raises UserError.
     """
     other = _matched(rows, against) if against is not None else None
     folder = None if meteor_data is False else find_data(meteor_data)
@@ -71,9 +71,11 @@ def evaluate_texts(rows, protocols=PROTOCOLS, cleaning="iu", reference_words=Non
                                 cleaning, reference_words) for system in systems] for protocol in protocols}
     lexicon = read_lexicon(folder, [text for prepared in texts.values() for hypotheses, references in prepared
                                     for text in [*hypotheses, *(t for several in references for t in several)]])
-    measured = {("language", protocol): [measure(*pair, lexicon) for pair in prepared] for protocol, prepared in texts.items()}
+    measured = {("language", protocol): [measure(*pair, lexicon) for pair in prepared]
+                for protocol, prepared in texts.items()}
     if labels_from is not None:
-        measured["clinical",] = [measure_clinical(labels_of(s, "hypothesis"), labels_of(s, "reference")) for s in systems]
+        measured["clinical",] = [measure_clinical(labels_of(s, "hypothesis"), labels_of(s, "reference"))
+                                 for s in systems]
         if all(len(row.get("findings", {})) == 2 for system in systems for row in system):
             measured["truth",] = [
                 measure_truth(labels_of(s, "hypothesis"), labels_of(s, "reference"),
@@ -83,8 +85,8 @@ def evaluate_texts(rows, protocols=PROTOCOLS, cleaning="iu", reference_words=Non
         "n": len(rows),
         "protocols": {protocol: _described(protocol, cleaning, reference_words) for protocol in protocols},
         "meteor": _meteor_settings(folder),
-        "intervals": f"{LEVEL:.0%} percentile bootstrap over items, {draws} draws, seed {seed}, from per-item statistics; "
-                     "CIDEr keeps the document frequencies of the full set",
+        "intervals": f"{LEVEL:.0%} percentile bootstrap over items, {draws} draws, seed {seed}, from per-item "
+                     "statistics; CIDEr keeps the document frequencies of the full set",
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
     }, "language": {}}
     for path, (own, *_) in measured.items():
@@ -120,13 +122,13 @@ def _matched(rows, others):
     unmatched = [row["id"] for row in rows if row["id"] not in by_id]
     if unmatched or len(others) != len(rows):
         extra = unmatched or sorted(by_id.keys() - {row["id"] for row in rows})
-        raise UserError(f"the two sets of reports differ: id {extra[0]!r} is in one of them only; a paired comparison needs "
-                        "the same studies")
+        raise UserError(f"the two sets of reports differ: id {extra[0]!r} is in one of them only; "
+                        "a paired comparison needs the same studies")
     matched = [by_id[row["id"]] for row in rows]
     for row, other in zip(rows, matched):
         if reference_text(row) != reference_text(other) or len(row["reference"]) != len(other["reference"]):
-            raise UserError(f"the two sets of reports have different references for id {row['id']!r}; a paired comparison "
-                            "needs the same ones")
+            raise UserError(f"the two sets of reports have different references for id {row['id']!r}; "
+                            "a paired comparison needs the same ones")
     return matched
 
 
@@ -134,14 +136,16 @@ def _described(protocol, cleaning, reference_words):
     if protocol == "coco":
         return "Penn Treebank tokens, punctuation dropped, full references (pycocoevalcap's practice)"
     words = reference_words or CLEANINGS[cleaning][1]
-    return (f"both sides cleaned as {'R2GenGPT' if 'gpt' in cleaning else 'R2Gen'} does ({cleaning}), blank-separated tokens, "
-            f'" . " counts, references cut to {words} words; published rows were computed this way')
+    return (f"both sides cleaned as {'R2GenGPT' if 'gpt' in cleaning else 'R2Gen'} does ({cleaning}), "
+            f'blank-separated tokens, " . " counts, references cut to {words} words; '
+            "published rows were computed this way")
 
 
 def _meteor_settings(folder):
     if folder is None:
         return "exact+stem: METEOR's synonym and paraphrase data were not found (--meteor-data)"
-    return {"data": str(folder), **{Path(name).name: f"{(folder / name).stat().st_size} bytes" for name in (JAR, TABLE)}}
+    return {"data": str(folder), **{Path(name).name: f"{(folder / name).stat().st_size} bytes"
+                                    for name in (JAR, TABLE)}}
 
 
 def digest(path):

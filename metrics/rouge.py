@@ -16,7 +16,7 @@ BETA = 1.2
 
 
 def common_length(a, b):
-    """Length of the longest common subsequence of two token lists, bit-parallel (Hyyrö 2004): one step per token of b."""
+    """Length of the longest common subsequence of two token lists, bit-parallel (Hyyrö 2004)."""
     places = {}
     for i, token in enumerate(a):
         places[token] = places.get(token, 0) | 1 << i

@@ -39,7 +39,8 @@ def truth_values(summed):
     with np.errstate(divide="ignore", invalid="ignore"):
         return {("invented_per_report",): summed[..., 0] / summed[..., -1],
                 ("missed_per_report",): summed[..., 1] / summed[..., -1],
-                ("side_accuracy",): summed[..., 3] / summed[..., 2], ("severity_accuracy",): summed[..., 5] / summed[..., 4]}
+                ("side_accuracy",): summed[..., 3] / summed[..., 2],
+                ("severity_accuracy",): summed[..., 5] / summed[..., 4]}
 
 
 def measure_truth(hypothesis_labels, reference_labels, hypothesis_findings, reference_findings):

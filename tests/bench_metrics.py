@@ -25,22 +25,38 @@ import metrics  # noqa: E402
 from metrics.intervals import with_intervals  # noqa: E402
 from metrics.meteor_data import find_data, read_lexicon  # noqa: E402
 
-SENTENCES = """The heart is normal in size.|The heart size is at the upper limits of normal.|Cardiac silhouette is {g} enlarged.
-Mediastinal contours are within normal limits.|There is a {g} {s} pleural effusion.|No pleural effusion or pneumothorax.
-Lungs are clear without focal consolidation.|Patchy opacity in the {s} lower lobe may represent atelectasis or pneumonia.
-Bibasilar atelectasis, {s} greater than left.|{G} pulmonary edema has improved since the prior study.
-A {s} internal jugular catheter terminates in the mid SVC.|Endotracheal tube tip is {n} cm above the carina.
-Degenerative changes of the thoracic spine at T{m}-T{n}.|No acute osseous abnormality.|Old healed {s} rib fracture.
-The aorta is tortuous and calcified.|Pulmonary vasculature is normal.|{n} mm calcified granuloma in the {s} upper lobe.
-Low lung volumes accentuate the bronchovascular markings.|Stable postoperative changes with median sternotomy wires.""".replace("\n", "|").split("|")
+SENTENCES = [
+    "The heart is normal in size.",
+    "The heart size is at the upper limits of normal.",
+    "Cardiac silhouette is {g} enlarged.",
+    "Mediastinal contours are within normal limits.",
+    "There is a {g} {s} pleural effusion.",
+    "No pleural effusion or pneumothorax.",
+    "Lungs are clear without focal consolidation.",
+    "Patchy opacity in the {s} lower lobe may represent atelectasis or pneumonia.",
+    "Bibasilar atelectasis, {s} greater than left.",
+    "{G} pulmonary edema has improved since the prior study.",
+    "A {s} internal jugular catheter terminates in the mid SVC.",
+    "Endotracheal tube tip is {n} cm above the carina.",
+    "Degenerative changes of the thoracic spine at T{m}-T{n}.",
+    "No acute osseous abnormality.",
+    "Old healed {s} rib fracture.",
+    "The aorta is tortuous and calcified.",
+    "Pulmonary vasculature is normal.",
+    "{n} mm calcified granuloma in the {s} upper lobe.",
+    "Low lung volumes accentuate the bronchovascular markings.",
+    "Stable postoperative changes with median sternotomy wires.",
+]
 
 
 def drawn_pairs(count, words, rng):
     def report():
         text = []
         while sum(len(sentence.split()) for sentence in text) < words:
-            text.append(rng.choice(SENTENCES).format(g=rng.choice(["mildly", "moderately", "severely"]), G=rng.choice(["Mild", "Severe"]),
-                                                     s=rng.choice(["right", "left"]), n=rng.randint(1, 9), m=rng.randint(1, 12)))
+            text.append(rng.choice(SENTENCES).format(g=rng.choice(["mildly", "moderately", "severely"]),
+                                                     G=rng.choice(["Mild", "Severe"]),
+                                                     s=rng.choice(["right", "left"]), n=rng.randint(1, 9),
+                                                     m=rng.randint(1, 12)))
         return text
 
     pairs = []
@@ -161,7 +177,8 @@ def main():
     except (ImportError, OSError) as error:
         print(f"pycocoevalcap with Java is not there ({error}): nothing to compare with")
         return
-    print(f"pycocoevalcap with its JVMs: {sum(steps.values()):.1f} s (" + ", ".join(f"{k} {v:.1f}" for k, v in steps.items()) + ")")
+    print(f"pycocoevalcap with its JVMs: {sum(steps.values()):.1f} s ("
+          + ", ".join(f"{name} {seconds:.1f}" for name, seconds in steps.items()) + ")")
     print("largest difference of a score:", max(abs(scores[name] - value) for name, value in other.items()))
 
 

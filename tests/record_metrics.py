@@ -1,4 +1,5 @@
-"""Records what pycocoevalcap 1.2 (with Java) and snowballstemmer 2.2 say of made-up reports, for tests that run without them.
+"""Records what pycocoevalcap 1.2 (with Java) and snowballstemmer 2.2 say of made-up reports, for tests that run without
+them.
 
     python tests/record_metrics.py            writes tests/golden/ptb.json, language.json, stems.json
 
@@ -17,15 +18,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.bench_metrics import drawn_pairs  # noqa: E402
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
-PIECES = r"""FINDINGS:|IMPRESSION:1.|1.|2.|1)|___|___-year-old|___.|Dr. ___|at ___ p.m.|a.m. The|3:24 p.m.|at 10:30 am|2.3 cm|2.3cm
-2cm|1.5 x 2.3 cm|x2.3|2.5-3.0|50%-60%|T8-T9|T11.|t5/t6|and/or|s/p|AP/PA/lateral|+/-|w/|w/o|CT.|chest CT. No|NO MASS.|no mass.|Mass.
-Rt. lung|Lt.|Col.|Det.|PA. Lateral|Ill.|Ext.|Sq.|St. Jude|et al.|etc. There|vs.|cf.|no. 3|No.|fig. 2|approx. 3|5 mm.|type B. The|type A.
-No|U.S.|i.e., the|"quoted"|'single'|patient's|patients'|doesn't|can't|cannot|isn't|it's|we've|'90s|1990's|gonna|normal.The|effusion,no
-size:normal|1,000|12/03/2009|3/4|1 1/2|12 1234 567|(555) 123-4567|1.1.1|-2.5|<5 mm|>5|>=3|#3|&|&amp;|R&D|**|~|5'10"|{a}|[b]|(c)|[**Name**]
-...|. . .|--|---|-----|- No|–|—|mid-to-lower|post-operative-|port-a-cath|65 y.o.|M.D.|R. L. lung|C5-6|X-RAY.|???|!|:( x|www.foo.org|a@b.com
-<b>|a_b|_|°|98.6°F|½|±|≥|“no”|‘no’|patient’s|don’t|naïve|Ménière|…|•|$5|5%|£|cm²|α-blocker|10th|Sept. The|Mon.|Mrs. X|Corp.|pp. 3|ca. 1990
-q.d.|b.i.d.|p.o. with|XXXX.|XXXX-XXXX|(right > left)|effusion.|CO2.|.5 cm|0.5-1.0|5-10mm|effusion,left-sided|CXR.;|clear., no|T8|rv|c5
-as|The heart|is normal.|lungs clear|right lung|no evidence of|pneumothorax,|opacity;|stable|Heart""".replace("\n", "|").split("|")
+PIECES = r"""FINDINGS:|IMPRESSION:1.|1.|2.|1)|___|___-year-old|___.|Dr. ___|at ___ p.m.|a.m. The|3:24 p.m.|at 10:30 am
+2.3 cm|2.3cm
+2cm|1.5 x 2.3 cm|x2.3|2.5-3.0|50%-60%|T8-T9|T11.|t5/t6|and/or|s/p|AP/PA/lateral|+/-|w/|w/o|CT.|chest CT. No|NO MASS.
+no mass.|Mass.
+Rt. lung|Lt.|Col.|Det.|PA. Lateral|Ill.|Ext.|Sq.|St. Jude|et al.|etc. There|vs.|cf.|no. 3|No.|fig. 2|approx. 3|5 mm.
+type B. The|type A.
+No|U.S.|i.e., the|"quoted"|'single'|patient's|patients'|doesn't|can't|cannot|isn't|it's|we've|'90s|1990's|gonna
+normal.The|effusion,no
+size:normal|1,000|12/03/2009|3/4|1 1/2|12 1234 567|(555) 123-4567|1.1.1|-2.5|<5 mm|>5|>=3|#3|&|&amp;|R&D|**|~|5'10"|{a}
+[b]|(c)|[**Name**]
+...|. . .|--|---|-----|- No|–|—|mid-to-lower|post-operative-|port-a-cath|65 y.o.|M.D.|R. L. lung|C5-6|X-RAY.|???|!|:( x
+www.foo.org|a@b.com
+<b>|a_b|_|°|98.6°F|½|±|≥|“no”|‘no’|patient’s|don’t|naïve|Ménière|…|•|$5|5%|£|cm²|α-blocker|10th|Sept. The|Mon.|Mrs. X
+Corp.|pp. 3|ca. 1990
+q.d.|b.i.d.|p.o. with|XXXX.|XXXX-XXXX|(right > left)|effusion.|CO2.|.5 cm|0.5-1.0|5-10mm|effusion,left-sided|CXR.;
+clear., no|T8|rv|c5
+as|The heart|is normal.|lungs clear|right lung|no evidence of|pneumothorax,|opacity;|stable
+Heart""".replace("\n", "|").split("|")
 
 
 def nasty_texts(count, rng):
@@ -46,9 +56,11 @@ def language_pairs(rng):
             words[a], words[b] = words[b], words[a]
         pairs.append((" ".join(words), [reference, hypothesis][: rng.randint(1, 2)]))
     texts = nasty_texts(60, rng)
-    pairs += [(a, [b]) for a, b in zip(texts[:20], texts[20:40])] + [(a, [" ".join(a.split()[::2])]) for a in texts[40:]]
+    pairs += [(a, [b]) for a, b in zip(texts[:20], texts[20:40])]
+    pairs += [(text, [" ".join(text.split()[::2])]) for text in texts[40:]]
     pairs += [(texts[0], texts[1:4]), ("no effusion . " * 20, ["no pneumothorax . " * 15]), ("Effusions", ["Effusion"]),
-              ("the rv is at c6", ["the t8 is c5"]), ("normal", ["normal"]), ("x", ["the heart is normal"]), ("", ["normal"]),
+              ("the rv is at c6", ["the t8 is c5"]), ("normal", ["normal"]), ("x", ["the heart is normal"]),
+              ("", ["normal"]),
               ("the lungs are clear", [""]), ("big heart . painful", ["large cardiac silhouette . sore"])]
     return pairs
 
@@ -59,7 +71,8 @@ def meteor_lines(pairs, *options):
 
     folder = Path(wrapper.__file__).parent
     command = ["java", "-Xmx2G", "-jar", wrapper.METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm", *options]
-    with subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as jar:
+    with subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL) as jar:
         def say(line):
             jar.stdin.write(f"{line}\n".encode())
             jar.stdin.flush()
@@ -85,7 +98,8 @@ def tokens(texts):
 
 def write(name, value):
     GOLDEN.mkdir(exist_ok=True)
-    (GOLDEN / name).write_text(json.dumps(value, ensure_ascii=False, indent=0, separators=(",", ":")) + "\n", encoding="utf-8")
+    (GOLDEN / name).write_text(json.dumps(value, ensure_ascii=False, indent=0, separators=(",", ":")) + "\n",
+                               encoding="utf-8")
 
 
 def main():
@@ -115,13 +129,16 @@ def main():
     scores["meteor exact+stem"] = meteor_lines(pairs, "-m", "exact stem")
     write("language.json", {"pairs": pairs, "scores": scores})
 
-    words = sorted({"".join(c for c in word.lower() if c.isalpha() or c == "'") for text in texts for word in text.split()} - {""})
-    endings = ["", "s", "'s", "ed", "edly", "ing", "ingly", "ly", "ness", "ization", "ies", "ational", "fulness", "ousli", "eed", "y"]
+    words = sorted({"".join(c for c in word.lower() if c.isalpha() or c == "'") for text in texts
+                    for word in text.split()} - {""})
+    endings = ["", "s", "'s", "ed", "edly", "ing", "ingly", "ly", "ness", "ization", "ies", "ational", "fulness",
+               "ousli", "eed", "y"]
     words = rng.sample([word + ending for word in words for ending in endings], 3000)
     letters = "aeiouybdlgnst'"
     words += ["".join(rng.choice(letters) for _ in range(rng.randint(1, 9))) for _ in range(1500)]
-    words += """generate communication arsenal skies dying news inning canning herring proceed succeed radiologist cardiologist adding
-        yyed sayed enjoyed tied ties cries hopping hoping falling fizzed agreed happily vileli""".split()
+    words += """generate communication arsenal skies dying news inning canning herring proceed succeed radiologist
+        cardiologist adding yyed sayed enjoyed tied ties cries hopping hoping falling fizzed agreed happily
+        vileli""".split()
     write("stems.json", dict(zip(words, snowballstemmer.stemmer("english").stemWords(words))))
 
 

@@ -1,4 +1,4 @@
-"""The labeler against an independent statement of CheXbert's network, on transformers' BertModel, with random weights."""
+"""The labeler against an independent statement of CheXbert's network, on transformers' BertModel."""
 
 import random
 
@@ -11,7 +11,8 @@ from data.files import UserError
 from metrics.chexbert import CLASSES, Labeler
 from tests.record_metrics import nasty_texts
 
-SIZES = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96, max_position_embeddings=64)
+SIZES = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96,
+             max_position_embeddings=64)
 
 
 class Reference(torch.nn.Module):
@@ -34,7 +35,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chexbert")
     letters = [chr(c) for c in range(33, 127) if not chr(c).isupper()]
     words = ["the", "heart", "lung", "##s", "effusion", "no", "clear", "pleural", "right", "pneumo", "##thorax"]
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + letter for letter in letters), *words]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + letter for letter in letters),
+                  *words]
     vocabulary = list(dict.fromkeys(vocabulary))
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     torch.manual_seed(0)
@@ -53,7 +55,8 @@ def folder(tmp_path_factory):
 def test_labels_equal_the_published_network_on_200_texts(folder):
     path, reference = folder
     rng = random.Random(0)
-    texts = nasty_texts(190, rng) + ["", " \n ", "no effusion", "no  effusion\n", "heart " * 200, "A\tB\u00a0c", "é" * 9] + ["x"] * 3
+    texts = nasty_texts(190, rng) + ["", " \n ", "no effusion", "no  effusion\n", "heart " * 200, "A\tB\u00a0c",
+                                     "é" * 9] + ["x"] * 3
     tokenizer = BertTokenizer(str(path / "vocab.txt"), do_lower_case=True)
     wanted = []
     with torch.inference_mode():

@@ -40,12 +40,14 @@ def test_the_grid_equals_scikit_learn(seed):
 
 
 def test_class_sets():
-    assert [LABELS[i] for i in CLASS_SETS["5"]] == ["Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion"]
+    assert [LABELS[i] for i in CLASS_SETS["5"]] == ["Cardiomegaly", "Edema", "Consolidation", "Atelectasis",
+                                                    "Pleural Effusion"]
     assert len(CLASS_SETS["13"]) == 13 and LABELS.index("No Finding") not in CLASS_SETS["13"]
 
 
 @pytest.mark.parametrize("hypothesis, reference", [
-    (np.zeros((2, 13)), np.zeros((2, 13))), (np.full((1, 14), 4), np.zeros((1, 14))), (np.zeros((1, 14)), np.zeros((2, 14))),
+    (np.zeros((2, 13)), np.zeros((2, 13))), (np.full((1, 14), 4), np.zeros((1, 14))),
+    (np.zeros((1, 14)), np.zeros((2, 14))),
     (np.full((1, 14), np.nan), np.zeros((1, 14))), (np.full((1, 14), -1), np.zeros((1, 14))),
 ])
 def test_what_are_no_labels_is_refused(hypothesis, reference):
@@ -89,7 +91,8 @@ def test_paired_differences():
     assert better["p"] < 0.01 and better["low"] > 0 and better["difference"] == pytest.approx(0.1 - noise.mean())
     assert differences(mean(values), mean(values))["mean"]["p"] == 1
     # Under no difference p is about uniform.
-    p = [differences(mean(np.random.default_rng(k).normal(size=80)), mean(np.random.default_rng(k + 999).normal(size=80)), 200)["mean"]["p"]
+    p = [differences(mean(np.random.default_rng(k).normal(size=80)),
+                     mean(np.random.default_rng(k + 999).normal(size=80)), 200)["mean"]["p"]
          for k in range(150)]
     assert np.mean(np.array(p) < 0.05) < 0.12 and 0.4 < np.mean(p) < 0.6
 
@@ -108,12 +111,15 @@ def test_truth_by_hand():
 
     hypothesis = [labels(Edema=1, Fracture=1), labels(No_Finding=1), labels(Pleural_Effusion=1, Edema=3)]
     reference = [labels(Edema=1, Pneumonia=1), labels(Edema=1), labels(Pleural_Effusion=1)]
-    said = [[finding("Edema", "mild", "bilateral"), finding("Fracture", "", "left")], [], [finding("Pleural Effusion", "mild", "left")]]
+    said = [[finding("Edema", "mild", "bilateral"), finding("Fracture", "", "left")], [],
+            [finding("Pleural Effusion", "mild", "left")]]
     known = [[finding("Edema", "mild", ""), finding("Pneumonia", "severe", "right")], [finding("Edema", "mild", "")],
              [finding("Pleural Effusion", "severe", "right lower zone")]]
     measured = measure_truth(hypothesis, reference, said, known)
     result = {name: cell["value"] for name, cell in with_intervals(measured).items()}
-    assert result == {"invented_per_report": pytest.approx(1 / 3), "missed_per_report": pytest.approx(2 / 3), "side_accuracy": 0,
+    assert result == {"invented_per_report": pytest.approx(1 / 3), "missed_per_report": pytest.approx(2 / 3),
+                      "side_accuracy": 0,
                       "severity_accuracy": 0.5}
-    assert judged(measured) == {"invented_per_report": 3, "missed_per_report": 3, "side_accuracy": 1, "severity_accuracy": 2}
+    assert judged(measured) == {"invented_per_report": 3, "missed_per_report": 3, "side_accuracy": 1,
+                                "severity_accuracy": 2}
     assert side("left upper zone") == "left" and side("") == "" and side("bilateral") == "bilateral"

@@ -19,21 +19,24 @@ def line(**changes):
 
 
 def test_json_lines(tmp_path):
-    rows = read_pairs(written(tmp_path, "\ufeff" + line() + "\r\n\n" + line(id=7, hypothesis=["x"], reference=["y", "z"]) + "\n"))
+    second = line(id=7, hypothesis=["x"], reference=["y", "z"])
+    rows = read_pairs(written(tmp_path, "\ufeff" + line() + "\r\n\n" + second + "\n"))
     assert rows == [{"id": "a", "hypothesis": "no effusion", "reference": "effusion"},
                     {"id": "7", "hypothesis": "x", "reference": ["y", "z"]}]
 
 
 def test_line_separators_stay_in_their_text(tmp_path):
     strange = "a\u2028b\x85c\x0b\x1cd\re\x00"
-    rows = read_pairs(written(tmp_path, '{"id": 1, "hypothesis": "u\u2028v\x85", "reference": "r"}\n' + line(hypothesis=strange)))
+    raw = '{"id": 1, "hypothesis": "u\u2028v\x85", "reference": "r"}\n'
+    rows = read_pairs(written(tmp_path, raw + line(hypothesis=strange)))
     assert [row["hypothesis"] for row in rows] == ["u\u2028v\x85", strange]
     rows = read_pairs(written(tmp_path, 'id,hypothesis,reference\n1,"a\u2028b\nc",r\n2,d\x85,"e ""f"""\n', "r.csv"))
     assert [row["hypothesis"] for row in rows] == ["a\u2028b\nc", "d\x85"] and rows[1]["reference"] == 'e "f"'
 
 
 def test_lone_surrogates_are_replaced(tmp_path):
-    assert read_pairs(written(tmp_path, r'{"id": "1", "hypothesis": "a\ud800b", "reference": "r"}'))[0]["hypothesis"] == "a\ufffdb"
+    row, = read_pairs(written(tmp_path, r'{"id": "1", "hypothesis": "a\ud800b", "reference": "r"}'))
+    assert row["hypothesis"] == "a\ufffdb"
 
 
 def test_csv_columns_in_any_order(tmp_path):
@@ -57,8 +60,10 @@ def test_labels_and_findings(tmp_path):
     (line(id=True), "the id"), (line(id=[1]), "the id"),
     (line(hypothesis=3), "hypothesis is one text"), (line(hypothesis=["a", "b"]), "hypothesis is one text"),
     (line(reference=[]), "reference is"), (line(reference=["a", None]), "reference is"),
-    (line(labels=[1] * 13), "labels are 14"), (line(labels=[True] * 14), "labels are 14"), (line(labels=[-1] * 14), "labels are 14"),
-    (line(labels={"h": [0] * 14}), "labels are 14"), (line(labels=3), "labels are 14"), (line(findings=[{"finding": 1}]), "findings are"),
+    (line(labels=[1] * 13), "labels are 14"), (line(labels=[True] * 14), "labels are 14"),
+    (line(labels=[-1] * 14), "labels are 14"),
+    (line(labels={"h": [0] * 14}), "labels are 14"), (line(labels=3), "labels are 14"),
+    (line(findings=[{"finding": 1}]), "findings are"),
     ("", "holds no pairs"), ("\n\n", "holds no pairs"), ("[" * 100000, "line 1 is not JSON"),
     (b'{"id": 1}\n\xff\xfe', "line 2 is not UTF-8"),
 ])
@@ -69,7 +74,8 @@ def test_broken_json_lines(tmp_path, text, words):
 
 
 @pytest.mark.parametrize("text, words", [
-    ("", "no hypothesis and no id"), ("id,hypothesis\n1,2\n", "no reference"), ("id,hypothesis,reference\n1,a\n", "line 2"),
+    ("", "no hypothesis and no id"), ("id,hypothesis\n1,2\n", "no reference"),
+    ("id,hypothesis,reference\n1,a\n", "line 2"),
     ("id,hypothesis,reference\n1,a,b,c\n", "line 2"), ("id,hypothesis,reference\n", "holds no pairs"),
     ('id,hypothesis,reference\n1,"a,b\n', "line 2"), ("id,hypothesis,reference\n1,a,b\n1,c,d\n", "line 3.*line 2"),
 ])
