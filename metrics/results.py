@@ -144,8 +144,7 @@ def _described(protocol, cleaning, reference_words):
 def _meteor_settings(folder):
     if folder is None:
         return "exact+stem: METEOR's synonym and paraphrase data were not found (--meteor-data)"
-    return {"data": str(folder), **{Path(name).name: f"{(folder / name).stat().st_size} bytes"
-                                    for name in (JAR, TABLE)}}
+    return {"data": str(folder), **{Path(name).name: digest(folder / name) for name in (JAR, TABLE)}}
 
 
 def digest(path):
