@@ -54,7 +54,7 @@ class WordPiece:
         return len(self.tokens)
 
     def encode(self, text, special=True):
-        """The ids of a text, between [CLS] and [SEP] where special. A special token's name in the text is that token."""
+        """The ids of a text, between [CLS] and [SEP] where special; such a name in the text is that token."""
         ids = []
         for part in self.special.split(text):
             if part in SPECIAL:
@@ -65,7 +65,7 @@ class WordPiece:
         return [self.cls_id, *ids, self.sep_id] if special else ids
 
     def _word_ids(self, word):
-        """Greedy longest match from the left; one [UNK] for a word that no pieces make up, or of over 100 characters."""
+        """Greedy longest match from the left; [UNK] for a word of over 100 characters or one no pieces make up."""
         if len(word) > 100:
             return (self.unk_id,)
         ids, start = [], 0
@@ -89,8 +89,8 @@ class WordPiece:
     def from_pretrained(cls, folder):
         """Reads vocab.txt, and do_lower_case from tokenizer_config.json where there is one. Raises UserError.
 
-        Without that file text is lower-cased, as the reference does: Bio_ClinicalBERT has none, though its vocabulary is
-        cased.
+        Without that file text is lower-cased, as the reference does: Bio_ClinicalBERT has none, though its vocabulary
+        is cased.
         """
         path = Path(folder) / "tokenizer_config.json"
         lower_case = True
@@ -209,9 +209,9 @@ class SentencePiece:
 
     @classmethod
     def train(cls, texts, size):
-        """A vocabulary of at most `size` pieces, made like Mistral's: BPE with bytes to fall back on, <unk> 0, <s> 1,
+        """A vocabulary of at most `size` pieces, made like Mistral's: <unk> 0, <s> 1, </s> 2, bytes, then BPE's merges.
 
-        </s> 2. The same texts give the same bytes.
+        The same texts give the same bytes.
         """
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(

@@ -15,9 +15,10 @@ from torch import nn
 from data.files import UserError
 from model import checkpoint
 
-# Published names → the names here. ClinicalBERT's file has the `bert.` prefix, CheXbert's `module.bert.`; files converted
-# from TensorFlow call LayerNorm's weights gamma and beta; old files hold the positions as a buffer.
-RENAME = {r"^(module\.)?(bert\.)?": "", r"^pooler\.": None, r"^cls\.": None, r"^embeddings\.(position|token_type)_ids$": None,
+# Published names → the names here. ClinicalBERT's file has the `bert.` prefix, CheXbert's `module.bert.`; files made
+# from TensorFlow's call LayerNorm's weights gamma and beta; old files hold the positions as a buffer.
+RENAME = {r"^(module\.)?(bert\.)?": "", r"^pooler\.": None, r"^cls\.": None,
+          r"^embeddings\.(position|token_type)_ids$": None,
           r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"}
 
 
@@ -45,7 +46,8 @@ class BertConfig:
         """Reads Hugging Face's config.json. Raises UserError for a network that this file does not define."""
         return cls(**checkpoint.config_values(
             cls, json_object,
-            only={"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False},
+            only={"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute",
+                  "is_decoder": False},
             optional=("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "type_vocab_size")))
 
     def to_json(self):

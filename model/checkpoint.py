@@ -106,7 +106,8 @@ def load_file(build, path, rename, dtype=None):
 
 def load_state(build, state, path, rename=None, dtype=None):
     """`load` for tensors at hand; path: the file they come from, for messages."""
-    return assign(build, [Source(Path(path), name, tensor) for name, tensor in state.items()], path, rename or {}, dtype)
+    stored = [Source(Path(path), name, tensor) for name, tensor in state.items()]
+    return assign(build, stored, path, rename or {}, dtype)
 
 
 def assign(build, stored, origin, rename, dtype):
@@ -181,7 +182,7 @@ def new_names(name, rename):
 
 
 def embedding(rows, width):
-    """nn.Embedding left for the model to initialise: its own way of doing so imports 150 MB of code on the meta device."""
+    """nn.Embedding left for the model to initialise: on the meta device its own way imports 150 MB of code."""
     return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
 
 

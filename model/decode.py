@@ -22,10 +22,11 @@ def generate(mistral, ids=None, embeds=None, *, max_new_tokens, eos_id, beams=1,
              repetition_penalty=1.0, length_penalty=1.0, early_stopping=False, temperature=0.0, top_p=1.0, seed=None):
     """The new tokens of each row, without the end-of-text token: a list of lists.
 
-    The prompts (token ids (B, P) or embeddings (B, P, D)) are equally long. The repetition penalty sees the prompt where
-    ids are given, the new tokens only where embeddings are. temperature 0 takes the likeliest token; above 0 tokens are
-    drawn from the top_p part of the distribution, repeatably where a seed is given. early_stopping: a row is done as
-    soon as it has `beams` finished reports, not only when no open one can still win. The model should be in eval mode.
+    The prompts (token ids (B, P) or embeddings (B, P, D)) are equally long. The repetition penalty sees the prompt
+    where ids are given, the new tokens only where embeddings are. temperature 0 takes the likeliest token; above 0
+    tokens are drawn from the top_p part of the distribution, repeatably where a seed is given. early_stopping: a row is
+    done as soon as it has `beams` finished reports, not only when no open one can still win. The model should be in
+    eval mode. Raises ValueError for impossible wishes.
     """
     if (ids is None) == (embeds is None):
         raise ValueError("give either ids or embeds")
@@ -56,7 +57,7 @@ class Rules:
 
 
 class Sampler:
-    """Chooses one token a row: the likeliest, or one drawn from the nucleus (Holtzman et al. 2020, arXiv:1904.09751)."""
+    """Chooses one token a row: the likeliest, or one from the nucleus (Holtzman et al. 2020, arXiv:1904.09751)."""
 
     def __init__(self, temperature, top_p, seed):
         self.temperature, self.top_p, self.seed, self.generator = temperature, top_p, seed, None
@@ -117,10 +118,11 @@ def until(tokens, eos_id):
 def beam_search(mistral, ids, embeds, max_new_tokens, beams, rules, length_penalty=1.0, early_stopping=False):
     """The best of `beams` reports a row: (list of token lists, list of scores).
 
-    A score is the sum of log-probabilities over (tokens with the end) ** length_penalty. 1. Each open beam is continued
-    by every token, and the best 2 K continuations are kept. 2. Those that end join the K best finished ones, if they are
-    among the best K. 3. The best K that do not end stay open. 4. A row is done when K are finished and the best open one
-    could not beat the worst of them at its present length.
+    A score is the sum of log-probabilities over (tokens with the end) ** length_penalty.
+    1. Each open beam is continued by every token, and the best 2 K continuations are kept.
+    2. Those that end join the K best finished ones, if they are among the best K.
+    3. The best K that do not end stay open.
+    4. A row is done when K are finished and the best open one could not beat the worst of them at its present length.
     """
     K, eos_id = beams, rules.eos_id
     B, P = (ids if embeds is None else embeds).shape[:2]

@@ -21,9 +21,10 @@ TARGETS = ("q_proj", "v_proj")
 
 
 class LoRALinear(nn.Linear):
-    """A linear layer with an adapter. It takes over the base layer's own parameters under their own names, so the base
+    """A linear layer with an adapter.
 
-    weights load and digest as before; `lora_A` (rank, in) and `lora_B` (out, rank) are fp32 whatever the base is in.
+    It takes over the base layer's own parameters under their own names, so the base's weights load and digest as
+    before; `lora_A` (rank, in) and `lora_B` (out, rank) are fp32 whatever the base is in.
     """
 
     def __init__(self, base, rank, alpha, dropout, rank_stabilised=False):

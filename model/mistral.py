@@ -3,8 +3,8 @@
 Shapes: B batch, T new tokens, S tokens seen so far including the new ones, D hidden width, H query heads, G key-value
 heads, d head width.
 
-Positions and masks: row t of a mask is a query, column s a key, true means "t reads s". Prompts of one batch are equally
-long, so the causal line is all there is; decoding with beams passes its own mask (see model/decode.py).
+Positions and masks: row t of a mask is a query, column s a key, true means "t reads s". Prompts of one batch are
+equally long, so the causal line is all there is; decoding with beams passes its own mask (see model/decode.py).
 """
 
 from dataclasses import asdict, dataclass
@@ -95,17 +95,16 @@ class Cache:
 
 
 def rotary(positions, head_dim, theta, dtype):
-    """Cosines and sines (T, d) of rotary position embedding, computed in fp32: Su et al. 2021, arXiv:2104.09864."""
+    """Cosines and signed sines (T, d) of rotary position embedding, made in fp32: Su et al. 2021, arXiv:2104.09864."""
     frequency = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
     angle = positions.float()[:, None] * frequency
-    angle = torch.cat([angle, angle], dim=-1)              # Hugging Face's order: halves, not pairs
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x, cos, sin):
-    """Turns queries or keys (B, heads, T, d) by their positions."""
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-right, left], dim=-1) * sin
+    """Turns queries or keys (B, heads, T, d) by their positions; a pair is (i, i + d / 2), Hugging Face's order."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 class Attention(nn.Module):
@@ -213,9 +212,9 @@ class Mistral(nn.Module):
         return self.model["norm"](x)
 
     def mask(self, past, new, device):
-        """The causal line within the sliding window for `new` tokens after `past` ones: (1, T, S), or None where it is
+        """The causal line within the sliding window for `new` tokens after `past` ones: (1, T, S).
 
-        plain: all from the start on, or one token that reads everything.
+        None where `attend` needs none: all tokens from the start on, or one token that reads everything.
         """
         window = self.config.sliding_window
         if (past == 0 or new == 1) and (window is None or past + new <= window):
@@ -230,8 +229,12 @@ class Mistral(nn.Module):
 
     def logits(self, hidden):
         """(…, D) → (…, vocabulary). A trainer calls it for the report's positions only."""
-        tied = self.config.tie_word_embeddings
-        return F.linear(hidden, self.model["embed_tokens"].weight) if tied else self.lm_head(hidden)
+        weight = self.model["embed_tokens"].weight if self.config.tie_word_embeddings else self.lm_head.weight
+        rows = hidden.shape[:-1].numel()
+        if 1 < rows <= 8 and hidden.device.type == "cpu" and not torch.is_grad_enabled():
+            # MKL multiplies a wide matrix by a few columns up to twice as fast as a few rows by that matrix.
+            return (weight @ hidden.reshape(rows, -1).T).T.reshape(*hidden.shape[:-1], -1)
+        return F.linear(hidden, weight)
 
     def new_cache(self, batch, length):
         """An empty cache for `length` tokens in each of `batch` rows, in the weights' type and place."""

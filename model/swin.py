@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from data.files import UserError
 from model import checkpoint
 
-# Published names → the names here. Classifiers have the `swin.` prefix and a head, SimMIM files a mask token and decoder.
+# Published names → the names here. Classifiers have the `swin.` prefix and a head, SimMIM a mask token and a decoder.
 RENAME = {r"^swin\.": "", r"^(classifier|decoder)\.": None, r"^embeddings\.mask_token$": None,
           r"\.relative_position_index$": None}
 # The names of timm and of the paper's own repository, where query, key and value are fused.
@@ -255,9 +255,9 @@ class Swin(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder, dtype=None):
-        """Reads a folder with Hugging Face's config.json and its, timm's or the paper's tensor names; dtype None keeps
+        """Reads a folder with Hugging Face's config.json and its, timm's or the paper's tensor names.
 
-        the file's type. Raises UserError.
+        dtype None keeps the file's. Raises UserError.
         """
         config = checkpoint.read_config(SwinConfig, folder)
         return checkpoint.load(lambda: cls(config), folder, rename_table, dtype)

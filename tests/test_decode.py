@@ -80,8 +80,9 @@ def test_token_for_token(models, settings, given):
             found = generate(ours, **source, max_new_tokens=NEW, eos_id=EOS, beams=beams, **kwargs)
             lengths.update(map(len, found))
             for row in range(batch):
-                if found[row] != expected[row] and not tie(theirs, ids[row], found[row], expected[row], given, settings):
-                    unexplained.append((ids[row].tolist(), found[row], expected[row]))
+                pair = found[row], expected[row]
+                if pair[0] != pair[1] and not tie(theirs, ids[row], *pair, given, settings):
+                    unexplained.append((ids[row].tolist(), *pair))
             if beams > 1:
                 rules = Rules(EOS, kwargs.get("min_new_tokens", 0), kwargs.get("repetition_penalty", 1.0))
                 _, own = beam_search(ours, source.get("ids"), source.get("embeds"), NEW, beams, rules,
@@ -101,7 +102,8 @@ def tie(model, prompt, one, other, given, settings):
     text = torch.cat([prompt, torch.tensor(one[:shared], dtype=torch.long)])[None]
     scores = model(text).logits[:, -1].float()
     seen = text if given == "ids" else text[:, PROMPT:]
-    scores = Rules(EOS, settings.get("min_new_tokens", 0), settings.get("repetition_penalty", 1.0)).apply(scores, seen, shared)
+    rules = Rules(EOS, settings.get("min_new_tokens", 0), settings.get("repetition_penalty", 1.0))
+    scores = rules.apply(scores, seen, shared)
     a, b = ([*one, EOS][shared], [*other, EOS][shared])
     return abs(scores[0, a] - scores[0, b]) < TIE
 
@@ -167,7 +169,10 @@ def test_sampling_is_seeded_and_follows_the_distribution(models):
     ours = models[0][0]
     ids = prompts(1, 11)
     many = ids.expand(6000, -1)
-    draw = lambda seed, **kw: generate(ours, ids=many, max_new_tokens=1, eos_id=-1, temperature=0.7, seed=seed, **kw)  # noqa: E731
+
+    def draw(seed, **kw):
+        return generate(ours, ids=many, max_new_tokens=1, eos_id=-1, temperature=0.7, seed=seed, **kw)
+
     assert draw(1) == draw(1) and draw(1) != draw(2)
     with torch.no_grad():
         expected = (ours(ids=ids)[0, -1] / 0.7).softmax(-1)
@@ -203,7 +208,7 @@ def test_logits_are_computed_only_where_they_are_used_and_the_cache_is_allocated
     try:
         ours.logits = lambda x: widths.append(x.shape[:-1]) or logits(x)
         ours.new_cache = lambda batch, length: caches.append((batch, length)) or new_cache(batch, length)
-        ours.hidden = lambda **kw: prefixes.append((kw["embeds"] if "embeds" in kw else kw["ids"]).shape[:2]) or hidden(**kw)
+        ours.hidden = lambda **kw: prefixes.append(kw.get("embeds", kw.get("ids")).shape[:2]) or hidden(**kw)
         generate(ours, ids=prompts(2, 1), max_new_tokens=NEW, eos_id=-1 % VOCAB, beams=3, min_new_tokens=NEW)
     finally:
         del ours.logits, ours.new_cache, ours.hidden

@@ -47,7 +47,7 @@ def shake(module):
 @pytest.mark.parametrize("settings", [
     dict(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"]),
     dict(r=16, lora_alpha=16, target_modules=["q_proj", "v_proj"], use_rslora=True),
-    dict(r=3, lora_alpha=5, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
+    dict(r=3, lora_alpha=5, target_modules=[f"{part}_proj" for part in "q k v o gate up down".split()]),
     dict(r=4, lora_alpha=8, target_modules=r".*layers\.1\.self_attn\.(q|o)_proj"),
     dict(r=4, lora_alpha=8, target_modules=["self_attn.q_proj"], lora_dropout=0.25)],
     ids=["q and v", "rank-stabilised", "all", "a pattern", "a longer name"])
@@ -115,11 +115,13 @@ def test_adapters_are_fp32_on_a_bf16_base(base, autocast):
 
 
 def test_gradients_equal_pefts(base):
-    reference = shake(peft.get_peft_model(theirs(base), peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])))
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+    reference = shake(peft.get_peft_model(theirs(base), config))
     adapted = add_lora(ours(base), rank=4, alpha=8).train()
     names = {name: name.replace("base_model.model.", "").replace(".default.weight", "")
              for name, weight in reference.named_parameters() if weight.requires_grad}
-    load_lora_state(adapted, {names[name]: weight.detach() for name, weight in reference.named_parameters() if name in names})
+    state = {names[name]: weight.detach() for name, weight in reference.named_parameters() if name in names}
+    load_lora_state(adapted, state)
     reference.train()(IDS).logits.square().mean().backward()
     adapted(ids=IDS).square().mean().backward()
     own = dict(adapted.named_parameters())

@@ -14,7 +14,8 @@ from model.mistral import Mistral, MistralConfig
 
 SMALL = dict(vocab_size=97, hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
              num_key_value_heads=2, rms_norm_eps=1e-5, sliding_window=None)
-SHAPES = {"two queries a key": {}, "as many keys as queries": dict(num_key_value_heads=4), "one key": dict(num_key_value_heads=1),
+SHAPES = {"two queries a key": {}, "as many keys as queries": dict(num_key_value_heads=4),
+          "one key": dict(num_key_value_heads=1),
           "theta 1e6": dict(rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
           "explicit head width": dict(head_dim=24), "tied": dict(tie_word_embeddings=True),
           "window of 7": dict(sliding_window=7), "window of 1": dict(sliding_window=1),
@@ -191,7 +192,8 @@ def test_random_configs_agree_about_shapes(tmp_path):
     rng = random.Random(0)
     for _ in range(8):
         heads = rng.choice([1, 2, 4, 6])
-        changes = dict(num_attention_heads=heads, num_key_value_heads=rng.choice([g for g in (1, 2, 3, 6) if heads % g == 0]),
+        groups = rng.choice([g for g in (1, 2, 3, 6) if heads % g == 0])
+        changes = dict(num_attention_heads=heads, num_key_value_heads=groups,
                        head_dim=rng.choice([None, 4, 10]), hidden_size=heads * rng.choice([4, 8]),
                        num_hidden_layers=rng.choice([1, 2]), sliding_window=rng.choice([None, 2, 5, 30]),
                        tie_word_embeddings=rng.random() < 0.5)

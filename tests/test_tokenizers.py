@@ -1,4 +1,4 @@
-"""WordPiece against transformers' BertTokenizer, SentencePiece against the library itself and transformers' tokenizer."""
+"""WordPiece against transformers' BertTokenizer, SentencePiece against the library itself and transformers."""
 
 import json
 import random
@@ -19,15 +19,21 @@ REPORTS = ["The heart is normal in size. The lungs are clear.", "No pneumothorax
 NASTY = [
     "", " ", "\n\t\r", "___", "_ _", "the ___ year-old", "No pneumothorax.", "NO PNEUMOTHORAX", "café naïve Ångström",
     "cafe\u0301 o\u0308\u0323", "İstanbul ısı ß ẞ", "ΣΊΣΥΦΟΣ ς σ", "中文字符", "x中y文z", "㐀𠀀𪜀", "한국어 かな カナ", "ｆｕｌｌ ｗｉｄｔｈ",
-    "\x00a\x01b\x02c\x7fd", "a\ufffdb", "zero\u200bwidth\u200djoiner\ufeff", "soft\u00adhyphen", "no\u00a0break\u2003em\u3000ideo",
-    "line\u2028sep\u2029par", "a\x0bb\x0cc\x1cd\x1fe\x85f", "x" * 100, "x" * 101, "x" * 5000, "the" * 60, "$5 ^2 `a` ~b =c +d <e> |f",
-    "«quoted» “smart” ‘marks’ — dash … ‐", "1.5 cm, 3/4, 50%", "[CLS] [SEP] a[MASK]b [UNK]x [PAD]", "[cls] [ SEP]", "[[SEP]]",
-    "🫁 🩻 heart❤️", "e\u0301\u0302\u0303", "\u0301start", "𝔘𝔫𝔦", "ﬁ ﬂ", "①②", "١٢٣", "שָׁלוֹם", "हिन्दी", "ไทย", "\ud7a3", "\U0010ffff\ue000",
+    "\x00a\x01b\x02c\x7fd", "a\ufffdb", "zero\u200bwidth\u200djoiner\ufeff", "soft\u00adhyphen",
+    "no\u00a0break\u2003em\u3000ideo",
+    "line\u2028sep\u2029par", "a\x0bb\x0cc\x1cd\x1fe\x85f", "x" * 100, "x" * 101, "x" * 5000, "the" * 60,
+    "$5 ^2 `a` ~b =c +d <e> |f",
+    "«quoted» “smart” ‘marks’ — dash … ‐", "1.5 cm, 3/4, 50%", "[CLS] [SEP] a[MASK]b [UNK]x [PAD]", "[cls] [ SEP]",
+    "[[SEP]]",
+    "🫁 🩻 heart❤️", "e\u0301\u0302\u0303", "\u0301start", "𝔘𝔫𝔦", "ﬁ ﬂ", "①②", "١٢٣", "שָׁלוֹם", "हिन्दी", "ไทย",
+    "\ud7a3", "\U0010ffff\ue000",
     "don't can't", "T2-weighted; (see 3).", "A.B.C.", "...", "--", "a" + "\u0300" * 200,
 ]
 VOCAB = "".join(f"{token}\n" for token in dict.fromkeys(
-    [*SPECIAL, *(chr(c) for c in range(33, 127)), *(f"##{chr(c)}" for c in range(33, 127)), "the", "heart", "no", "pneum",
-     "##otho", "##rax", "café", "cafe", "caf", "naive", "##ing", "中", "文", "σ", "ς", "##σ", "ı", "i̇", "xx", "##xx", "\u2028",
+    [*SPECIAL, *(chr(c) for c in range(33, 127)), *(f"##{chr(c)}" for c in range(33, 127)), "the", "heart", "no",
+     "pneum",
+     "##otho", "##rax", "café", "cafe", "caf", "naive", "##ing", "中", "文", "σ", "ς", "##σ", "ı", "i̇", "xx", "##xx",
+     "\u2028",
      "ß", "ｆ", "__", "##the", "한", "ᄒ", "##ᅡ", "❤"])).encode()
 
 
@@ -64,7 +70,7 @@ def test_wordpiece_equals_transformers(tmp_path, lower_case):
 
 
 def known(c):
-    """Whether Unicode has classed a character alike since version 3.2: the reference's tables are older than Python's."""
+    """Whether Unicode classes a character as in version 3.2: the reference's tables are older than Python's."""
     then = unicodedata.ucd_3_2_0.category(c)
     return then != "Cn" and then == unicodedata.category(c)
 
@@ -144,8 +150,9 @@ def mistral_like():
     return SentencePiece.train([*REPORTS, "  two blanks", "line\nline", "[INST] <Img> </Img> [/INST]"] * 5, 420)
 
 
-SP_NASTY = [text for text in NASTY if "\x00" not in text] + ["  leading", "trailing  ", "a  b   c", "\n\n", " \n ", "▁", "a▁b",
-                                                        "[INST] <Img></Img> [/INST]", "\t\t"]
+SP_NASTY = [text for text in NASTY if "\x00" not in text] + [
+    "  leading", "trailing  ", "a  b   c", "\n\n", " \n ", "▁", "a▁b",
+    "[INST] <Img></Img> [/INST]", "\t\t"]
 
 
 def test_sentencepiece_equals_the_library(tmp_path, mistral_like):
@@ -160,7 +167,7 @@ def test_sentencepiece_equals_the_library(tmp_path, mistral_like):
 
 
 def test_sentencepiece_equals_transformers(mistral_like):
-    """transformers runs the merges itself; they follow from the pieces, whose scores count down from the first merge."""
+    """transformers runs the merges itself; they follow from the pieces, which are ordered from the first merge."""
     pieces = {mistral_like.processor.id_to_piece(i): i for i in range(len(mistral_like))}
     ordered = [piece for piece, i in pieces.items() if i >= 259]
     merges = [(piece[:cut], piece[cut:]) for piece in ordered for cut in range(1, len(piece))
