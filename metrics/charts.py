@@ -1,0 +1,138 @@
+"""Drawings of the page as inline SVG; colours come from page.css by class, so that they follow light and dark."""
+
+from html import escape
+from math import ceil, floor, isfinite, log10
+
+SMOOTH = 0.06                                      # share of the steps that a smoothed curve averages over
+POINTS = 300                                       # at most, a curve
+
+
+def number(value, digits=3):
+    """A figure for people: "0.123", "–" where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def svg(width, height, body, cls="", label=""):
+    role = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
+    return f'<svg class="{cls}" viewBox="0 0 {width} {height}" {role}>{body}</svg>'
+
+
+def bar(cell, cls="", width=120, height=14, top=1.0):
+    """A figure {"value", "low", "high"} as a bar on 0..top with its interval as a whisker."""
+    if cell["value"] is None:
+        return ""
+    x, low, high = (width * min(max(cell[key], 0), top) / top for key in ("value", "low", "high"))
+    middle = height / 2
+    return svg(width, height, f'<rect class="rail" width="{width}" height="{height}" rx="2"/>'
+               f'<rect class="fill" width="{x:.1f}" height="{height}" rx="2"/>'
+               f'<path class="whisker" d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 3}v6M{high:.1f} {middle - 3}v6"/>',
+               f"bar {cls}")
+
+
+def intervals(cells, classes, width=260, line=15):
+    """Figures one below the other as dots with intervals, on one axis from 0 to the highest of them."""
+    known = [cell for cell in cells if cell["value"] is not None]
+    if not known:
+        return ""
+    top = max(cell["high"] for cell in known) or 1
+    parts = []
+    for row, (cell, cls) in enumerate(zip(cells, classes)):
+        y = line * (row + 0.5)
+        parts.append(f'<path class="rail" d="M6 {y}H{width - 6}"/>')
+        if cell["value"] is not None:
+            value, low, high = (6 + (width - 12) * max(0, cell[key]) / top for key in ("value", "low", "high"))
+            parts.append(f'<g class="{cls}"><path class="range" d="M{low:.1f} {y}H{high:.1f}"/>'
+                         f'<circle cx="{value:.1f}" cy="{y}" r="4"/></g>')
+    return svg(width, line * len(cells), "".join(parts), "intervals")
+
+
+def ticks(low, high, most=4):
+    """Round numbers within [low, high]: at most `most` + 1."""
+    rough = (high - low) / most
+    power = 10 ** floor(log10(rough))
+    step = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= rough * 0.999)
+    return [round(i * step, 12) for i in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
+
+
+def short(value):
+    """A tick's label: 0.25, 1e-4, 12k."""
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
+        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
+    return f"{value / 1000:g}k" if abs(value) >= 10000 else f"{value:g}".replace("-", "−")
+
+
+def curves(title, lines, width=420, height=200):
+    """A chart of lines over steps: [(name, class, [(step, value), …], "raw" | "line" | "dots"), …] → SVG.
+
+    Values that are not finite leave a gap. The vertical range leaves out the highest and lowest 1 % of a raw line, so
+    that one wild step does not flatten the rest.
+    """
+    left, right, top, bottom = 46, 10, 12, 24
+    steps = [step for _, _, points, _ in lines for step, _ in points]
+    values = [value for _, _, points, kind in lines for value in trimmed([v for _, v in points if isfinite(v)], kind)]
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    margin = (high - low) * 0.06 or abs(high) * 0.1 or 1
+    low, high = low - margin, high + margin
+    first, last = min(steps), max(max(steps), min(steps) + 1)
+
+    def x(step):
+        return left + (width - left - right) * (step - first) / (last - first)
+
+    def y(value):
+        return top + (height - top - bottom) * (high - min(max(value, low), high)) / (high - low)
+
+    parts = [f'<path class="grid" d="M{left} {y(t):.1f}H{width - right}"/>'
+             f'<text class="tick" x="{left - 6}" y="{y(t) + 3.5:.1f}" text-anchor="end">{short(t)}</text>' for t in ticks(low, high)]
+    parts += [f'<text class="tick" x="{x(t):.1f}" y="{height - 6}" text-anchor="middle">{short(t)}</text>'
+              for t in ticks(first, last, 5)]
+    for name, cls, points, kind in lines:
+        points = thinned([(step, value) for step, value in points if isfinite(value)])
+        if kind == "dots":
+            parts.append("".join(f'<circle class="{cls}" cx="{x(s):.1f}" cy="{y(v):.1f}" r="3.2"><title>{escape(name)}, step {s}: '
+                                 f'{v:.4g}</title></circle>' for s, v in points))
+        if len(points) > 1:
+            path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
+            parts.append(f'<path class="{cls} {kind}" d="M{path}"><title>{escape(name)}</title></path>')
+    return svg(width, height, "".join(parts), "chart", title)
+
+
+def trimmed(values, kind):
+    if kind != "raw" or len(values) < 50:
+        return values
+    values, cut = sorted(values), len(values) // 100
+    return [values[cut], values[-1 - cut]]
+
+
+def thinned(points):
+    """At most `POINTS` points, each the mean of its neighbours."""
+    size = ceil(len(points) / POINTS)
+    if size <= 1:
+        return points
+    groups = [points[start:start + size] for start in range(0, len(points), size)]
+    return [(group[len(group) // 2][0], sum(value for _, value in group) / len(group)) for group in groups]
+
+
+def smoothed(points):
+    """A centred moving average over a share of the points; narrower at both ends, so that it ends where they end."""
+    values, half = [value for _, value in points], max(1, round(len(points) * SMOOTH / 2))
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    result = []
+    for i, (step, _) in enumerate(points):
+        reach = min(half, i, len(values) - 1 - i)
+        result.append((step, (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
+    return result
+
+
+def roc(name, rates, size=150):
+    """One finding's ROC curve: rates = (false positive rates, true positive rates)."""
+    edge = size - 2
+    points = thinned(list(zip(*([float(rate) for rate in side] for side in rates)))) if rates is not None else []
+    line = "L".join(f"{1 + edge * x:.1f} {1 + edge * (1 - y):.1f}" for x, y in [(0, 0), *points, (1, 1)])
+    return svg(size, size, f'<rect class="frame" x="1" y="1" width="{edge}" height="{edge}"/>'
+               f'<path class="chance" d="M1 {1 + edge}L{1 + edge} 1"/>'
+               + (f'<path class="area" d="M{line}L{1 + edge} {1 + edge}L1 {1 + edge}Z"/><path class="line" d="M{line}"/>'
+                  if points else ""), "roc", f"ROC curve, {name}")
