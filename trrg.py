@@ -222,7 +222,8 @@ class TRRG(nn.Module):
     def encode(self, images):
         """The frozen stage-1 encoder on all views of a study: (B, V, 3, H, W) → v_e (B, N, d)."""
         B, V = images.shape[:2]
-        tokens = self.image_projection(self.swin(images.flatten(0, 1))).unflatten(0, (B, V))   # (B, V, n, d)
+        images = images.flatten(0, 1).to(self.image_projection.weight)               # frozen, it may be kept in bf16
+        tokens = self.image_projection(self.swin(images)).unflatten(0, (B, V)).to(self.mapper.weight)   # (B, V, n, d)
         return tokens.flatten(1, 2) if self.config.views == "concat" else tokens.mean(1)
 
     def recognise(self, v_e):
@@ -244,7 +245,8 @@ class TRRG(nn.Module):
             name = "E^c" if self.config.interaction else "c_s"
             sequence += [self._text("<Clue>", v_d.device), (name, clues), self._text("</Clue>", v_d.device)]
         sequence += [self._text(f"{self.config.instruction} [/INST]", v_d.device)]
-        embeds = torch.cat([part.to(v_d).expand(len(v_d), -1, -1) for _, part in sequence], dim=1)
+        own = sequence[0][1]                                                         # the language model's type and place
+        embeds = torch.cat([part.to(own).expand(len(v_d), -1, -1) for _, part in sequence], dim=1)
         return embeds, [(name, part.shape[1]) for name, part in sequence]
 
     def _text(self, text, device):
@@ -346,7 +348,7 @@ def save(path, model, header, embed_base=False):
     """Writes what stage 1 and 2 trained. The language model stays where it is, named by its digest, or is embedded."""
     tensors = {name: tensor for name, tensor in model.state_dict().items() if embed_base or not in_base(name)}
     dtype = str(next(model.language_model.parameters()).dtype).removeprefix("torch.")
-    base = dict(header["base"], digest=digest(model.language_model), dtype=dtype, embedded=embed_base)
+    base = {"digest": header["base"].get("digest") or digest(model.language_model), **header["base"], "dtype": dtype, "embedded": embed_base}
     save_file(path, dict(tensors, sentencepiece=as_tensor(model.tokenizer.model_bytes)), {
         **header, "stage": 2, "variant": model.config.variant, "trrg": asdict(model.config), "base": base,
         "d": model.mapper.in_features, "bank": None if not model.config.clues else list(model.bank.tokens.shape[:2]),
