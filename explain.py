@@ -1,0 +1,180 @@
+"""One picture's way through the model, step by step: for learning what happens, and for finding out why a report says it.
+
+    explain(model, pictures)     the lines that `evaluate.py --ckpt … --image … --explain` prints
+    clue_maps(model, prompt)     where the picture answers each clue, and where the queries look: what the page draws
+"""
+
+from contextlib import contextmanager
+
+import torch
+
+from data.images import augment, read
+from data.reports import LABELS
+from model.clues import cosine
+from model.decode import generate
+
+WIDTH = 100                            # of the printed lines
+
+# What each part does, in the order of the paper; a part that a variant does not build is not run, and not listed.
+STEPS = {
+    "swin": "patch tokens of each view, after the last norm",
+    "image_projection": "v_e, the same in R^d, next to the text (stage 1)",
+    "mapper": "v_d = W v_e + b",
+    "bank": "w, and the tokens c_s of the k heaviest clues",
+    "interaction.visual_stream": "V', Eq. (2)",
+    "interaction.visual_extract": "E^v, Eq. (3)",
+    "interaction.clue_stream": "C', Eq. (2)",
+    "interaction.clue_extract": "E^c, Eq. (3)",
+    "visual_projector": "P_v: as wide as the language model",
+    "clue_projector": "P_c: the same for the clues",
+}
+
+
+def explain(model, pictures):
+    """The views of one study (paths or PIL images, frontal first) → the text of the whole story. Raises UserError."""
+    device = model.mapper.weight.device
+    views = torch.stack([torch.from_numpy(read(picture, model.pictures["size"])) for picture in pictures])
+    images = augment(views, model.pictures["crop"], None)[None].to(device)
+    with torch.no_grad(), recorded(model) as steps:
+        prompt = model.prompt(images)
+    tokens = generate(model.language_model, embeds=prompt.embeds, eos_id=model.tokenizer.eos_id, **model.decoding)[0]
+    parts = [shapes(views, images, steps, prompt)]
+    if model.config.clues:
+        parts.append(ranking(model, prompt))
+    return "\n\n".join([*parts, assembled(model, prompt), written(model, prompt, tokens)])
+
+
+@contextmanager
+def recorded(model):
+    """Notes the shape that each part of `STEPS` gives while the model runs: yields [(name, shape)], in running order."""
+    steps = []
+
+    def note(name):
+        def hook(module, inputs, output):
+            first = output if torch.is_tensor(output) else output.tokens if name == "bank" else output[0]
+            steps.append((name, tuple(first.shape)))
+        return hook
+
+    parts = dict(model.named_modules())
+    hooks = [parts[name].register_forward_hook(note(name)) for name in STEPS if name in parts]
+    try:
+        yield steps
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def shapes(views, images, steps, prompt):
+    rows = [("pictures", tuple(views.shape), "gray, 8 bit, one a view"),
+            ("encoder's input", tuple(images.shape), "centre crop, ImageNet's mean and deviation; (studies, views, …)")]
+    rows += [(name, shape, STEPS[name]) for name, shape in steps]
+    rows.append(("prompt", tuple(prompt.embeds.shape), "all of it, put together: what the language model reads"))
+    first, second = (max(len(str(row[i])) for row in rows) for i in (0, 1))
+    return "Shapes, step by step\n" + "\n".join(f"  {name:<{first}}  {str(shape):<{second}}  {what}" for name, shape, what in rows)
+
+
+def ranking(model, prompt):
+    """All m diseases by weight, each with its best prompt; those that are injected are marked."""
+    m = len(LABELS)
+    every = model.bank(v_cls(prompt), model.tau, m)
+    injected = prompt.clues.disease[0].tolist()
+    lines = [f"Clues: v_cls against {len(model.bank.cls)} prompts of {m} diseases, cosine / τ with τ = {model.tau.item():.4f}, "
+             "softmax over the diseases"]
+    scores = cosine(v_cls(prompt).float(), model.bank.cls.float())[0]
+    for rank, (disease, number) in enumerate(zip(every.disease[0].tolist(), every.prompt[0].tolist()), start=1):
+        weight = every.weights[0, disease].item()
+        masked = weight < model.config.clue_threshold
+        mark = ("under the threshold" if masked else "injected") if disease in injected else ""
+        lines.append(f"  {rank:>2} {weight:7.2%} {'█' * round(20 * weight):<20} {LABELS[disease]:<26} {scores[number].item():+.3f}  "
+                     f"{model.prompt_texts[number].removeprefix('Clue: ')}" + (f"  ← {mark}" if mark else ""))
+    return "\n".join(lines)
+
+
+def v_cls(prompt):
+    """The mean of all patch tokens (1, d): what recognition compares with the prompts."""
+    return prompt.v_e.mean(1)
+
+
+def assembled(model, prompt):
+    """The prompt's parts with their places; what is text stands in quotes, what is not is embeddings."""
+    embeddings = {"v_d": "patch tokens through W and P_v", "E^v": "what the queries found in the picture, through P_v",
+                  "E^c": "what the queries found in the clues, through P_c", "c_s": "the clues' own tokens, through P_c"}
+    lines, place = [f"Prompt: {prompt.embeds.shape[1]} tokens of width {prompt.embeds.shape[2]}"], 0
+    for name, length in prompt.parts:
+        what = f"‹{name}› {embeddings[name]}" if name in embeddings else f'"{name}"'
+        lines.append(f"  {place:>5} – {place + length - 1:<5} {length:>4} {'token ' if length == 1 else 'tokens'} {what}")
+        place += length
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def token_probabilities(model, prompt, tokens):
+    """[(token, its probability, [(alternative, probability)] * 3)], by one forward over the prompt and the report.
+
+    The plain model's probabilities: the decoding's penalties and beams chose the tokens, but do not enter here.
+    """
+    report = model.language_model.embed(torch.tensor([tokens], device=prompt.embeds.device))
+    hidden = model.language_model.hidden(embeds=torch.cat([prompt.embeds, report.to(prompt.embeds)], 1))
+    start = prompt.embeds.shape[1] - 1                                   # the last prompt token predicts the first one
+    probabilities = model.language_model.logits(hidden[0, start:start + len(tokens)]).float().softmax(-1)
+    best = probabilities.topk(3)
+    return [(token, probabilities[i, token].item(), list(zip(best.indices[i].tolist(), best.values[i].tolist())))
+            for i, token in enumerate(tokens)]
+
+
+def written(model, prompt, tokens):
+    """The report with the probability of every token under it, and where the model was least sure."""
+    text = model.tokenizer.decode(tokens).strip()
+    ended = len(tokens) < model.decoding["max_new_tokens"]
+    known = token_probabilities(model, prompt, [*tokens, model.tokenizer.eos_id] if ended else tokens)
+    settings = ", ".join(f"{name} {value}" for name, value in model.decoding.items())
+    lines = [f"Report ({settings})", f"  {text or '(empty)'}", "",
+             f"Probability of each token ({len(known)} tokens{'' if ended else ', cut at the longest allowed'})"]
+    above, below = " ", " "
+    for token, probability, _ in known:
+        name, figure = piece(model, token), f"{probability:.2f}".removeprefix("0")
+        width = max(len(name), len(figure))
+        if len(above) + width + 1 > WIDTH:
+            lines += [above, below, ""]
+            above, below = " ", " "
+        above, below = f"{above} {name:<{width}}", f"{below} {figure:<{width}}"
+    lines += [above, below, ""]
+    doubtful = sorted((row for row in known if row[1] < 0.9), key=lambda row: row[1])[:5]
+    if doubtful:
+        lines.append("Least sure of")
+        lines += [f"  {piece(model, token):<14} {probability:5.1%}   likeliest: "
+                  + ", ".join(f"{piece(model, other)} {p:.1%}" for other, p in best) for token, probability, best in doubtful]
+    return "\n".join(lines).rstrip()
+
+
+def piece(model, token):
+    """A token as SentencePiece writes it, "▁" for a blank."""
+    return model.tokenizer.processor.id_to_piece(token)
+
+
+@torch.no_grad()
+def clue_maps(model, prompt):
+    """What the page draws for the B studies of a `trrg.Prompt`: a list of dicts of float32 arrays on the CPU.
+
+    "clues": [(prompt text, weight, (V, g, g))], heaviest first: the cosine of every patch token with the clue's cls
+    token, whose mean over the tokens is nearly what recognises it. "queries": (V, g, g), attention summed over the L
+    queries of Eq. (3), mean 1; None for a variant without queries. "cover": the part of the stored picture's side that
+    the g × g grid lies over. V is 1 where the views were averaged.
+    """
+    swin = model.swin.config
+    g = swin.image_size // swin.patch_size // 2 ** (len(swin.depths) - 1)
+    cover = model.pictures["crop"] / model.pictures["size"]
+    by_prompt = None
+    if prompt.clues is not None:
+        tokens, clues = torch.nn.functional.normalize(prompt.v_e.float(), dim=-1), model.bank.cls[prompt.clues.prompt].float()
+        by_prompt = torch.nn.functional.normalize(clues, dim=-1) @ tokens.transpose(1, 2)                   # (B, k, N)
+    attention = model.interaction.visual_attention(model.mapper(prompt.v_e)).float().mean(1) if model.config.interaction else None
+    maps = []
+    for i in range(len(prompt.v_e)):
+        named = model.named_clues(prompt.clues, i)
+        maps.append({
+            "clues": [(*pair, grid.unflatten(0, (-1, g, g)).cpu().numpy())
+                      for pair, grid in zip(named, () if by_prompt is None else by_prompt[i])],
+            "queries": None if attention is None else (attention[i] * attention.shape[1]).unflatten(0, (-1, g, g)).cpu().numpy(),
+            "cover": cover})
+    return maps
