@@ -4,6 +4,7 @@ A batch is planned for all processes together and each takes its `Share`; nothin
 """
 
 import os
+import signal
 from datetime import timedelta
 
 import torch
@@ -20,7 +21,10 @@ class Processes:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.world > 1:
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
+            # The store outlives a process that fails, so it can tell who failed first.
+            self.store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(minutes=5)))
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(minutes=5),
+                                    store=dist.PrefixStore("group", self.store), rank=self.rank, world_size=self.world)
 
     def close(self):
         if self.world > 1:
@@ -30,9 +34,22 @@ class Processes:
         if self.world > 1:
             dist.barrier()
 
+    def lead_first(self, work):
+        """Runs `work` on the first process; the others wait for it, for as long as it takes."""
+        if self.rank == 0:
+            work()
+            if self.world > 1:
+                self.store.set("lead", "done")
+        else:
+            self.store.wait(["lead"], timedelta(days=1))
+
+    def fails_first(self):
+        """Whether this process is the first to fail, and so the one that has to say why."""
+        return self.world == 1 or self.store.add("failures", 1) == 1
+
     def sum(self, *values):
-        """Sums of numbers over all processes."""
-        total = torch.tensor(values, dtype=torch.float64, device=self.device if self.device.type == "cuda" else "cpu")
+        """Sums of numbers over all processes, the same on each."""
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
         if self.world > 1:
             dist.all_reduce(total)
         return total.tolist()
@@ -65,8 +82,8 @@ def gather(x, shares):
     """Rows of all processes, (Σ shares, d); this process holds shares[rank] of them (or one stand-in for none)."""
     if len(shares) == 1:
         return x
-    longest = max(shares)
-    padded = torch.cat([x[:shares[dist.get_rank()]], x.new_zeros(longest - shares[dist.get_rank()], *x.shape[1:])])
+    mine = shares[dist.get_rank()]
+    padded = torch.cat([x[:mine], x.new_zeros(max(shares) - mine, *x.shape[1:])])
     every = Gather.apply(padded + 0 * x.sum())      # a stand-in row stays in the graph, with no weight
     return torch.cat([part[:share] for part, share in zip(every, shares)])
 
@@ -80,3 +97,32 @@ class Share:
         self.sizes = [len(part) for part in parts]
         self.weight = float(bool(parts[processes.rank]))
         self.numbers = parts[processes.rank] or batch[:1]
+
+
+class Stopped(Exception):
+    """The run ends early, with a reason and an exit code."""
+
+    def __init__(self, reason, code=1):
+        super().__init__(reason)
+        self.code = code
+
+
+class StopSignal:
+    """SIGTERM or Ctrl-C, noted for the end of the step; torchrun may send it more than once."""
+
+    def __init__(self):
+        self.number = 0
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(self, number, _):
+        self.number = number
+
+    def restore(self):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def ignore_signals(_):
+    """Loader processes leave it to the run when to end."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -4,13 +4,16 @@ One safetensors file a state, runs/…/state/STAGE-STEP-DIGEST.safetensors, writ
 in its name: a damaged file is noticed by reading it, and the state before it is used. The last two are kept.
 """
 
+import fcntl
 import hashlib
+import json
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from data.files import UserError
-from model.checkpoint import read_file, save_file
+from model.checkpoint import digest, open_tensors, read_file, save_file, weight_files
 
 
 def rng_state(device):
@@ -31,19 +34,22 @@ def save_state(folder, stage, step, parameters, optimizer, rngs, facts):
     """Writes one state and drops all but the last two of its stage.
 
     `parameters` {name: parameter} are those that train, `rngs` one `rng_state` a process, `facts` whatever of JSON
-    must be the same again (and is compared by `load_state`'s caller).
+    goes with them. Raises FloatingPointError, and writes nothing, where a weight or moment is not finite.
     """
     tensors = {f"parameter.{name}": value.detach().cpu() for name, value in parameters.items()}
     for name, value in parameters.items():
         for moment, tensor in optimizer.state.get(value, {}).items():
             tensors[f"optimizer.{moment}.{name}"] = tensor.detach().cpu()
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise FloatingPointError(f"{name} is not finite after step {step}; no state is written")
     for rank, states in enumerate(rngs):
         for name, tensor in states.items():
             tensors[f"rng.{rank}.{name}"] = tensor.cpu()
 
     folder = Path(folder)
     draft = folder / f".{stage}-{step:08d}.draft"
-    save_file(draft, tensors, {"stage": stage, "step": step, "processes": len(rngs), "facts": facts})
+    save_file(draft, tensors, {"stage": stage, "step": step, "facts": facts})
     draft.rename(folder / f"{stage}-{step:08d}-{file_digest(draft)}.safetensors")
     for old in saved_states(folder, stage)[:-2]:
         old.unlink()
@@ -55,23 +61,26 @@ def saved_states(folder, stage):
 
 
 def file_digest(path):
+    sha = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16] if hasattr(hashlib, "file_digest") \
-            else hashlib.sha256(file.read()).hexdigest()[:16]
+        while block := file.read(2**20):
+            sha.update(block)
+    return sha.hexdigest()[:16]
 
 
 def newest_state(folder, stage, say=print):
-    """The newest undamaged state → (tensors, header), or None. Damaged ones are named through `say` and left alone."""
-    for path in reversed(saved_states(folder, stage)):
+    """The newest undamaged state's (path, header), or (None, None). Damaged ones are named through `say`, left alone."""
+    paths = saved_states(folder, stage)
+    for path in reversed(paths):
         if file_digest(path) == path.stem.rsplit("-", 1)[1]:
-            return read_file(path)
-        say(f"{path}: damaged, going back to the state before it")
-    return None
+            return path, read_file(path)[1]
+        say(f"{path}: damaged, " + ("going back to the state before it" if path != paths[0] else "and no state before it is left"))
+    return None, None
 
 
-def load_state(state, parameters, optimizer, rank, device):
-    """Puts a state from `newest_state` back in place; the number of processes must be the one it was saved with."""
-    tensors, _ = state
+def load_state(path, parameters, optimizer, rank, device):
+    """Puts back the state in a file that `newest_state` found."""
+    tensors, _ = read_file(path)
     with torch.no_grad():
         for name, value in parameters.items():
             value.copy_(tensors[f"parameter.{name}"])
@@ -86,3 +95,60 @@ def load_state(state, parameters, optimizer, rank, device):
         optimizer.state[parameters[name]] = of_parameter
     set_rng_state({name.split(".")[2]: tensor for name, tensor in tensors.items()
                    if name.startswith(f"rng.{rank}.")}, device)
+
+
+def drop_states(folder, stage):
+    """Forgets a stage."""
+    for path in saved_states(folder, stage):
+        path.unlink()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What must be the same again
+
+
+def differences(before, now):
+    """What stands in the way of going on, in words: {option: value} of the state against those of this command."""
+    return [f"{name} was {before.get(name)}, now {now.get(name)}" for name in {**before, **now} if before.get(name) != now.get(name)]
+
+
+def data_digest(prepared):
+    """A short name of a prepared data set: all of studies.jsonl, and 1,024 evenly spaced pixels."""
+    images = prepared.images.reshape(-1)
+    sha = hashlib.sha256((prepared.folder / "studies.jsonl").read_bytes())
+    sha.update(json.dumps(prepared.images.shape).encode())
+    sha.update(images[np.linspace(0, len(images) - 1, 1024).astype(np.int64)].tobytes())
+    return sha.hexdigest()[:16]
+
+
+def weights_digest(*folders_or_files):
+    """A short name of weights on the disk, as `model.checkpoint.digest` has it; cheap, for files are memory-mapped."""
+    names = []
+    for path in map(Path, folders_or_files):
+        tensors = {}
+        for file in weight_files(path) if path.is_dir() or path.suffix != ".safetensors" else [path]:
+            tensors.update(open_tensors(file))
+        names.append(digest(tensors))
+    return "+".join(names)
+
+
+class Lock:
+    """Two runs into one folder would spoil each other. A process's end releases its lock, whatever ended it."""
+
+    def __init__(self, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = open(folder / ".lock", "w")
+        try:
+            # lockf's lock, unlike flock's, is not shared by loader processes that outlive a killed run for a moment
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another train.py is writing there; wait for it, or give another --run") from None
+
+    def close(self):
+        self.file.close()
+
+
+def remove_leftovers(run):
+    """Half-written files that a killed process could not remove."""
+    for path in [*run.glob(".*.tmp"), *run.glob("state/.*.tmp"), *run.glob("state/.*.draft")]:
+        path.unlink()

@@ -1,0 +1,170 @@
+"""The two stages: what each builds, reads, and averages. The loop of train.py knows no more of them than this.
+
+A stage's loss is a sum of terms, each a sum over a batch divided by how much of it all processes and all accumulated
+batches hold: `terms` gives the numerators of one process's share, `counts` the denominators.
+"""
+
+import hashlib
+
+import torch
+from torch import nn
+
+import trrg
+from data.files import UserError
+from data.tokenizers import SentencePiece, WordPiece
+from model.bert import Bert
+from model.checkpoint import digest
+from model.lora import adapters
+from model.mistral import Mistral
+from model.swin import Swin
+from processes import gather
+from state import weights_digest
+
+
+class Stage1:
+    """Alignment of both encoders by Eq. (1), with the negatives of all processes."""
+
+    number, name, checkpoint, term_names = 1, "stage1", "stage1.safetensors", ("contrastive",)
+
+    def __init__(self, args, processes):
+        self.args = args
+        self.words = WordPiece.from_pretrained(args.weights / "bert")
+        swin, bert = Swin.from_pretrained(args.weights / "swin"), Bert.from_pretrained(args.weights / "bert")
+        self.model = trrg.Alignment(swin, bert, trrg.AlignmentConfig(
+            d=swin.config.width, same_sentence_positives=args.same_sentence_positives)).to(processes.device)
+        # Weights are read in the type of their file; what trains is kept in fp32.
+        self.model.float()
+        self.trained = WithTemperature(self.model)
+        swin.checkpoint = args.checkpointing
+
+    @staticmethod
+    def settings(args):
+        """What must be the same again when a run goes on: {option: value}, beside what both stages share."""
+        return {"--same-sentence-positives": args.same_sentence_positives,
+                "the base weights": weights_digest(args.weights / "swin", args.weights / "bert")}
+
+    def inputs(self, batch, device):
+        """Collated visits → what `terms` takes, and how many reports were cut."""
+        ids, mask = trrg.encode_words(self.words, batch["texts"], self.model.config.sentence_tokens)
+        keys = torch.tensor([text_key(text) for text in batch["texts"]])
+        images = batch["images"].to(device, non_blocking=True)
+        return (images[:, 0], ids.to(device), mask.to(device), keys.to(device)), 0
+
+    def counts(self, inputs, share):
+        return (len(inputs[0]) * share.weight,)
+
+    def terms(self, model, inputs, share):
+        images, ids, mask, keys = inputs
+        v, t, tau = model(images, ids, mask)
+        v, t = (gather(x.float(), share.sizes) for x in (v, t))
+        keys = gather(keys[:, None], share.sizes)
+        same = keys == keys.T if self.args.same_sentence_positives else None
+        # Every process has the loss of the whole batch and counts it for its own pairs.
+        return (trrg.contrastive_loss(v, t, tau, same) * (len(images) * share.weight),)
+
+    def loss(self, terms, totals):
+        return terms[0] / totals[0]
+
+    def figures(self):
+        return {"tau": self.model.tau.item()}
+
+    def save(self, path, header):
+        trrg.save_alignment(path, self.model, self.words, header)
+
+
+class WithTemperature(nn.Module):
+    """Alignment with all that its loss reads; DDP looks for the parameters in use among what `forward` returns."""
+
+    def __init__(self, alignment):
+        super().__init__()
+        self.alignment = alignment
+
+    def forward(self, images, ids, mask):
+        """→ v_cls, t_cls (B, d), τ."""
+        return *self.alignment(images, ids, mask), self.alignment.tau
+
+
+def text_key(text):
+    """63 bits of a text's SHA-256: equal texts, and practically only these, have equal keys on every process."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+class Stage2:
+    """Instruction tuning by Eq. (5), on the frozen encoders of stage 1."""
+
+    number, name, checkpoint, term_names = 2, "stage2", "ckpt.safetensors", ("ce", "dc")
+
+    def __init__(self, args, processes):
+        self.args = args
+        alignment = trrg.load(args.stage1, device=processes.device)
+        if not isinstance(alignment, trrg.Alignment):
+            raise UserError(f"{args.stage1}: a stage-2 checkpoint; --stage1 wants the file that stage 1 wrote")
+        dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
+        language_model = Mistral.from_pretrained(args.weights / "mistral", dtype=dtype)
+        language_model.checkpoint = args.checkpointing
+        self.base = {"folder": str(args.weights / "mistral"), "digest": digest(language_model)}
+        self.model = trrg.on_alignment(alignment, alignment.words, language_model,
+                                       SentencePiece.from_pretrained(args.weights / "mistral"), stage2_config(args))
+        self.model.swin.to(dtype)
+        self.model.image_projection.to(dtype)
+        if args.shard:
+            shard(language_model, processes)
+        self.trained = self.model.to(processes.device)
+
+    @staticmethod
+    def settings(args):
+        if not args.stage1.is_file():
+            raise UserError(f"{args.stage1}: no stage-1 checkpoint; run `train.py --stage 1` with the same --run first, "
+                            "or give --stage1 FILE")
+        names = ("variant", "views", "k", "queries", "prompts_per_disease", "clue_threshold", "dc_weight", "lora_rank",
+                 "lora_alpha", "lora_dropout", "report_tokens", "select", "val_reports")
+        return {**{f"--{name.replace('_', '-')}": getattr(args, name) for name in names},
+                "the stage-1 checkpoint": weights_digest(args.stage1),
+                "the language model": weights_digest(args.weights / "mistral")}
+
+    def inputs(self, batch, device):
+        ids, labels, cut = self.model.supervise(batch["texts"], self.args.report_tokens)
+        return (batch["images"].to(device, non_blocking=True), ids.to(device), labels.to(device)), cut
+
+    def counts(self, inputs, share):
+        return int((inputs[2] != -100).sum()) * share.weight, len(inputs[0]) * share.weight
+
+    def terms(self, model, inputs, share):
+        loss = model(*inputs)
+        return loss.ce * share.weight, loss.dc.sum() * share.weight
+
+    def loss(self, terms, totals):
+        (ce, dc), (tokens, studies) = terms, totals
+        return trrg.loss_total(trrg.Loss(ce, tokens, dc), self.args.dc_weight, tokens, studies)
+
+    def figures(self):
+        return {}
+
+    def save(self, path, header):
+        trrg.save(path, self.model, dict(header, base=self.base), embed_base=self.args.embed_base)
+
+
+def stage2_config(args):
+    return trrg.TRRGConfig(
+        variant=args.variant, views=args.views, k=args.k, prompts_per_disease=args.prompts_per_disease,
+        clue_threshold=args.clue_threshold, queries=args.queries, dc_weight=args.dc_weight, lora_rank=args.lora_rank,
+        lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout)
+
+
+def shard(language_model, processes):
+    """Spreads the frozen layers over the processes (FSDP2); each gathers one layer at a time while it computes.
+
+    Adapters, which train, stay whole on every process, and DDP averages their gradients; so do the embeddings and
+    the head, which are used outside of `hidden`. Layers come from the CPU one by one, so that no GPU ever holds all.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(processes.device.type, (processes.world,))
+    layers = language_model.model["layers"]
+    for layer in layers:
+        whole = {p for lora in adapters(layer).values() for p in (lora.lora_A, lora.lora_B)}
+        fully_shard(layer, mesh=mesh, ignored_params=whole)
+    rest = set(language_model.parameters()) - {p for layer in layers for p in layer.parameters()}
+    fully_shard(language_model, mesh=mesh, ignored_params=rest)
+    register_fsdp_forward_method(language_model, "hidden")
