@@ -64,8 +64,8 @@ def short(value):
 def curves(title, lines, width=420, height=200):
     """A chart of lines over steps: [(name, class, [(step, value), …], "raw" | "line" | "dots"), …] → SVG.
 
-    Values that are not finite leave a gap. The vertical range leaves out the highest and lowest 1 % of a raw line, so
-    that one wild step does not flatten the rest.
+    Values that are not finite leave a gap. The vertical range leaves out the highest and lowest 3 % of a raw line, so
+    that a few wild steps do not flatten the rest.
     """
     left, right, top, bottom = 46, 10, 12, 24
     steps = [step for _, _, points, _ in lines for step, _ in points]
@@ -101,7 +101,7 @@ def curves(title, lines, width=420, height=200):
 def trimmed(values, kind):
     if kind != "raw" or len(values) < 50:
         return values
-    values, cut = sorted(values), len(values) // 100
+    values, cut = sorted(values), round(0.03 * len(values))
     return [values[cut], values[-1 - cut]]
 
 

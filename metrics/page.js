@@ -28,7 +28,8 @@ function heat(map, view, cover) {
     pixels.data.set([255, 90 + 130 * v, 30, 200 * v ** 1.5], 4 * i);
   });
   canvas.getContext("2d").putImageData(pixels, 0, 0);
-  canvas.style.inset = `${50 * (1 - cover)}%`;
+  canvas.style.left = canvas.style.top = `${50 * (1 - cover)}%`;
+  canvas.style.width = canvas.style.height = `${100 * cover}%`;
   return canvas;
 }
 
@@ -102,9 +103,9 @@ function card(study) {
   const box = pictures(study);
   if (study.v.length) article.append(box);
   const texts = el("div", "texts", report("reference", study.r), report("generated", study.h));
-  if (study.f.length) {
-    texts.append(el("ul", "chips", ...study.f.map(([label, kind, note]) =>
-      el("li", kind, label, note ? el("small", "", ` ${note}`) : ""))));
+  if (DATA.labelled) {
+    const chips = study.f.map(([label, kind, note]) => el("li", kind, label, note ? el("small", "", ` ${note}`) : ""));
+    texts.append(el("ul", "chips", ...(chips.length ? chips : [el("li", "quiet", "no finding in either report")])));
   }
   article.append(texts);
   if (study.c.length || (study.m && study.m.queries)) article.append(clues(study, box));

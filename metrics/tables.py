@@ -58,7 +58,7 @@ def score_table(metrics, preset=None):
             *("" if value is None else number(value) for value in row.clinical), escape(notes)]))
     if not any(row.language for row in ROWS.get(preset, ())) and "clinical" not in metrics:
         return table(["", *LANGUAGE, "counted on"], [(cls, [*cells[:-4], cells[-1]]) for cls, cells in rows], "scores")
-    return table(["", *LANGUAGE, *(part.capitalize().replace("F1", "F1") for part in PARTS), "counted on"], rows, "scores")
+    return table(["", *LANGUAGE, "precision", "recall", "F1", "counted on"], rows, "scores")
 
 
 def protocol_note(protocol):
@@ -117,13 +117,12 @@ def findings_table(per_class, rows):
     for i, (name, cell) in enumerate(per_class.items()):
         extra = ["", "", ""]
         if i in DISEASES:
-            hits, truly = counts[i, i], [DISEASES.index(i)]
             invented = sum(1 for row in rows if row["labels"]["hypothesis"][i] == 1 != row["labels"]["reference"][i])
             missed = sum(1 for row in rows if row["labels"]["reference"][i] == 1 != row["labels"]["hypothesis"][i])
-            extra = [jump(name, "match", hits), jump(name, "invented", invented), jump(name, "missed", missed)]
-        lines.append(("", [escape(name), str(cell["support"]), *(f'{bar(cell[part], part)}{figure(cell[part], 2)}' for part in PARTS),
-                           *extra]))
-    return table(["finding", "support", "precision", "recall", "F1", "found", "invented", "missed"], lines, "findings")
+            extra = [jump(name, "match", counts[i, i]), jump(name, "invented", invented), jump(name, "missed", missed)]
+        lines.append(("", [escape(name), str(cell["support"]), *extra,
+                           *(f'{bar(cell[part], part)}{figure(cell[part], 2)}' for part in PARTS)]))
+    return table(["finding", "support", "found", "invented", "missed", "precision", "recall", "F1"], lines, "findings")
 
 
 def jump(finding, kind, count):

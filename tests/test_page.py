@@ -1,0 +1,232 @@
+"""The page: self-contained, escaped, marked as the labels say, small enough; and the drawings and lists behind it."""
+
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from data import phantom
+from data.reports import LABELS
+from metrics import charts, gallery, page, published, tables
+from metrics.results import add_labels, evaluate_texts, phantom_labels
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)> <!--<script> & \"'\u2028\u2029 \ud800"
+CUES = [("Clue: pneumothorax at the left apex", 0.5), (f"Clue: {HOSTILE}", 0.25)]
+
+
+def row(number, hypothesis, reference, **more):
+    return {"id": f"study-{number}", "hypothesis": hypothesis, "reference": reference, **more}
+
+
+def phantom_rows(count=6):
+    """Rows of phantom studies: the right report for every second, the next study's for the others."""
+    studies = phantom.studies((0, 0, count))
+    texts = [studies[i if i % 2 == 0 else (i + 1) % count].report for i in range(count)]
+    rows = [row(i, text, study.report, labels={"reference": study.extra["labels"]},
+                findings={"reference": study.extra["findings"]},
+                clues=[{"prompt": prompt, "weight": weight} for prompt, weight in CUES])
+            for i, (study, text) in enumerate(zip(studies, texts))]
+    return studies, rows, add_labels(rows, phantom_labels, "phantom rules")
+
+
+def maps(i):
+    grid = np.arange(98, dtype=np.float32).reshape(2, 7, 7) / 100 + i
+    return {"clues": [(prompt, weight, grid) for prompt, weight in CUES], "queries": grid[::-1], "cover": 0.875}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """(the page's text, its rows, its metrics) of phantom studies with a hostile one among them."""
+    studies, rows, labels_from = phantom_rows()
+    metrics = evaluate_texts(rows, labels_from=labels_from, meteor_data=False, draws=20)
+    metrics["floors"] = {"permuted_pictures": {part: metrics[part] for part in ("language", "clinical", "truth")}}
+    metrics["settings"]["checkpoint"] = HOSTILE.replace("\ud800", "")
+    rows[0]["id"], rows[0]["hypothesis"] = HOSTILE, rows[0]["hypothesis"] + " " + HOSTILE
+    log = [{"stage": "stage1", "step": step, "loss": 8.0 - step / 50, "tau": 0.07, "lr": 1e-4} for step in range(1, 120)]
+    log.append({"stage": "stage1", "step": 119, "validation_loss": 6.0})
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    page.write_page(path, metrics, rows, title=f"Title {HOSTILE}".replace("\ud800", ""), maps=maps, labeler=phantom_labels,
+                    pictures=lambda i: [phantom.draw(picture, 64) for picture in studies[i].pictures], curves=log,
+                    preset="mimic_cxr")
+    return path.read_text(encoding="utf-8"), rows, metrics
+
+
+class Reader(html.parser.HTMLParser):
+    """What a browser would make of the page: tags in order, attributes, and the texts of scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.scripts, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attributes]
+        if tag not in ("meta", "br", "img", "input"):
+            self.open.append(tag)
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attributes]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
+
+
+def data_of(text):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+
+
+def test_nothing_hostile_becomes_markup_and_nothing_is_fetched(written):
+    text = written[0]
+    reader = Reader(text)
+    assert reader.open == [] and len(reader.scripts) == 2
+    assert "img" not in reader.tags and not any(name.startswith("on") for _, name, _ in reader.attributes)
+    assert not [a for a in reader.attributes if a[1] in ("src", "href") and not a[2].startswith("#")]
+    assert not re.search(r"https?://|@import|url\(", text.replace("<!doctype html>", ""))
+    assert "\u2028" not in reader.scripts[0] and "<" not in reader.scripts[0]
+    assert "default-src 'none'" in text
+
+
+def test_texts_come_through_unchanged(written):
+    text, rows, _ = written
+    studies = data_of(text)["studies"]
+    assert [study["id"] for study in studies] == [str(r["id"]) for r in rows]
+    for study, r in zip(studies, rows):
+        assert " ".join(piece for piece, *_ in study["h"]).split() == r["hypothesis"].split()
+        assert [[c["prompt"], c["weight"]] for c in r["clues"]] == study["c"]
+
+
+def test_the_script_in_the_page_is_the_one_its_policy_allows(written):
+    import base64
+    import hashlib
+
+    text = written[0]
+    allowed = re.search(r"script-src 'sha256-([^']+)'", text)[1]
+    assert base64.b64encode(hashlib.sha256(Reader(text).scripts[1].encode()).digest()).decode() == allowed
+
+
+def test_it_shows_every_part(written):
+    text, _, metrics = written
+    for name in ("scores", "floors", "clinical", "findings", "gallery", "training", "settings"):
+        assert f'<section id="{name}">' in text
+    assert f'{metrics["language"]["coco"]["BLEU-4"]["value"]:.3f}' in text
+    assert "prefers-color-scheme: dark" in text and "@media print" in text and "width=device-width" in text
+    for row_ in published.ROWS["mimic_cxr"]:
+        assert tables.escape(row_.name) in text and tables.escape(row_.average) in text
+    assert "Near its floor" in text                                             # the floors above are the scores themselves
+
+
+def test_absent_parts_are_left_out(tmp_path):
+    rows = [row(0, "No effusion.", ["No effusion.", "Clear."]), row(1, "", "Heart is normal.")]
+    metrics = evaluate_texts(rows, ("coco",), meteor_data=False, draws=5)
+    page.write_page(tmp_path / "report.html", metrics, rows, title="texts")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'id="floors"' not in text and 'id="findings"' not in text and "METEOR" in text
+    assert [study["v"] for study in data_of(text)["studies"]] == [[], []] and "precision" not in text
+
+
+def test_findings_are_marked_as_the_truth_has_them():
+    reference = "There is a large right pleural effusion. Mild cardiomegaly. No pneumothorax."
+    generated = "There is a small left pleural effusion. The heart is not enlarged. Moderate edema. No pneumothorax."
+    rows = [row(0, generated, reference)]
+    labels, findings = phantom.label(reference)
+    rows[0] |= {"labels": {"reference": labels}, "findings": {"reference": findings}}
+    add_labels(rows, phantom_labels, "phantom rules")
+    (study,), left = gallery.studies(rows, labeler=phantom_labels)
+    assert left == 0
+    assert dict((name, kind) for name, kind, _ in study["f"]) == {
+        "Cardiomegaly": "missed", "Edema": "invented", "Pleural Effusion": "differs"}
+    assert study["f"][2][2] == "left, not right; mild, not severe"
+    assert [kind for _, kind, _ in study["h"]] == ["differs", "denied", "invented", ""]
+    assert [kind for _, kind, _ in study["r"]] == ["differs", "missed", ""]
+    assert study["s"] == pytest.approx(2 * 1 / 4)
+
+
+def test_confusion_by_hand():
+    def labels(*names):
+        return [1 if name in names else 0 for name in LABELS]
+
+    rows = [row(0, "", "", labels={"hypothesis": labels("Edema"), "reference": labels("Pneumonia", "Fracture")}),
+            row(1, "", "", labels={"hypothesis": labels("Edema", "Fracture"), "reference": labels("Fracture")}),
+            row(2, "", "", labels={"hypothesis": labels("No Finding"), "reference": labels("Edema")})]
+    counts, at = gallery.confusion(rows), LABELS.index
+    assert counts[at("Pneumonia"), at("Edema")] == counts[at("Fracture"), at("Edema")] == 1
+    assert counts[at("Fracture"), at("Fracture")] == 1 and counts[-1, at("Edema")] == 1 and counts[at("Edema"), -1] == 1
+    assert counts.sum() == 5
+
+
+def test_heat_maps_survive_their_packing():
+    import base64
+
+    grid = np.random.default_rng(0).normal(size=(2, 7, 7)).astype(np.float32)
+    low, high, g, views = gallery.quantised(grid)
+    back = np.stack([np.frombuffer(base64.b64decode(view), np.uint8).reshape(g, g) for view in views]) / 255 * (high - low) + low
+    assert np.abs(back - grid).max() < (high - low) / 500
+    assert gallery.quantised(np.ones((1, 7, 7)))[3]                           # a flat map divides by nothing
+
+
+def test_many_studies_are_thinned_from_both_ends(monkeypatch):
+    monkeypatch.setattr(gallery, "STUDIES", 9)
+    agree = [i / 30 for i in range(30)]
+    kept = gallery.chosen(agree, agree, [{}] * 30)
+    assert len(kept) == 9 == len(set(kept)) and {0, 1, 2, 27, 28, 29} <= set(kept)
+
+
+def test_five_hundred_studies_stay_below_ten_megabytes():
+    """From the size of a few: two views of 128 px, long reports, three heat maps and the queries'."""
+    studies, rows, _ = phantom_rows(8)
+    pictures = {i: [phantom.draw(picture, 256) for picture in study.pictures] for i, study in enumerate(studies)}
+    for r in rows:
+        r["hypothesis"] = r["reference"] = " ".join([r["reference"]] * 2)
+    shown, _ = gallery.studies(rows, pictures.get, maps, phantom_labels)
+    assert len(page.in_script(shown)) / len(rows) * 500 < 8e6
+
+
+def test_charts_survive_odd_numbers():
+    nan, inf = float("nan"), float("inf")
+    drawn = charts.curves("loss", [("loss", "train", [(1, nan), (2, 1.0), (3, inf), (4, 1.0)], "raw")])
+    assert "nan" not in drawn and "inf" not in drawn.replace("infinity", "")
+    assert charts.curves("loss", [("loss", "train", [(1, nan)], "line")]) == ""
+    assert charts.curves("one", [("loss", "train", [(7, 0.0)], "dots")])
+    assert charts.ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1] and charts.ticks(3, 17) == [5, 10, 15]
+    straight = np.array([(i, 2.0 * i) for i in range(50)])
+    assert np.allclose(charts.smoothed(straight.tolist()), straight)
+    assert len(charts.thinned([(i, 0) for i in range(10_000)])) <= charts.POINTS
+    assert charts.bar({"value": None}) == "" and charts.number(-0.5) == "−0.500"
+
+
+def test_published_rows_hold_their_own_arithmetic():
+    """Whoever is called micro-like has the F1 that follows from precision and recall; whoever is not, has not."""
+    for row_ in (r for rows in published.ROWS.values() for r in rows if None not in r.clinical):
+        p, r, f1 = row_.clinical
+        follows = abs(2 * p * r / (p + r) - f1) < 0.0015
+        assert follows == row_.average.startswith("micro"), row_
+
+
+def test_alignment_page(tmp_path):
+    from metrics.zero_shot import retrieval, zero_shot_scores
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, (40, 14))
+    labels[:, 3] = 0                                                            # a finding nobody has: no curve, no AUROC
+    scores = rng.normal(size=labels.shape) + (labels == 1)
+    auroc = zero_shot_scores(scores, labels, LABELS, draws=5)
+    right = np.eye(40, dtype=bool)
+    found = {way: retrieval(rng.normal(size=(40, 40)) + right, right, draws=5) for way in ("image_to_text", "text_to_image")}
+    metrics = {"settings": {"n": 40}, "zero_shot": {"auroc": auroc, "auroc_pairs": auroc}, "retrieval": found}
+    page.write_alignment_page(tmp_path / "report.html", metrics, title="stage 1", scores=scores, labels=labels)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert Reader(text).open == [] and text.count("<figure>") == 14 and text.count('class="area"') == 13
+    assert f'{auroc["macro"]["value"]:.3f}' in text and "R@10" in text
+    metrics["zero_shot"] = {"auroc": None, "auroc_pairs": None}
+    page.write_alignment_page(tmp_path / "report.html", metrics, title="stage 1, no labels")
+    assert 'id="zero-shot"' not in (tmp_path / "report.html").read_text(encoding="utf-8")
