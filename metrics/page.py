@@ -208,8 +208,7 @@ def write(path, title, subtitle, tiles, sections, data):
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'; base-uri 'none'; form-action 'none'"
     links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in sections)
     body = "".join(f'<section id="{name}"><h2>{heading}</h2>{html}</section>' for name, heading, html in sections)
-    with whole_file(path) as file:
-        file.write(f"""<!doctype html>
+    text = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -231,7 +230,9 @@ def write(path, title, subtitle, tiles, sections, data):
 <script>{script}</script>
 </body>
 </html>
-""")
+"""
+    with whole_file(path) as file:
+        file.write(text.encode("utf-8", "replace").decode())     # half a surrogate pair, which no file can hold, becomes "?"
 
 
 def in_script(data):
@@ -239,4 +240,4 @@ def in_script(data):
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return text.encode("utf-8", "backslashreplace").decode()     # lone surrogates: JSON's own escape for them
+    return text

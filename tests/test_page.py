@@ -1,8 +1,13 @@
 """The page: self-contained, escaped, marked as the labels say, small enough; and the drawings and lists behind it."""
 
+import base64
+import hashlib
+import html
 import html.parser
 import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -42,12 +47,12 @@ def written(tmp_path_factory):
     studies, rows, labels_from = phantom_rows()
     metrics = evaluate_texts(rows, labels_from=labels_from, meteor_data=False, draws=20)
     metrics["floors"] = {"permuted_pictures": {part: metrics[part] for part in ("language", "clinical", "truth")}}
-    metrics["settings"]["checkpoint"] = HOSTILE.replace("\ud800", "")
+    metrics["settings"]["checkpoint"] = HOSTILE
     rows[0]["id"], rows[0]["hypothesis"] = HOSTILE, rows[0]["hypothesis"] + " " + HOSTILE
     log = [{"stage": "stage1", "step": step, "loss": 8.0 - step / 50, "tau": 0.07, "lr": 1e-4} for step in range(1, 120)]
     log.append({"stage": "stage1", "step": 119, "validation_loss": 6.0})
     path = tmp_path_factory.mktemp("page") / "report.html"
-    page.write_page(path, metrics, rows, title=f"Title {HOSTILE}".replace("\ud800", ""), maps=maps, labeler=phantom_labels,
+    page.write_page(path, metrics, rows, title=f"Title {HOSTILE}", maps=maps, labeler=phantom_labels,
                     pictures=lambda i: [phantom.draw(picture, 64) for picture in studies[i].pictures], curves=log,
                     preset="mimic_cxr")
     return path.read_text(encoding="utf-8"), rows, metrics
@@ -99,19 +104,32 @@ def test_nothing_hostile_becomes_markup_and_nothing_is_fetched(written):
 def test_texts_come_through_unchanged(written):
     text, rows, _ = written
     studies = data_of(text)["studies"]
-    assert [study["id"] for study in studies] == [str(r["id"]) for r in rows]
-    for study, r in zip(studies, rows):
-        assert " ".join(piece for piece, *_ in study["h"]).split() == r["hypothesis"].split()
-        assert [[c["prompt"], c["weight"]] for c in r["clues"]] == study["c"]
+    known = [[r["id"], r["hypothesis"].split(), [[c["prompt"], c["weight"]] for c in r["clues"]]] for r in rows]
+    shown = [[study["id"], " ".join(piece for piece, *_ in study["h"]).split(), study["c"]] for study in studies]
+    assert shown == json.loads(json.dumps(known).replace("\\ud800", "?"))
 
 
 def test_the_script_in_the_page_is_the_one_its_policy_allows(written):
-    import base64
-    import hashlib
-
     text = written[0]
     allowed = re.search(r"script-src 'sha256-([^']+)'", text)[1]
     assert base64.b64encode(hashlib.sha256(Reader(text).scripts[1].encode()).digest()).decode() == allowed
+
+
+CHROME = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(not CHROME, reason="no chromium or google-chrome to draw the page in")
+def test_a_browser_draws_the_studies_as_text(written, tmp_path):
+    (tmp_path / "report.html").write_text(written[0], encoding="utf-8")
+    drawn = subprocess.run([
+        CHROME, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom", f"file://{tmp_path / 'report.html'}"], capture_output=True, encoding="utf-8", timeout=60, check=True).stdout
+    cards = drawn[drawn.index('<div id="cards">'):drawn.index('<button id="more"')]
+    assert cards.count("<article") == 6 and cards.count("<canvas") == 6 * 2 * 3      # studies, views; two clues and the queries
+    assert html.escape(HOSTILE[:52], quote=False) in cards
+    for image in re.findall(r"<img[^>]*>", cards):
+        assert image.startswith('<img src="data:image/jpeg;base64,') and "onerror" not in image.partition(" alt=")[0]
 
 
 def test_it_shows_every_part(written):
@@ -165,8 +183,6 @@ def test_confusion_by_hand():
 
 
 def test_heat_maps_survive_their_packing():
-    import base64
-
     grid = np.random.default_rng(0).normal(size=(2, 7, 7)).astype(np.float32)
     low, high, g, views = gallery.quantised(grid)
     back = np.stack([np.frombuffer(base64.b64decode(view), np.uint8).reshape(g, g) for view in views]) / 255 * (high - low) + low
