@@ -19,6 +19,7 @@ from data.files import UserError, whole_file
 from data.reports import LABELS
 from metrics import CLEANINGS, PROTOCOLS
 from metrics.clinical import AVERAGES, CLASS_SETS, PARTS, UNCERTAIN
+from metrics.page import write_alignment_page, write_page
 from metrics.pairs import read_pairs
 from metrics.results import add_labels, chexbert_labels, digest, evaluate_texts, missing_labels, phantom_labels
 
@@ -48,6 +49,7 @@ def parser():
     g.add_argument("--decoding", choices=("paper", "r2gengpt"), default="paper",
                    help="paper: beam 3, no penalties; r2gengpt: the closest peer's penalties and lengths")
     g.add_argument("--json", action="store_true", help="with --image: print JSON")
+    g.add_argument("--explain", action="store_true", help="with --image: print the picture's way through the model, step by step")
 
     g = p.add_argument_group("language scores")
     g.add_argument("--protocol", choices=(*PROTOCOLS, "both"), default="both",
@@ -105,7 +107,8 @@ def score_reports(args):
         settings |= {"against": str(args.against), "against_sha256": digest(args.against)}
     if args.chexbert:
         settings |= {"chexbert": str(args.chexbert), "chexbert_sha256": digest(Path(args.chexbert) / "chexbert.pth")}
-    write_results(out, score(rows, args, labels_from, against), settings, rows)
+    write_results(out, score(rows, args, labels_from, against), settings, rows, title=str(path),
+                  labeler=phantom_labels if args.labeler else None)
 
 
 def score(rows, args, labels_from, against=None):
@@ -114,17 +117,28 @@ def score(rows, args, labels_from, against=None):
                           args.reference_words, args.meteor_data, labels_from, against, args.draws, args.seed)
 
 
-def write_results(out, metrics, settings, rows):
-    """Writes metrics.json and reports.jsonl into the folder `out` and prints the tables."""
+def log_beside(checkpoint):
+    """The rows of the run's log.jsonl, where it lies beside the checkpoint."""
+    path = Path(checkpoint).parent / "log.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else None
+
+
+def write_json(path, value):
+    with whole_file(path) as file:
+        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+
+
+def write_results(out, metrics, settings, rows, title, **page):
+    """Writes metrics.json, reports.jsonl and report.html into the folder `out` and prints the tables."""
     metrics["settings"] = settings | metrics["settings"]
     with whole_file(out / "reports.jsonl") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    with whole_file(out / "metrics.json") as file:
-        json.dump(metrics, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
+    write_json(out / "metrics.json", metrics)
+    write_page(out / "report.html", metrics, rows, title=title, **page)
     print_metrics(metrics)
-    print(f"\nwritten: {out / 'metrics.json'}, {out / 'reports.jsonl'}")
+    print(f"\nwritten: metrics.json, reports.jsonl and report.html in {out}")
 
 
 # --- a checkpoint -----------------------------------------------------------------------------------------------------
@@ -166,6 +180,11 @@ def decoding_of(model, args):
 def report_on_images(model, args):
     """--image: the report of one study, and the clues behind it."""
     model.decoding = decoding_of(model, args)
+    if args.explain:
+        from explain import explain
+
+        print(explain(model, args.image))
+        return
     report = model.report(args.image)
     if args.json:
         clues = [{"prompt": prompt, "weight": weight} for prompt, weight in report.clues]
@@ -205,10 +224,12 @@ def evaluate_alignment(model, args, processes):
     if processes.rank:
         return
     metrics = {"settings": checkpoint_settings(model, args, prepared, studies), **metrics}
-    with whole_file(out / "metrics.json") as file:
-        json.dump(metrics, file, indent=1, ensure_ascii=False, allow_nan=False)
+    write_json(out / "metrics.json", metrics)
+    known = metrics["zero_shot"]["auroc"] is not None
+    write_alignment_page(out / "report.html", metrics, title=f"{args.ckpt}, {args.split}", curves=log_beside(args.ckpt),
+                         scores=scores if known else None, labels=[study["labels"] for study in studies] if known else None)
     print_zero_shot(metrics)
-    print(f"\nwritten: {out / 'metrics.json'}")
+    print(f"\nwritten: metrics.json and report.html in {out}")
 
 
 def evaluate_trrg(model, args, processes):
@@ -217,14 +238,14 @@ def evaluate_trrg(model, args, processes):
 
     prepared, studies, out = prepared_for(model, args)
     decoding = decoding_of(model, args)
-    reports = write_reports(model, prepared, studies, processes, args.batch_size, **decoding)
+    reports, maps = zip(*write_reports(model, prepared, studies, processes, args.batch_size, **decoding))
     blind = write_reports(model, prepared, studies, processes, args.batch_size, another_study(studies),
                           what="floor: other studies' pictures", **decoding)
     if processes.rank:
         return
     rows = [as_row(study, report.text, report.clues) for study, report in zip(studies, reports)]
     common = most_frequent_report(prepared.split("train"))
-    floors = {"permuted_pictures": [as_row(study, report.text) for study, report in zip(studies, blind)],
+    floors = {"permuted_pictures": [as_row(study, report.text) for study, (report, _) in zip(studies, blind)],
               "most_frequent_report": [as_row(study, common) for study in studies]}
     if prepared.manifest.get("options", {}).get("source") == "phantom" and not args.chexbert:
         args.labeler = "phantom"
@@ -238,7 +259,9 @@ def evaluate_trrg(model, args, processes):
         write_labels(out / "labels.csv", rows)
         return
     settings = checkpoint_settings(model, args, prepared, studies) | {"variant": model.config.variant, "decoding": decoding}
-    write_results(out, metrics, settings, rows)
+    write_results(out, metrics, settings, rows, title=f"{args.ckpt}, {args.split}", curves=log_beside(args.ckpt),
+                  pictures=lambda i: list(prepared.pictures(studies[i]).numpy()), maps=lambda i: maps[i],
+                  labeler=phantom_labels if args.labeler else None, preset=model.header.get("preset"))
     print_floors(metrics)
 
 

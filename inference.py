@@ -13,6 +13,7 @@ import trrg
 from data.dataset import Visits, collate, plan_epoch
 from data.prompts import clue_prompts, zero_shot_pairs
 from data.reports import LABELS, clean_report, sentences
+from explain import clue_maps
 from metrics.zero_shot import retrieval, zero_shot_scores
 
 
@@ -34,7 +35,7 @@ def over_batches(prepared, studies, crop, batch_size, processes, what, work):
 
 
 def write_reports(model, prepared, studies, processes, batch_size=16, others=None, what="reports", **decoding):
-    """[(`trrg.Report`), …] for the studies of a split, in their order.
+    """[(`trrg.Report`, heat maps as explain.clue_maps gives them)] for the studies of a split, in their order.
 
     `others` (a list of study numbers) gives study i the pictures of study others[i]: the floor that a model which
     ignores the picture cannot rise above.
@@ -43,7 +44,8 @@ def write_reports(model, prepared, studies, processes, batch_size=16, others=Non
     device = model.mapper.weight.device
 
     def work(visits):
-        return model.write(visits["images"].to(device), **{**model.decoding, **decoding})[0]
+        reports, prompt = model.write(visits["images"].to(device), **{**model.decoding, **decoding})
+        return list(zip(reports, clue_maps(model, prompt)))
 
     done = over_batches(prepared, shown, model.pictures["crop"], batch_size, processes, what, work)
     return [done[number] for number in range(len(studies))]
