@@ -45,7 +45,14 @@ class Processes:
 
     def fails_first(self):
         """Whether this process is the first to fail, and so the one that has to say why."""
-        return self.world == 1 or self.store.add("failures", 1) == 1
+        try:
+            return self.world == 1 or self.store.add("failures", 1) == 1
+        except dist.DistError:          # the store's own process has gone: not the first, then
+            return False
+
+    def lost(self, error):
+        """Whether an error means that another process has gone; NCCL has a class for it, gloo only words."""
+        return self.world > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
     def sum(self, *values):
         """Sums of numbers over all processes, the same on each."""

@@ -183,7 +183,7 @@ class Run:
         self.signal, self.batches = StopSignal(), self.loader()
         try:
             while True:
-                if self.plan.validates(self.step) and self.facts["validated"] < self.step:
+                if self.plan.validates(self.step) and self.facts["validated"] < self.step and not self.stopping:
                     self.validate()
                 if self.stopping or self.step % self.args.save_every == 0 or self.step == self.plan.steps:
                     self.save()
@@ -430,6 +430,10 @@ def main(argv=None):
         if error.errno not in DISK:
             raise
         said, code = f"{args.run}: {error.strerror}; what was written before is whole: make room and run the command again", 1
+    except RuntimeError as error:
+        if not processes.lost(error):
+            raise
+        said, code = f"process {processes.rank}: lost another one, which ended or was killed; what was saved is whole: run the command again", 1
     if code and processes.fails_first():
         print(said, file=sys.stderr, flush=True)
     if not code:

@@ -6,24 +6,18 @@ The processes are forked from one that has already imported torch. Used by tests
 import json
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from pathlib import Path
 
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["train", "evaluate", "tests.tiny"])
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+FORKS.set_forkserver_preload(["train", "evaluate", "tests.tiny", "torch._dynamo"])   # AdamW imports the last: 3 s
 
 
 def command(script, argv, environment, output, hook):
@@ -44,10 +38,14 @@ class Started:
 
     def __init__(self, script, argv, folder, world=1, hook=None):
         folder.mkdir(parents=True, exist_ok=True)
-        port, self.outputs = str(free_port()), [folder / f"rank{rank}" for rank in range(world)]
+        self.outputs = [folder / f"rank{rank}" for rank in range(world)]
+        # torchrun, too, keeps the store in a process of its own
+        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if world > 1 else None
+        port = str(self.store.port) if world > 1 else ""
         self.processes = []
         for rank, output in enumerate(self.outputs):
-            one = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            one = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                   "TORCHELASTIC_USE_AGENT_STORE": "True"}
             process = FORKS.Process(target=command, args=(script, list(argv), one if world > 1 else {}, output, hook))
             process.start()
             self.processes.append(process)

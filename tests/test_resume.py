@@ -1,0 +1,244 @@
+"""Interrupted runs: killed, stopped, short of disk, with damaged states, and begun with other settings."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+
+import pytest
+
+import state
+from tests import runs
+
+STEPS = 8          # of stage 1: 4 epochs of 2
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run of both stages on one process, dropout and all, and the arguments it was made with."""
+    folder = tmp_path_factory.mktemp("whole")
+    argv = [*runs.prepare(folder), "--batch-size", "6", "--epochs", "4", "--save-every", "1"]
+    code, out, err = runs.run("train", [*argv, "--run", folder / "run"], folder / "out")
+    assert code == 0, err
+    return folder, argv, out
+
+
+def finish(argv, run, folder, **options):
+    code, out, err = runs.run("train", [*argv, "--run", run], folder, **options)
+    assert code == 0, err
+    return out
+
+
+def assert_same(run, whole, stages=("stage1", "ckpt")):
+    assert all(runs.same_weights(run / f"{name}.safetensors", whole / f"{name}.safetensors") for name in stages)
+    assert runs.log_of(run) == [row for row in runs.log_of(whole) if row["stage"] == "stage1" or len(stages) == 2]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_killed_at_random_moments(whole, tmp_path, world):
+    folder, argv, _ = whole
+    run, reference, kills, rng = tmp_path / "run", folder / "run", 0, random.Random(world)
+    if world > 1:
+        reference, argv = tmp_path / "reference", [*argv, "--batch-size", "3"]
+        finish(argv, reference, tmp_path / "out", world=world)
+    begun = time.monotonic()
+    while True:
+        started = runs.Started("train", [*argv, "--run", run], tmp_path / "out", world)
+        end, steps = time.monotonic() + 60, rng.randint(1, 6)
+        lines = count_lines(run)
+        while kills < 4 and time.monotonic() < end and any(p.is_alive() for p in started.processes):
+            if count_lines(run) >= lines + steps:
+                time.sleep(rng.random() * 0.05)
+                started.processes[rng.randrange(world)].kill()
+                kills += 1
+                break
+            time.sleep(0.002)
+        codes = started.wait()
+        if not any(codes):
+            break
+    assert kills == 4 and time.monotonic() - begun < 60
+    assert_same(run, reference)
+
+
+def count_lines(run):
+    path = run / "log.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def die_before(call, wanted):
+    """Kills this process at its second `call` (of the module os) on a path of the state of step 4."""
+    original, calls = getattr(os, call), []
+
+    def deadly(path, *args):
+        name = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else str(path)
+        calls.extend([1] * (wanted in name))
+        if wanted in name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(path, *args)
+
+    setattr(os, call, deadly)
+
+
+def die_at_fsync():
+    die_before("fsync", "stage1-00000004")
+
+
+def die_at_replace():
+    die_before("replace", "stage1-00000004")
+
+
+def die_at_rename():
+    die_before("rename", "stage1-00000004")
+
+
+def die_at_unlink():
+    die_before("unlink", "stage1-00000002-")
+
+
+@pytest.mark.parametrize("hook", [die_at_fsync, die_at_replace, die_at_rename, die_at_unlink])
+def test_killed_during_a_save(whole, tmp_path, hook):
+    folder, argv, _ = whole
+    argv, run = [*argv, "--stage", "1"], tmp_path / "run"
+    code, _, _ = runs.run("train", [*argv, "--run", run], tmp_path / "out", hook=hook)
+    assert code == -signal.SIGKILL
+    newest = "00000004" if hook is die_at_unlink else "00000003"
+    assert state.newest_state(run / "state", "stage1")[0].name.startswith(f"stage1-{newest}")
+    assert "going on after step" in finish(argv, run, tmp_path / "out")
+    assert_same(run, folder / "run", ["stage1"])
+    assert len(list((run / "state").iterdir())) == 2 and not list(run.glob(".*.tmp"))
+
+
+def stop_in_the_third_step():
+    from stages import Stage1
+    original, calls = Stage1.inputs, []
+
+    def stopping(*args):
+        calls.append(1)
+        if len(calls) == 4:             # two steps, a validation, and this
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    Stage1.inputs = stopping
+
+
+def stop_while_validating():
+    import train
+    original = train.Run.validate
+
+    def stopping(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        original(self)
+
+    train.Run.validate = stopping
+
+
+@pytest.mark.parametrize("hook, step", [(stop_in_the_third_step, 3), (stop_while_validating, 2)])
+def test_sigterm_saves_and_stops(whole, tmp_path, hook, step):
+    folder, argv, _ = whole
+    argv, run = [*argv, "--stage", "1", "--save-every", "100"], tmp_path / "run"
+    code, _, err = runs.run("train", [*argv, "--run", run], tmp_path / "out", hook=hook)
+    assert code == 143 and f"stage1: told to stop after step {step} of {STEPS}; the same command goes on from there" in err
+    assert state.newest_state(run / "state", "stage1")[1]["step"] == step
+    finish(argv, run, tmp_path / "out")
+    assert_same(run, folder / "run", ["stage1"])
+
+
+def little_room():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+
+def test_a_full_disk_leaves_the_last_good_state(whole, tmp_path):
+    folder, argv, _ = whole
+    argv, run = [*argv, "--stage", "1"], tmp_path / "run"
+    runs.run("train", [*argv, "--run", run], tmp_path / "out", hook=stop_in_the_third_step)
+    before = sorted(path.name for path in (run / "state").iterdir())
+    code, _, err = runs.run("train", [*argv, "--run", run], tmp_path / "out", hook=little_room)
+    assert code == 1 and err.splitlines()[-1] == \
+        f"{run}: File too large; what was written before is whole: make room and run the command again"
+    assert sorted(path.name for path in (run / "state").iterdir()) == before
+    finish(argv, run, tmp_path / "out")
+    assert_same(run, folder / "run", ["stage1"])
+
+
+def test_a_damaged_newest_state_and_a_torn_log(whole, tmp_path):
+    folder, argv, _ = whole
+    argv, run = [*argv, "--stage", "1"], tmp_path / "run"
+    runs.run("train", [*argv, "--run", run], tmp_path / "out", hook=stop_in_the_third_step)
+    newest = state.saved_states(run / "state", "stage1")[-1]
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    with open(run / "log.jsonl", "a") as log:
+        log.write('{"stage": "stage1", "step": 4, "seconds": {"data": 1}')
+    out = finish(argv, run, tmp_path / "out")
+    assert f"{newest}: damaged, going back to the state before it" in out and f"going on after step 2 of {STEPS}" in out
+    assert_same(run, folder / "run", ["stage1"])
+
+
+def test_a_finished_run_says_so_at_once_and_fresh_starts_over(whole, tmp_path):
+    folder, argv, first = whole
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    out = finish(argv, run, tmp_path / "out")
+    assert "stage1 is finished" in out and "stage2 is finished" in out and "part  " not in out
+    assert first.count("the best so far") and "best loss on val" in out
+    assert_same(run, folder / "run")
+    out = finish([*argv, "--stage", "2", "--fresh"], run, tmp_path / "out")
+    assert "is finished" not in out and "going on" not in out
+    assert_same(run, folder / "run")
+
+
+@pytest.mark.parametrize("change, message", [
+    (["--batch-size", "5"], "--batch-size was 6, now 5"),
+    (["--seed", "3"], "--seed was 0, now 3"),
+    (["--same-sentence-positives"], "--same-sentence-positives was False, now True"),
+    (["--stage", "2", "--variant", "cmci"], "--variant was trrg, now cmci"),
+    (["--stage", "2", "--stage1", "other"], "the stage-1 checkpoint was"),
+    (["--data", "other"], "the data set was"),
+    (["world"], "the number of processes was 1, now 2")])
+def test_other_settings_are_refused_in_one_line(whole, tmp_path, change, message, capfd):
+    import train
+    folder, argv, _ = whole
+    world = 2 if change == ["world"] else 1
+    if change[-1] == "other" and change[0] == "--data":
+        shutil.copytree(folder / "data", tmp_path / "data")
+        rows = (tmp_path / "data" / "studies.jsonl").read_text()
+        (tmp_path / "data" / "studies.jsonl").write_text(rows.replace("Moderate", "Severe"))
+        change = ["--data", str(tmp_path / "data")]
+    elif change[-1] == "other":
+        runs.run("train", [*argv, "--run", tmp_path / "run", "--stage", "1", "--seed", "1", "--max-steps", "1"], tmp_path / "out")
+        change = ["--stage", "2", "--stage1", str(tmp_path / "run" / "stage1.safetensors")]
+    argv = [*map(str, argv), "--run", str(folder / "run"), *(change if world == 1 else [])]
+    if world == 1:
+        code, err = train.main(argv), capfd.readouterr().err
+    else:
+        code, _, err = runs.run("train", argv, tmp_path / "out", world)
+    assert code == 2 and len(err.splitlines()) == 1 and message in err and err.endswith("start over with --fresh\n"), err
+
+
+def slow_steps():
+    import train
+    original = train.learning_rate
+    train.learning_rate = lambda *args: (time.sleep(0.2), original(*args))[1]
+
+
+def test_two_runs_into_one_folder_are_refused(whole, tmp_path):
+    _, argv, _ = whole
+    argv = [*argv, "--stage", "1", "--run", tmp_path / "run"]
+    first = runs.Started("train", argv, tmp_path / "first", hook=slow_steps)
+    while not (tmp_path / "run" / "log.jsonl").exists():
+        time.sleep(0.01)
+    code, _, err = runs.run("train", argv, tmp_path / "second")
+    assert code == 2 and "another train.py is writing there" in err
+    assert first.wait() == [0]
+
+
+def test_steps_of_a_resumed_log_are_numbered_once(whole):
+    rows = [json.loads(line) for line in (whole[0] / "run" / "log.jsonl").read_text().splitlines()]
+    for stage in ("stage1", "stage2"):
+        steps = [row["step"] for row in rows if row["stage"] == stage and "validation" not in row]
+        assert steps == list(range(1, STEPS + 1))
+        assert [row["step"] for row in rows if row["stage"] == stage and "validation" in row] == [2, 4, 6, 8]
+    step = rows[0]
+    assert step["seconds"].keys() == {"data", "forward", "backward", "optimiser"} and step["lr"] > 0 and step["studies_per_s"] > 0
