@@ -1,4 +1,4 @@
-"""One picture's way through the model, step by step: for learning what happens, and for finding out why a report says it.
+"""One picture's way through the model, step by step: to learn what happens, and to find out why a report says it.
 
     explain(model, pictures)     the lines that `evaluate.py --ckpt … --image … --explain` prints
     clue_maps(model, prompt)     where the picture answers each clue, and where the queries look: what the page draws
@@ -46,7 +46,7 @@ def explain(model, pictures):
 
 @contextmanager
 def recorded(model):
-    """Notes the shape that each part of `STEPS` gives while the model runs: yields [(name, shape)], in running order."""
+    """Notes the shape that each part of `STEPS` gives while the model runs: yields [(name, shape)], in that order."""
     steps = []
 
     def note(name):
@@ -70,7 +70,8 @@ def shapes(views, images, steps, prompt):
     rows += [(name, shape, STEPS[name]) for name, shape in steps]
     rows.append(("prompt", tuple(prompt.embeds.shape), "all of it, put together: what the language model reads"))
     first, second = (max(len(str(row[i])) for row in rows) for i in (0, 1))
-    return "Shapes, step by step\n" + "\n".join(f"  {name:<{first}}  {str(shape):<{second}}  {what}" for name, shape, what in rows)
+    lines = [f"  {name:<{first}}  {str(shape):<{second}}  {what}" for name, shape, what in rows]
+    return "\n".join(["Shapes, step by step", *lines])
 
 
 def ranking(model, prompt):
@@ -78,15 +79,15 @@ def ranking(model, prompt):
     m = len(LABELS)
     every = model.bank(v_cls(prompt), model.tau, m)
     injected = prompt.clues.disease[0].tolist()
-    lines = [f"Clues: v_cls against {len(model.bank.cls)} prompts of {m} diseases, cosine / τ with τ = {model.tau.item():.4f}, "
-             "softmax over the diseases"]
+    lines = [f"Clues: v_cls against {len(model.bank.cls)} prompts of {m} diseases, cosine / τ with τ = "
+             f"{model.tau.item():.4f}, softmax over the diseases"]
     scores = cosine(v_cls(prompt).float(), model.bank.cls.float())[0]
     for rank, (disease, number) in enumerate(zip(every.disease[0].tolist(), every.prompt[0].tolist()), start=1):
         weight = every.weights[0, disease].item()
         masked = weight < model.config.clue_threshold
-        mark = ("under the threshold" if masked else "injected") if disease in injected else ""
-        lines.append(f"  {rank:>2} {weight:7.2%} {'█' * round(20 * weight):<20} {LABELS[disease]:<26} {scores[number].item():+.3f}  "
-                     f"{model.prompt_texts[number].removeprefix('Clue: ')}" + (f"  ← {mark}" if mark else ""))
+        mark = f"  ← {'under the threshold' if masked else 'injected'}" if disease in injected else ""
+        lines.append(f"  {rank:>2} {weight:7.2%} {'█' * round(20 * weight):<20} {LABELS[disease]:<26} "
+                     f"{scores[number].item():+.3f}  {model.prompt_texts[number].removeprefix('Clue: ')}{mark}")
     return "\n".join(lines)
 
 
@@ -97,12 +98,15 @@ def v_cls(prompt):
 
 def assembled(model, prompt):
     """The prompt's parts with their places; what is text stands in quotes, what is not is embeddings."""
-    embeddings = {"v_d": "patch tokens through W and P_v", "E^v": "what the queries found in the picture, through P_v",
-                  "E^c": "what the queries found in the clues, through P_c", "c_s": "the clues' own tokens, through P_c"}
+    embeddings = {"v_d": "patch tokens through W and P_v",
+                  "E^v": "what the queries found in the picture, through P_v",
+                  "E^c": "what the queries found in the clues, through P_c",
+                  "c_s": "the clues' own tokens, through P_c"}
     lines, place = [f"Prompt: {prompt.embeds.shape[1]} tokens of width {prompt.embeds.shape[2]}"], 0
     for name, length in prompt.parts:
         what = f"‹{name}› {embeddings[name]}" if name in embeddings else f'"{name}"'
-        lines.append(f"  {place:>5} – {place + length - 1:<5} {length:>4} {'token ' if length == 1 else 'tokens'} {what}")
+        unit = "token " if length == 1 else "tokens"
+        lines.append(f"  {place:>5} – {place + length - 1:<5} {length:>4} {unit} {what}")
         place += length
     return "\n".join(lines)
 
@@ -142,8 +146,9 @@ def written(model, prompt, tokens):
     doubtful = sorted((row for row in known if row[1] < 0.9), key=lambda row: row[1])[:5]
     if doubtful:
         lines.append("Least sure of")
-        lines += [f"  {piece(model, token):<14} {probability:5.1%}   likeliest: "
-                  + ", ".join(f"{piece(model, other)} {p:.1%}" for other, p in best) for token, probability, best in doubtful]
+        for token, probability, best in doubtful:
+            likeliest = ", ".join(f"{piece(model, other)} {p:.1%}" for other, p in best)
+            lines.append(f"  {piece(model, token):<14} {probability:5.1%}   likeliest: {likeliest}")
     return "\n".join(lines).rstrip()
 
 
@@ -164,17 +169,18 @@ def clue_maps(model, prompt):
     swin = model.swin.config
     g = swin.image_size // swin.patch_size // 2 ** (len(swin.depths) - 1)
     cover = model.pictures["crop"] / model.pictures["size"]
-    by_prompt = None
-    if prompt.clues is not None:
-        tokens, clues = torch.nn.functional.normalize(prompt.v_e.float(), dim=-1), model.bank.cls[prompt.clues.prompt].float()
-        by_prompt = torch.nn.functional.normalize(clues, dim=-1) @ tokens.transpose(1, 2)                   # (B, k, N)
-    attention = model.interaction.visual_attention(model.mapper(prompt.v_e)).float().mean(1) if model.config.interaction else None
-    maps = []
-    for i in range(len(prompt.v_e)):
-        named = model.named_clues(prompt.clues, i)
-        maps.append({
-            "clues": [(*pair, grid.unflatten(0, (-1, g, g)).cpu().numpy())
-                      for pair, grid in zip(named, () if by_prompt is None else by_prompt[i])],
-            "queries": None if attention is None else (attention[i] * attention.shape[1]).unflatten(0, (-1, g, g)).cpu().numpy(),
-            "cover": cover})
+
+    def grids(values):
+        """(…, N) → (…, V, g, g)."""
+        return values.float().unflatten(-1, (-1, g, g)).cpu().numpy()
+
+    maps = [{"clues": [], "queries": None, "cover": cover} for _ in prompt.v_e]
+    for i, of_study in enumerate(maps):
+        if prompt.clues is not None:
+            found = grids(cosine(model.bank.cls[prompt.clues.prompt[i]].float(), prompt.v_e[i].float()))  # (k, V, g, g)
+            of_study["clues"] = [(*pair, grid) for pair, grid in zip(model.named_clues(prompt.clues, i), found)]
+    if model.config.interaction:
+        attention = model.interaction.visual_attention(model.mapper(prompt.v_e)).mean(1)                  # (B, N)
+        for of_study, grid in zip(maps, grids(attention * attention.shape[-1])):
+            of_study["queries"] = grid
     return maps

@@ -22,10 +22,10 @@ def bar(cell, cls="", width=120, height=14, top=1.0):
     if cell["value"] is None:
         return ""
     x, low, high = (width * min(max(cell[key], 0), top) / top for key in ("value", "low", "high"))
-    middle = height / 2
+    y = height / 2
     return svg(width, height, f'<rect class="rail" width="{width}" height="{height}" rx="2"/>'
                f'<rect class="fill" width="{x:.1f}" height="{height}" rx="2"/>'
-               f'<path class="whisker" d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 3}v6M{high:.1f} {middle - 3}v6"/>',
+               f'<path class="whisker" d="M{low:.1f} {y}H{high:.1f}M{low:.1f} {y - 3}v6M{high:.1f} {y - 3}v6"/>',
                f"bar {cls}")
 
 
@@ -84,14 +84,15 @@ def curves(title, lines, width=420, height=200):
         return top + (height - top - bottom) * (high - min(max(value, low), high)) / (high - low)
 
     parts = [f'<path class="grid" d="M{left} {y(t):.1f}H{width - right}"/>'
-             f'<text class="tick" x="{left - 6}" y="{y(t) + 3.5:.1f}" text-anchor="end">{short(t)}</text>' for t in ticks(low, high)]
+             f'<text class="tick" x="{left - 6}" y="{y(t) + 3.5:.1f}" text-anchor="end">{short(t)}</text>'
+             for t in ticks(low, high)]
     parts += [f'<text class="tick" x="{x(t):.1f}" y="{height - 6}" text-anchor="middle">{short(t)}</text>'
               for t in ticks(first, last, 5)]
     for name, cls, points, kind in lines:
         points = thinned([(step, value) for step, value in points if isfinite(value)])
         if kind == "dots":
-            parts.append("".join(f'<circle class="{cls}" cx="{x(s):.1f}" cy="{y(v):.1f}" r="3.2"><title>{escape(name)}, step {s}: '
-                                 f'{v:.4g}</title></circle>' for s, v in points))
+            parts += [f'<circle class="{cls}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="3.2">'
+                      f"<title>{escape(name)}, step {step}: {value:.4g}</title></circle>" for step, value in points]
         if len(points) > 1:
             path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
             parts.append(f'<path class="{cls} {kind}" d="M{path}"><title>{escape(name)}</title></path>')
@@ -134,5 +135,5 @@ def roc(name, rates, size=150):
     line = "L".join(f"{1 + edge * x:.1f} {1 + edge * (1 - y):.1f}" for x, y in [(0, 0), *points, (1, 1)])
     return svg(size, size, f'<rect class="frame" x="1" y="1" width="{edge}" height="{edge}"/>'
                f'<path class="chance" d="M1 {1 + edge}L{1 + edge} 1"/>'
-               + (f'<path class="area" d="M{line}L{1 + edge} {1 + edge}L1 {1 + edge}Z"/><path class="line" d="M{line}"/>'
-                  if points else ""), "roc", f"ROC curve, {name}")
+               + (f'<path class="area" d="M{line}L{1 + edge} {1 + edge}L1 {1 + edge}Z"/>'
+                  f'<path class="line" d="M{line}"/>' if points else ""), "roc", f"ROC curve, {name}")

@@ -44,7 +44,8 @@ def finding_kinds(row):
     kinds = {}
     for i in sorted(generated | true):
         note = disagreement(row, LABELS[i]) if i in generated & true else ""
-        kinds[i] = ("invented" if i not in true else "missed" if i not in generated else "differs" if note else "match", note)
+        kind = "invented" if i not in true else "missed" if i not in generated else "differs" if note else "match"
+        kinds[i] = (kind, note)
     return kinds
 
 
@@ -61,11 +62,12 @@ def disagreement(row, name):
 
 
 def sentence_kind(row, which, labels, kinds):
-    """(kind or "", labels' names) of one sentence with its own labels; the worst kind where it states several findings."""
+    """(kind or "", labels' names) of one sentence with its own labels; the worst kind where it has several findings."""
+    stated = ("match", "differs", "invented" if which == "hypothesis" else "missed")
     found = []
     for i in DISEASES:
         kind = kinds.get(i, ("", ""))[0]
-        if labels[i] == 1 and kind in (("match", "differs", "invented") if which == "hypothesis" else ("match", "differs", "missed")):
+        if labels[i] == 1 and kind in stated:
             found.append((kind, LABELS[i]))
         elif labels[i] == 2 and which == "hypothesis" and kind == "missed":
             found.append(("denied", LABELS[i]))
@@ -98,12 +100,14 @@ def studies(rows, pictures=None, maps=None, labeler=None):
 def study(row, kinds, agree, similar, of_sentence, views, maps):
     """One study as JSON: a short name a field, since there are hundreds."""
     def marked(which, text):
-        return [[piece, *sentence_kind(row, which, of_sentence[piece], kinds)] if piece in of_sentence else [piece, "", []]
+        return [[piece, *(sentence_kind(row, which, of_sentence[piece], kinds) if piece in of_sentence else ("", []))]
                 for piece in sentences_of(text)]
 
     return {
-        "id": str(row["id"]), "h": marked("hypothesis", row["hypothesis"]), "r": marked("reference", reference_text(row)),
-        "f": [[LABELS[i], kind, note] for i, (kind, note) in kinds.items()], "s": round(agree, 4), "l": round(similar, 4),
+        "id": str(row["id"]),
+        "h": marked("hypothesis", row["hypothesis"]), "r": marked("reference", reference_text(row)),
+        "f": [[LABELS[i], kind, note] for i, (kind, note) in kinds.items()],
+        "s": round(agree, 4), "l": round(similar, 4),
         "v": [thumbnail(view) for view in (() if views is None else views)],
         "c": [[clue["prompt"], round(clue["weight"], 4)] for clue in row.get("clues") or ()],
         "m": None if maps is None else {
@@ -128,12 +132,13 @@ def similarity(rows):
 
 def agreement(row):
     """F1 of one report's 14 labels, uncertain as negative; two reports without any positive label agree."""
-    generated, true = ({i for i, value in enumerate(row["labels"][which]) if value == 1} for which in ("hypothesis", "reference"))
+    generated, true = ({i for i, value in enumerate(row["labels"][which]) if value == 1}
+                       for which in ("hypothesis", "reference"))
     return 2 * len(generated & true) / (len(generated) + len(true)) if generated or true else 1.0
 
 
 def chosen(agree, similar, found):
-    """The numbers of the rows to show, in order: all, or a third each from the best, the worst and the most disputed."""
+    """The numbers of the rows to show, in order: all, or a third each of the best, the worst and the most disputed."""
     numbers = range(len(agree))
     if len(agree) <= STUDIES:
         return list(numbers)
@@ -157,7 +162,8 @@ def quantised(grid):
     grid = np.asarray(grid, np.float64)
     low, high = float(grid.min()), float(grid.max())
     levels = np.round((grid - low) * (255 / (high - low) if high > low else 0)).astype(np.uint8)
-    return [round(low, 4), round(high, 4), grid.shape[-1], [base64.b64encode(view.tobytes()).decode() for view in levels]]
+    packed = [base64.b64encode(view.tobytes()).decode() for view in levels]
+    return [round(low, 4), round(high, 4), grid.shape[-1], packed]
 
 
 def confusion(rows):

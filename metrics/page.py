@@ -1,8 +1,8 @@
 """report.html: one self-contained file for people who would rather look than read.
 
-It opens from the disk, asks nothing of any network (its own policy forbids it), and runs one script, which is allowed by
-its hash. Every text of the data is escaped, in the markup and in the JSON that the script reads; the script writes texts
-as text only. page.css and page.js beside this file are put into it as they are.
+It opens from the disk, asks nothing of any network (its own policy forbids it), and runs one script, allowed by its
+hash. Every text of the data is escaped, in the markup and in the JSON that the script reads; the script writes texts as
+text only. page.css and page.js beside this file are put into it as they are.
 """
 
 import base64
@@ -35,9 +35,10 @@ def write_page(path, metrics, rows, *, title, pictures=None, maps=None, labeler=
     """The page of a stage-2 checkpoint, or of given texts.
 
     metrics: as in metrics.json, parts may be absent. rows: as in reports.jsonl. pictures(i) → uint8 arrays (S, S) of
-    row i, a view each, or None. maps(i) → {"clues": [(prompt, weight, (V, g, g))], "queries": (V, g, g) or None, "cover":
-    the middle part of the picture's side that the grid lies over}, or None. labeler(texts) → [(14 labels, …)] marks
-    single sentences. curves: the rows of log.jsonl. preset: whose published rows stand beside ours. Raises OSError.
+    row i, a view each, or None. maps(i) → {"clues": [(prompt, weight, (V, g, g))], "queries": (V, g, g) or None,
+    "cover": the middle part of the picture's side that the grid lies over}, or None. labeler(texts) → [(14 labels, …)]
+    marks single sentences. curves: the rows of log.jsonl. preset: whose published rows stand beside ours. Raises
+    OSError.
     """
     known = gallery.labelled(rows)
     shown, left = gallery.studies(rows, pictures, maps, labeler)
@@ -67,10 +68,11 @@ def write_alignment_page(path, metrics, *, title, scores=None, labels=None, curv
     if curves:
         sections.append(("training", "Training", training_section(curves)))
     sections.append(("settings", "Settings", settings_section(metrics.get("settings", {}))))
-    figures = [("macro AUROC, clue prompts", found["auroc"]["macro"])] if found.get("auroc") else []
-    figures += [("macro AUROC, finding against no finding", found["auroc_pairs"]["macro"])] if found.get("auroc_pairs") else []
+    names = (("auroc", "macro AUROC, clue prompts"), ("auroc_pairs", "macro AUROC, finding against no finding"))
+    figures = [(name, found[key]["macro"]) for key, name in names if found.get(key)]
     figures += [(f"{RETRIEVAL[way]}, R@5", cells["R@5"]) for way, cells in metrics["retrieval"].items()]
-    write(path, title, f"{metrics.get('settings', {}).get('n', '–')} studies", "".join(tile(*figure) for figure in figures), sections, None)
+    studies = f"{metrics.get('settings', {}).get('n', '–')} studies"
+    write(path, title, studies, "".join(tile(*figure) for figure in figures), sections, None)
 
 
 # --- sections: each gives the HTML below its heading ------------------------------------------------------------------
@@ -82,7 +84,8 @@ def paragraph(text, cls=""):
 def tile(name, cell, floor=None):
     if cell["value"] is None:
         return ""
-    beside = f'<span class="floor">floor {number(floor["value"])}</span>' if floor and floor["value"] is not None else ""
+    known = floor and floor["value"] is not None
+    beside = f'<span class="floor">floor {number(floor["value"])}</span>' if known else ""
     return (f'<div class="tile"><span class="name">{escape(name)}</span><b>{number(cell["value"])}</b>'
             f'<span class="interval">{number(cell["low"])} – {number(cell["high"])}</span>{beside}</div>')
 
@@ -96,68 +99,83 @@ def scores_section(metrics, preset):
     parts = [tables.score_table(metrics, preset)]
     protocols = metrics.get("settings", {}).get("protocols", {})
     parts += [paragraph(f"<b>{escape(name)}</b>: {escape(text)}.", "note") for name, text in protocols.items()]
-    parts.append(paragraph("Small figures: 95 % interval over studies. A row counts one way only, so figures of different rows "
-                           "compare only where the last column says the same.", "note"))
+    parts.append(paragraph("Small figures: 95 % interval over studies. A row counts one way only, so figures of "
+                           "different rows compare only where the last column says the same.", "note"))
     if ROWS.get(preset):
-        parts.append(paragraph("Rows below ours are other papers’, and users’ own runs of released code (dashed). The protocol of each is "
-                               "what it <em>appears</em> to be: few papers state it. A blank is a figure we have no source for.", "note"))
+        parts.append(paragraph("Rows below ours are other papers’, and users’ own runs of released code (dashed). The "
+                               "protocol of each is what it <em>appears</em> to be: few papers state it. A blank is a "
+                               "figure we have no source for.", "note"))
     return "".join(parts)
 
 
 def floors_section(metrics):
     warnings = "".join(paragraph(
-        f"<b>Near its floor:</b> {escape(judge)} {number(own['value'])} against {number(cell['value'])} ({escape(floor)}). These "
-        "reports hardly depend on the pictures.", "warning") for judge, floor, own, cell in tables.near_floor(metrics))
-    return (paragraph("What texts score that have nothing to do with the picture: the same model shown other studies’ pictures, and the "
-                      "training set’s most frequent report for every study. A model that looks stands clear of both.")
+        f"<b>Near its floor:</b> {escape(judge)} {number(own['value'])} against {number(cell['value'])} "
+        f"({escape(floor)}). These reports hardly depend on the pictures.", "warning")
+        for judge, floor, own, cell in tables.near_floor(metrics))
+    return (paragraph("What texts score that have nothing to do with the picture: the same model shown other studies’ "
+                      "pictures, and the training set’s most frequent report for every study. A model that looks "
+                      "stands clear of both.")
             + warnings + tables.floors_table(metrics))
 
 
 def clinical_section(clinical):
-    return (paragraph(f"Labels from {escape(str(clinical['labels_from']))}. The literature prints different cells of this grid as “F1”. 13 "
-                      "labels: without No Finding; 5: Cardiomegaly, Edema, Consolidation, Atelectasis, Pleural Effusion.")
+    return (paragraph(f"Labels: {escape(str(clinical['labels_from']))}. The literature prints different cells of this "
+                      "grid as “F1”. 13 labels: without No Finding; 5: Cardiomegaly, Edema, Consolidation, "
+                      "Atelectasis, Pleural Effusion.")
             + tables.clinical_grid(clinical["grid"]))
 
 
 def findings_section(clinical, rows):
     per_class = clinical["per_class"]["negative"]
-    return (paragraph("Uncertain counts as absent. Bars end at the value, whiskers are 95 % intervals. Press a count to see its studies.")
+    return (paragraph("Uncertain counts as absent. Bars end at the value, whiskers are 95 % intervals. Press a count "
+                      "to see its studies.")
             + tables.findings_table(per_class, rows)
             + "<h3>Invented instead of what?</h3>"
-            + paragraph("How often a finding (row) was missed in a report that invented another one (column). Green: found.")
+            + paragraph("How often a finding (row) was missed in a report that invented another one (column). Green: "
+                        "found.")
             + tables.confusion_table(rows))
 
 
 def gallery_section(shown, left, known, labeler):
     legend = "".join(f'<li><mark class="{kind}">{kind}</mark> {what}</li>' for kind, what in KINDS) if known else ""
-    notes = [] if not left else [f"{len(shown)} of {len(shown) + left} studies, from both ends of every order; reports.jsonl has all."]
+    notes = []
+    if left:
+        notes.append(f"{len(shown)} of {len(shown) + left} studies: the best, worst and most disputed; "
+                     "reports.jsonl has all.")
     if not known:
         notes.append("Findings are not marked: these reports carry no labels.")
     elif labeler is None:
         notes.append("Findings are marked for the whole report only: no labeler was at hand for single sentences.")
     return ((f'<ul class="legend">{legend}</ul>' if legend else "") + "".join(paragraph(note, "note") for note in notes)
             + '<form id="tools"></form><p id="count" role="status"></p><div id="cards"></div>'
-            '<button id="more" hidden>Show more</button><noscript><p class="warning">The studies are drawn by a script, which is off.</p></noscript>')
+            '<button id="more" hidden>Show more</button>'
+            '<noscript><p class="warning">The studies are drawn by a script, which is off.</p></noscript>')
 
 
 def zero_shot_section(found, scores, labels):
     clue, pairs = found["auroc"], found["auroc_pairs"]
-    rows = [("", [escape(name), str(cell["positives"]), tables.figure(cell), tables.figure(pairs["per_finding"][name]),
-                  intervals([cell, pairs["per_finding"][name]], ["own", "floor-a"])]) for name, cell in clue["per_finding"].items()]
-    rows.append(("total", ["macro mean", "", tables.figure(clue["macro"]), tables.figure(pairs["macro"]),
-                           intervals([clue["macro"], pairs["macro"]], ["own", "floor-a"])]))
-    header = ["finding", "positives", '<span class="key own"></span>clue prompt', '<span class="key floor-a"></span>finding against no finding',
-              "AUROC, from 0"]
+
+    def cells(one, other):
+        return [tables.figure(one), tables.figure(other), intervals([one, other], ["own", "floor-a"])]
+
+    rows = [("", [escape(name), str(cell["positives"]), *cells(cell, pairs["per_finding"][name])])
+            for name, cell in clue["per_finding"].items()]
+    rows.append(("total", ["macro mean", "", *cells(clue["macro"], pairs["macro"])]))
+    header = ["finding", "positives", '<span class="key own"></span>clue prompt',
+              '<span class="key floor-a"></span>finding against no finding', "AUROC, from 0"]
     panels = ""
     if scores is not None and labels is not None:
         scores, labels = np.asarray(scores), np.asarray(labels)
         for i, name in enumerate(LABELS):
             certain, cell = labels[:, i] != 3, clue["per_finding"][name]
             rates = roc_curve(scores[certain, i], labels[certain, i] == 1) if cell["value"] is not None else None
-            panels += (f'<figure>{roc(name, rates)}<figcaption>{escape(name)}<b>{number(cell["value"])}</b></figcaption></figure>')
+            caption = f"<figcaption>{escape(name)}<b>{number(cell['value'])}</b></figcaption>"
+            panels += f"<figure>{roc(name, rates)}{caption}</figure>"
         panels = f'<div class="panels rocs">{panels}</div>'
-    return (paragraph("The cosine of picture and prompt, without any training on labels; 0.5 is chance. Curves: false positive rate to the "
-                      "right, true positive rate upwards, by the clue prompts, whose order picks the clues of stage 2.")
+    return (paragraph("The cosine of picture and prompt, without any training on labels; 0.5 is chance. Curves: false "
+                      "positive rate to the right, true positive rate upwards, by the clue prompts, whose order picks "
+                      "the clues of stage 2.")
             + panels + tables.table(header, rows, "zero"))
 
 
@@ -166,9 +184,9 @@ RETRIEVAL = {"image_to_text": "picture → sentence", "text_to_image": "sentence
 
 def retrieval_section(retrieval):
     columns = list(next(iter(retrieval.values())))
-    rows = [("", [RETRIEVAL.get(way, escape(way)), *(f'{tables.figure(cells[at])}<small>chance {number(cells[at]["chance"])}</small>'
-                                                       for at in columns)]) for way, cells in retrieval.items()]
-    return paragraph("Share of queries with a right answer among the K best.") + tables.table(["", *columns], rows, "retrieval")
+    rows = [("", [RETRIEVAL[way], *(f'{tables.figure(cells[at])}<small>chance {number(cells[at]["chance"])}</small>'
+                                    for at in columns)]) for way, cells in retrieval.items()]
+    return paragraph("Share of queries with a right answer among the K best.") + tables.table(["", *columns], rows)
 
 
 def training_section(rows):
@@ -176,26 +194,31 @@ def training_section(rows):
     for stage in dict.fromkeys(row.get("stage", "") for row in rows):
         mine = [row for row in rows if row.get("stage", "") == stage]
         figures = []
+
+        def points_of(name):
+            return [(row["step"], row[name]) for row in mine if isinstance(row.get(name), (int, float))]
+
         for title, name, validation in PANELS:
-            points = [(row["step"], row[name]) for row in mine if isinstance(row.get(name), (int, float))]
+            points, held_out = points_of(name), points_of(validation)
             if not points:
                 continue
             lines = [(name, "train", points, "raw" if name in RAW else "line")]
             if name in RAW:
                 lines.append((f"{name}, smoothed", "train", smoothed(points), "line"))
-            held_out = [(row["step"], row[validation]) for row in mine if validation and isinstance(row.get(validation), (int, float))]
             lines += [("validation", "held-out", held_out, "dots")] if held_out else []
             last = f"{number(points[-1][1])}" if abs(points[-1][1]) >= 0.01 else f"{points[-1][1]:.2g}"
             key = ' <span class="key held-out"></span>validation' if held_out else ""
-            figures.append(f"<figure><figcaption>{escape(title)}{key}<b>{last}</b></figcaption>{chart(title, lines)}</figure>")
+            caption = f"<figcaption>{escape(title)}{key}<b>{last}</b></figcaption>"
+            figures.append(f"<figure>{caption}{chart(title, lines)}</figure>")
         parts.append(f'<h3>{escape(str(stage))}</h3><div class="panels">{"".join(figures)}</div>')
-    return paragraph("Over optimiser steps; faint: every step, strong: smoothed. The figure is the last step’s.") + "".join(parts)
+    legend = paragraph("Over optimiser steps; faint: every step, strong: smoothed. The figure is the last step’s.")
+    return "".join([legend, *parts])
 
 
 def settings_section(settings):
-    items = "".join(f"<dt>{escape(str(name))}</dt><dd>{escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))}</dd>"
-                    for name, value in settings.items())
-    return f"<dl>{items}</dl>"
+    items = [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+             for name, value in settings.items()]
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in items) + "</dl>"
 
 
 # --- the document -----------------------------------------------------------------------------------------------------
@@ -205,7 +228,8 @@ def write(path, title, subtitle, tiles, sections, data):
     folder = Path(__file__).parent
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'; base-uri 'none'; form-action 'none'"
+    policy = (f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'; "
+              "base-uri 'none'; form-action 'none'")
     links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in sections)
     body = "".join(f'<section id="{name}"><h2>{heading}</h2>{html}</section>' for name, heading, html in sections)
     text = f"""<!doctype html>
@@ -232,7 +256,7 @@ def write(path, title, subtitle, tiles, sections, data):
 </html>
 """
     with whole_file(path) as file:
-        file.write(text.encode("utf-8", "replace").decode())     # half a surrogate pair, which no file can hold, becomes "?"
+        file.write(text.encode("utf-8", "replace").decode())     # half a surrogate pair becomes "?": no file can hold it
 
 
 def in_script(data):

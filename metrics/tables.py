@@ -4,7 +4,7 @@ from html import escape
 
 from data.reports import LABELS
 from metrics.charts import bar, intervals, number
-from metrics.clinical import PARTS
+from metrics.clinical import CLASS_SETS, PARTS, UNCERTAIN
 from metrics.gallery import DISEASES, confusion
 from metrics.published import AGAIN, ROWS
 
@@ -12,16 +12,19 @@ LANGUAGE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "METEOR", "CIDEr"
 FLOORS = {"permuted_pictures": "other studies’ pictures", "most_frequent_report": "most frequent report"}
 TRUTH = {"invented_per_report": "invented findings a report", "missed_per_report": "missed findings a report",
          "side_accuracy": "side right", "severity_accuracy": "severity right"}
+COUNTED = {"coco": "full references, Penn Treebank tokens",
+           "r2gen": "R2Gen’s cleaning, the stop counts, references cut"}
 # The cells of the clinical grid that published rows come nearest to: 14 labels, uncertain as negative.
 BESIDE = ("macro", "micro", "example")
 
 
 def table(header, rows, cls=""):
-    """header: texts or HTML already escaped; rows: (class, [cells]), the first cell naming the row. Wide ones scroll."""
+    """header: HTML, already escaped; rows: (class, [cells]), the first cell naming the row. Wide ones scroll."""
     head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
-    body = "".join(f'<tr class="{row_cls}"><th scope="row">{cells[0]}</th>{"".join(f"<td>{cell}</td>" for cell in cells[1:])}</tr>'
-                   for row_cls, cells in rows)
-    return f'<div class="scroll" tabindex="0"><table class="{cls}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    body = "".join(f'<tr class="{of_row}"><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}'
+                   "</tr>" for of_row, (name, *cells) in rows)
+    return (f'<div class="scroll" tabindex="0"><table class="{cls}"><thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>")
 
 
 def figure(cell, digits=3):
@@ -43,39 +46,35 @@ def language_cells(scores):
 
 def score_table(metrics, preset=None):
     """Our rows, one convention a row, and published rows beside them where the preset has any."""
-    blank = [""] * len(LANGUAGE)
-    rows = [("own", [f"this run, <b>{escape(protocol)}</b>", *language_cells(scores), "", "", "", protocol_note(protocol)])
+    published = ROWS.get(preset, ())
+    blank, clinical = [""] * len(LANGUAGE), "clinical" in metrics or published
+    none = [""] * len(PARTS) if clinical else []
+    rows = [("own", [f"this run, <b>{escape(protocol)}</b>", *language_cells(scores), *none, COUNTED[protocol]])
             for protocol, scores in metrics["language"].items()]
     if "clinical" in metrics:
-        grid = metrics["clinical"]["grid"]
-        rows += [("own", [f"this run, <b>{average}</b>", *blank, *(figure(grid[average]["14"]["negative"][part]) for part in PARTS),
-                          f"{average} over 14 labels, uncertain as negative"]) for average in BESIDE]
-    for row in ROWS.get(preset, ()):
-        notes = "; ".join(note for note in (row.protocol and f"texts: {row.protocol}", row.average and f"labels: {row.average}") if note)
+        for average in BESIDE:
+            cell = metrics["clinical"]["grid"][average]["14"]["negative"]
+            rows.append(("own", [f"this run, <b>{average}</b>", *blank, *(figure(cell[part]) for part in PARTS),
+                                 f"{average} over 14 labels, uncertain as negative"]))
+    for row in published:
+        notes = [f"{what}: {note}" for what, note in (("texts", row.protocol), ("labels", row.average)) if note]
         rows.append(("again" if row.kind == AGAIN else "other", [
             f"{escape(row.name)}<small>{escape(row.source)}</small>",
             *(number(row.language[name]) if name in row.language else "" for name in LANGUAGE),
-            *("" if value is None else number(value) for value in row.clinical), escape(notes)]))
-    if not any(row.language for row in ROWS.get(preset, ())) and "clinical" not in metrics:
-        return table(["", *LANGUAGE, "counted on"], [(cls, [*cells[:-4], cells[-1]]) for cls, cells in rows], "scores")
-    return table(["", *LANGUAGE, "precision", "recall", "F1", "counted on"], rows, "scores")
-
-
-def protocol_note(protocol):
-    return {"coco": "full references, Penn Treebank tokens", "r2gen": "R2Gen’s cleaning, the stop counts, references cut"}[protocol]
+            *("" if value is None else number(value) for value in row.clinical), escape("; ".join(notes))]))
+    return table(["", *LANGUAGE, *(("precision", "recall", "F1") if clinical else ()), "counted on"], rows, "scores")
 
 
 def clinical_grid(grid):
     """F1, precision and recall of every reading: averages by class sets and uncertain."""
-    columns = [(classes, uncertain) for classes in ("14", "13", "5") if classes in grid["micro"] for uncertain in grid["micro"][classes]]
+    columns = [(classes, uncertain) for classes in CLASS_SETS for uncertain in UNCERTAIN]
     header = ["", *(f"{classes} labels<small>uncertain as {uncertain}</small>" for classes, uncertain in columns)]
     rows = []
     for average in ("macro", "micro", "example", "weighted"):
-        if average in grid:
-            rows += [("f1" if part == "f1" else "part", [
-                f"<b>{average}</b> F1" if part == "f1" else part,
-                *(figure(grid[average][classes][uncertain][part]) for classes, uncertain in columns)])
-                for part in ("f1", "precision", "recall")]
+        rows += [("f1" if part == "f1" else "part", [
+            f"<b>{average}</b> F1" if part == "f1" else part,
+            *(figure(grid[average][classes][uncertain][part]) for classes, uncertain in columns)])
+            for part in ("f1", "precision", "recall")]
     return table(header, rows, "grid")
 
 
@@ -85,7 +84,8 @@ def headline(metrics):
                for name in ("BLEU-4", "CIDEr") if name in scores]
     if "clinical" in metrics:
         grid = metrics["clinical"]["grid"]
-        figures += [(f"{average} F1 (14 labels)", grid[average]["14"]["positive"]["f1"]) for average in ("micro", "macro")]
+        figures += [(f"{average} F1 (14 labels)", grid[average]["14"]["positive"]["f1"])
+                    for average in ("micro", "macro")]
     return figures + [(TRUTH.get(name, name), cell) for name, cell in metrics.get("truth", {}).items()]
 
 
@@ -97,21 +97,28 @@ def floors_table(metrics):
     for name, cell in headline(metrics):
         cells = [cell, *(scores.get(name, none) for scores in floors.values())]
         rows.append(("", [escape(name), *map(figure, cells), intervals(cells, ["own", "floor-a", "floor-b"])]))
-    keys = [f'<span class="key {cls}"></span>{escape(FLOORS.get(name, name))}' for name, cls in zip(floors, ("floor-a", "floor-b"))]
+    keys = [f'<span class="key {cls}"></span>{escape(FLOORS.get(name, name))}'
+            for name, cls in zip(floors, ("floor-a", "floor-b"))]
     return table(["", '<span class="key own"></span>this model', *keys, ""], rows, "floors")
 
 
 def near_floor(metrics):
-    """The floors that the micro F1 (else CIDEr) does not clear: its interval reaches theirs. [(name, floor, cell, cell)]"""
+    """[(judge, floor, its own cell, the floor's cell)] of the floors not cleared: the intervals meet.
+
+    The judge is micro F1, or CIDEr where there are no labels.
+    """
     own = dict(headline(metrics))
-    judge = "micro F1 (14 labels)" if "clinical" in metrics else next((name for name in own if name.startswith("CIDEr")), None)
-    return [(judge, FLOORS.get(name, name), own[judge], cell) for name, scores in metrics.get("floors", {}).items()
-            if judge and (cell := dict(headline(scores)).get(judge)) and None not in (own[judge]["value"], cell["value"])
-            and own[judge]["low"] <= cell["high"]]
+    judge = next(name for name in own if name.startswith("micro F1" if "clinical" in metrics else "CIDEr"))
+    reached = []
+    for name, scores in metrics["floors"].items():
+        cell = dict(headline(scores)).get(judge)
+        if cell and None not in (own[judge]["value"], cell["value"]) and own[judge]["low"] <= cell["high"]:
+            reached.append((judge, FLOORS.get(name, name), own[judge], cell))
+    return reached
 
 
 def findings_table(per_class, rows):
-    """Per finding, uncertain as negative: support, bars, and how often it was invented and missed (buttons for the gallery)."""
+    """Per finding, uncertain as negative: support, counts that lead to the gallery, and bars."""
     counts = confusion(rows)
     lines = []
     for i, (name, cell) in enumerate(per_class.items()):
@@ -127,7 +134,8 @@ def findings_table(per_class, rows):
 
 def jump(finding, kind, count):
     """A count that shows its studies in the gallery when pressed."""
-    return f'<button class="count {kind}" data-finding="{escape(finding)}" data-kind="{kind}"{" disabled" * (not count)}>{count}</button>'
+    return (f'<button class="count {kind}" data-finding="{escape(finding)}" data-kind="{kind}"'
+            f'{" disabled" * (not count)}>{count}</button>')
 
 
 def confusion_table(rows):
@@ -143,7 +151,8 @@ def confusion_table(rows):
         for j in order:
             count = counts[i, j]
             level = 0 if not count else 1 + min(4, int(4 * (count - 1) / most)) if i != j else 0
-            cells.append(f'<span class="{"hit" if i == j and i < len(DISEASES) else f"level-{level}"}">{count or ""}</span>')
+            cls = "hit" if i == j and i < len(DISEASES) else f"level-{level}"
+            cells.append(f'<span class="{cls}">{count or ""}</span>')
         lines.append(("", [escape(name), *cells]))
-    return table(['<span class="corner">missed ↓ &nbsp; invented →</span>', *(f"<span>{escape(name)}</span>" for name in names),
-                  "<span>nothing invented</span>"], lines, "confusion")
+    return table(['<span class="corner">missed ↓ &nbsp; invented →</span>',
+                  *(f"<span>{escape(name)}</span>" for name in [*names, "nothing invented"])], lines, "confusion")

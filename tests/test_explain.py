@@ -1,4 +1,4 @@
-"""What --explain tells is what happened: the same clues and report as the model's own, and probabilities that add up."""
+"""What --explain tells is what happened: the model's own clues and report, and probabilities that add up."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,8 @@ def test_it_tells_what_the_model_does(variant):
 def test_every_disease_is_ranked_and_every_prompt_token_has_its_place():
     model = tiny.model()
     text = explain(model, pictures(1))
-    ranked = [float(line.split()[1].rstrip("%")) for line in text.splitlines() if line[:4].strip().isdigit() and "%" in line]
+    ranked = [float(line.split()[1].rstrip("%")) for line in text.splitlines()
+              if line[:4].strip().isdigit() and "%" in line]
     assert len(ranked) == 14 and ranked == sorted(ranked, reverse=True) and sum(ranked) == pytest.approx(100, abs=0.1)
     prompt = model.prompt(tiny.batch(1, 1))
     assert f"Prompt: {sum(length for _, length in prompt.parts)} tokens" in text
@@ -67,8 +68,9 @@ def test_maps_are_the_cosines_that_recognition_averages():
         assert [pair[:2] for pair in of_study["clues"]] == model.named_clues(prompt.clues, i)
         assert of_study["queries"].shape == (2, 7, 7) and of_study["queries"].mean() == pytest.approx(1, abs=1e-5)
         for number, (_, _, grid) in zip(prompt.clues.prompt[i].tolist(), of_study["clues"]):
-            token = prompt.v_e[i, 49 + 10]                                      # the second view's second row, fourth patch
-            assert grid[1, 1, 3] == pytest.approx(torch.cosine_similarity(token, model.bank.cls[number], dim=0).item(), abs=1e-5)
+            token = prompt.v_e[i, 49 + 10]                                  # second view, second row, fourth patch
+            similar = torch.cosine_similarity(token, model.bank.cls[number], dim=0).item()
+            assert grid[1, 1, 3] == pytest.approx(similar, abs=1e-5)
     assert maps[0]["cover"] == tiny.CROP / tiny.SIZE
 
 
