@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 
 from data.dataset import plan_epoch
+from muon import Muon
 from processes import Share
 
 
@@ -46,8 +47,17 @@ def learning_rate(step, steps, peak, warm_up):
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def optimizer_for(parameters, lr, weight_decay):
-    """AdamW; weight decay on matrices only, so not on biases, norms and the temperature."""
-    matrices = [p for p in parameters if p.ndim > 1]
-    others = [p for p in parameters if p.ndim < 2]
-    return torch.optim.AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}], lr=lr)
+def optimizer_for(parameters, lr, weight_decay, muon=False, text_lr=1.0):
+    """AdamW on {name: parameter}; weight decay on matrices only, so not on biases, norms and the temperature.
+
+    For encoders that start at random (the demo's): `muon` moves the picture side's matrices by Muon, and `text_lr` slows
+    the text side down, which is what pictures aim at and must not run away from them.
+    """
+    groups = {}
+    for name, p in parameters.items():
+        text, matrix = name.startswith(("bert.", "text_projection.")), p.ndim > 1
+        by_muon = muon and matrix and name.startswith(("swin.", "image_projection.")) and "relative_position" not in name
+        groups.setdefault((text, matrix, by_muon), []).append(p)
+    groups = [{"params": members, "weight_decay": weight_decay if matrix else 0.0, "factor": text_lr if text else 1.0,
+               "muon": by_muon} for (text, matrix, by_muon), members in groups.items()]
+    return Muon(groups, lr=lr) if muon else torch.optim.AdamW(groups, lr=lr)

@@ -40,13 +40,15 @@ class Stage1:
     @staticmethod
     def settings(args):
         """What must be the same again when a run goes on: {option: value}, beside what both stages share."""
-        return {"--same-sentence-positives": args.same_sentence_positives,
+        return {"--same-sentence-positives": args.same_sentence_positives, "--sentences": args.sentences,
+                "--optimizer": args.optimizer, "--text-lr": args.text_lr,
                 "the base weights": weights_digest(args.weights / "swin", args.weights / "bert")}
 
     def inputs(self, batch, device):
         """Collated visits → what `terms` takes, and how many reports were cut."""
-        ids, mask = trrg.encode_words(self.words, batch["texts"], self.model.config.sentence_tokens)
-        keys = torch.tensor([text_key(text) for text in batch["texts"]])
+        texts = [text for drawn in zip(*batch["texts"]) for text in drawn]                     # (S·B): draw by draw
+        ids, mask = trrg.encode_words(self.words, texts, self.model.config.sentence_tokens)
+        keys = torch.tensor([text_key(text) for text in texts])
         images = batch["images"].to(device, non_blocking=True)
         return (images[:, 0], ids.to(device), mask.to(device), keys.to(device)), 0
 
@@ -56,11 +58,14 @@ class Stage1:
     def terms(self, model, inputs, share):
         images, ids, mask, keys = inputs
         v, t, tau = model(images, ids, mask)
-        v, t = (gather(x.float(), share.sizes) for x in (v, t))
-        keys = gather(keys[:, None], share.sizes)
-        same = keys == keys.T if self.args.same_sentence_positives else None
+        v = gather(v.float(), share.sizes)
+        losses = []
+        for drawn, key in zip(t.float().split(len(images)), keys.split(len(images))):
+            key = gather(key[:, None], share.sizes)
+            same = key == key.T if self.args.same_sentence_positives else None
+            losses.append(trrg.contrastive_loss(v, gather(drawn, share.sizes), tau, same))
         # Every process has the loss of the whole batch and counts it for its own pairs.
-        return (trrg.contrastive_loss(v, t, tau, same) * (len(images) * share.weight),)
+        return (torch.stack(losses).mean() * (len(images) * share.weight),)
 
     def loss(self, terms, totals):
         return terms[0] / totals[0]

@@ -100,15 +100,17 @@ def generator_for(*key):
 class Visits(torch.utils.data.Dataset):
     """What a stage sees of its studies; indexed by (epoch, study number), so that the caller owns all order.
 
-    `stage` 1 gives one random view and one random sentence a visit, `stage` 2 all views and the whole report.
-    `crop` is the encoder's picture size. With `seed` None nothing is random: centre crop, first view, first sentence.
+    `stage` 1 gives one random view and a list of random sentences a visit (one: the paper), `stage` 2 all views and
+    the whole report. `crop` is the encoder's picture size. With `seed` None nothing is random: centre crop, first view,
+    first sentences.
     """
 
-    def __init__(self, prepared, studies, stage, crop, seed=None):
+    def __init__(self, prepared, studies, stage, crop, seed=None, sentences=1):
         if crop > prepared.size:
             raise UserError(f"{prepared.folder}: pictures of {prepared.size} px cannot give crops of {crop} px; "
                             f"prepare the data set again with --size {round(crop * 8 / 7)}")
         self.prepared, self.studies, self.stage, self.crop, self.seed = prepared, studies, stage, crop, seed
+        self.sentences = sentences
         self.texts = [self._text(study) for study in studies]
 
     def _text(self, study):
@@ -131,14 +133,17 @@ class Visits(torch.utils.data.Dataset):
         except (OSError, ValueError) as error:
             raise UserError(f"{self.prepared.folder}: study {study['id']!r} cannot be read: {error}") from error
         if self.stage == 1:
-            view, sentence = (0, 0) if generator is None else (
-                int(torch.randint(size, (), generator=generator)) for size in (len(pictures), len(text)))
-            pictures, text = pictures[view:view + 1], text[sentence]
+            view, *drawn = [0, *range(self.sentences)] if generator is None else (
+                int(torch.randint(size, (), generator=generator)) for size in [len(pictures)] + [len(text)] * self.sentences)
+            pictures, text = pictures[view:view + 1], [text[number % len(text)] for number in drawn]
         return {"number": number, "id": study["id"], "images": augment(pictures, self.crop, generator), "text": text}
 
 
 def collate(visits):
-    """Visits with equally many views → {"ids", "numbers", "images" (B, V, 3, crop, crop), "texts"}."""
+    """Visits with equally many views → {"ids", "numbers", "images" (B, V, 3, crop, crop), "texts"}.
+
+    A text is a report (stage 2) or a list of sentences (stage 1).
+    """
     return {"ids": [visit["id"] for visit in visits], "numbers": [visit["number"] for visit in visits],
             "images": torch.stack([visit["images"] for visit in visits]), "texts": [visit["text"] for visit in visits]}
 

@@ -41,7 +41,7 @@ def test_visits_are_a_function_of_seed_epoch_and_study(folder):
 def test_a_stage_1_visit_draws_every_view_and_sentence_evenly(folder):
     prepared = Prepared(folder)
     visits = Visits(prepared, prepared.split("train"), 1, tiny.SIZE, seed=0)        # no room to crop: jitter only
-    texts = [visits[epoch, 0]["text"] for epoch in range(300)]
+    texts = [visits[epoch, 0]["text"][0] for epoch in range(300)]
     counts = {text: texts.count(text) for text in set(texts)}
     assert set(counts) == {"The heart is normal in size.", "There is a small right pleural effusion.", "No pneumothorax."}
     assert min(counts.values()) > 70
@@ -58,7 +58,17 @@ def test_without_a_seed_nothing_is_random(folder):
     prepared = Prepared(folder)
     visits = Visits(prepared, prepared.split("test"), 1, tiny.CROP)
     assert torch.equal(visits[0, 3]["images"], visits[5, 3]["images"])
-    assert visits[0, 3]["text"] == visits[9, 3]["text"] == "Heart size is normal."
+    assert visits[0, 3]["text"] == visits[9, 3]["text"] == ["Heart size is normal."]
+
+
+def test_more_sentences_a_visit_on_request(folder):
+    prepared = Prepared(folder)
+    studies = prepared.split("train")
+    fixed = Visits(prepared, studies, 1, tiny.CROP, sentences=4)[0, 0]["text"]
+    assert fixed == ["The heart is normal in size.", "There is a small right pleural effusion.", "No pneumothorax.",
+                     "The heart is normal in size."]
+    drawn = [tuple(Visits(prepared, studies, 1, tiny.CROP, seed=0, sentences=4)[epoch, 0]["text"]) for epoch in range(20)]
+    assert all(len(four) == 4 and set(four) <= set(fixed) for four in drawn) and len(set(drawn)) > 5
 
 
 def test_collate_stacks_equal_view_counts(folder):
