@@ -256,7 +256,7 @@ def write(path, title, subtitle, tiles, sections, data):
 </html>
 """
     with whole_file(path) as file:
-        file.write(text.encode("utf-8", "replace").decode())     # half a surrogate pair becomes "?": no file can hold it
+        file.write(text.encode("utf-8", "replace").decode())     # half a surrogate pair becomes "?": no file holds it
 
 
 def in_script(data):
