@@ -13,7 +13,6 @@ import io
 import re
 
 import numpy as np
-from PIL import Image
 
 from data.reports import LABELS
 from metrics import prepare
@@ -150,6 +149,8 @@ def chosen(agree, similar, found):
 
 def thumbnail(view):
     """A uint8 array (S, S) → JPEG in base64."""
+    from PIL import Image  # which scoring given texts should not have to load
+
     picture = Image.fromarray(np.asarray(view, np.uint8))
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
