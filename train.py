@@ -300,7 +300,7 @@ class Run:
         fixed = [studies[i * len(studies) // self.args.val_reports] for i in range(self.args.val_reports)] \
             if self.args.val_reports < len(studies) else studies
         reports = write_reports(self.model, self.prepared, fixed, self.processes, what="validation")
-        scores = score([report.text for report in reports], [clean_report(study["report"]) for study in fixed], meteor_data=False)
+        scores = score([report.text for report, _ in reports], [clean_report(study["report"]) for study in fixed], meteor_data=False)
         return {name: scores[name] for name in ("BLEU-4", "CIDEr")}
 
     def keep(self, figures, select):

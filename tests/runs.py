@@ -6,6 +6,7 @@ The processes are forked from one that has already imported torch. Used by tests
 import json
 import multiprocessing
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,12 @@ from tests import tiny
 ROOT = Path(__file__).resolve().parents[1]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["train", "evaluate", "tests.tiny", "torch._dynamo"])   # AdamW imports the last: 3 s
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def command(script, argv, environment, output, hook):

@@ -1,0 +1,286 @@
+"""Training: the same on any number of processes, what the user gets to see, and what stops a run."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import schedule
+import train
+import trrg
+from data.dataset import Prepared
+from tests import runs, tiny
+from tests.runs import ROOT
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A folder with toy data and weights without dropout, and the arguments that name them."""
+    folder = tmp_path_factory.mktemp("toy")
+    return folder, [*map(str, runs.prepare(folder, dropout=0.0, train=29)), "--lora-dropout", "0", "--epochs", "2"]
+
+
+def torchrun(argv, agents=1, processes=2):
+    """Starts train.py by real torchrun agents on this machine that meet over the loopback; → their handles."""
+    port = str(runs.free_port())
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return [subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(agents), "--nproc_per_node", str(processes), "--rdzv_backend", "c10d",
+         "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", port, "--local_addr", "127.0.0.1", "train.py", *map(str, argv)],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(agents)]
+
+
+@pytest.fixture(scope="module")
+def one(toy):
+    """One process × 8, two batches a step, the last one not full: 29 studies are 8 + 8, 8 + 5."""
+    folder, argv = toy
+    code, _, err = runs.run("train", [*argv, "--batch-size", "8", "--accumulate", "2", "--same-sentence-positives", "--run", folder / "one"], folder / "out")
+    assert code == 0, err
+    return folder / "one"
+
+
+def assert_close(a, b):
+    """The same parameters to rounding. A key's bias shifts all scores alike: its gradient is nothing but rounding,
+    which Adam blows up, and it changes no output."""
+    for name in ("stage1", "ckpt"):
+        a_tensors, b_tensors = load_file(a / f"{name}.safetensors"), load_file(b / f"{name}.safetensors")
+        for key, value in a_tensors.items():
+            if not key.endswith("key.bias"):
+                torch.testing.assert_close(value, b_tensors[key], rtol=1e-4, atol=3e-5, msg=lambda text: f"{key}: {text}")
+    for x, y in zip(runs.log_of(a), runs.log_of(b)):
+        assert x.keys() == y.keys() and x.get("cut") == y.get("cut")
+        for key in ("loss", "gradient_norm", "ce", "dc", "contrastive", "tau", "lr"):
+            assert x.get(key, 0) == pytest.approx(y.get(key, 0), rel=1e-4), key
+
+
+def test_four_processes_of_two_machines_train_as_one(toy, one):
+    folder, argv = toy
+    agents = torchrun([*argv, "--batch-size", "2", "--accumulate", "2", "--same-sentence-positives", "--run-dir", folder / "four"], agents=2)
+    outputs = [agent.communicate(timeout=120) for agent in agents]
+    assert all(agent.returncode == 0 for agent in agents), outputs
+    assert_close(one, folder / "four")
+    assert sum(out.count("best loss on val") for out, _ in outputs) == 2         # one process alone speaks
+    start = load_file(folder / "weights" / "bert" / "model.safetensors")["embeddings.word_embeddings.weight"]
+    assert (load_file(one / "stage1.safetensors")["bert.embeddings.word_embeddings.weight"] - start).abs().max() > 0.01
+
+
+def test_a_batch_with_fewer_studies_than_processes(toy):
+    folder, argv = toy
+    argv = [*argv, "--max-steps", "8"]
+    for world, size in ((1, 3), (3, 1)):
+        code, _, err = runs.run("train", [*argv, "--batch-size", size, "--run", folder / f"few{world}"], folder / "out", world)
+        assert code == 0, err
+    assert 29 % 3 == 2
+    assert_close(folder / "few1", folder / "few3")
+
+
+def test_sharding_the_language_model_changes_no_loss(toy, one):
+    folder, argv = toy
+    for name, extra in (("whole", []), ("shards", ["--shard", "--checkpointing"])):
+        code, _, err = runs.run("train", [*argv, "--stage", "2", "--stage1", one / "stage1.safetensors", "--batch-size", "4", *extra, "--run", folder / name],
+                                folder / "out", world=2)
+        assert code == 0, err
+    rows, others = runs.log_of(folder / "whole"), runs.log_of(folder / "shards")
+    losses, others = ([row["loss"] for row in log if "loss" in row] for log in (rows, others))
+    assert len(losses) == 8 and losses == pytest.approx(others, rel=1e-6)
+    whole, shards = (load_file(folder / name / "ckpt.safetensors") for name in ("whole", "shards"))
+    assert any(".lora_B" in name and value.abs().max() > 0 for name, value in shards.items())
+    for name, value in whole.items():
+        torch.testing.assert_close(value, shards[name], rtol=1e-5, atol=1e-6)
+
+
+def test_evaluation_writes_the_same_bytes_from_three_processes(toy, one):
+    folder, _ = toy
+    for checkpoint in ("stage1", "ckpt"):
+        for world in (1, 3):
+            code, _, err = runs.run("evaluate", ["--ckpt", one / f"{checkpoint}.safetensors", "--out", folder / f"{checkpoint}-{world}", "--draws", "20",
+                                                 "--batch-size", "1", "--beams", "2"], folder / "out", world)
+            assert code == 0, err
+        files = sorted(path.name for path in (folder / f"{checkpoint}-1").iterdir())
+        assert "metrics.json" in files and files == sorted(path.name for path in (folder / f"{checkpoint}-3").iterdir())
+        for name in files:
+            assert (folder / f"{checkpoint}-1" / name).read_bytes() == (folder / f"{checkpoint}-3" / name).read_bytes(), name
+    rows = [json.loads(line) for line in (folder / "ckpt-3" / "reports.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"test-{i}" for i in range(4)]
+
+
+def test_a_dying_process_ends_the_run_with_a_reason(toy):
+    folder, argv = toy
+    (agent,) = torchrun([*argv, "--epochs", "2000", "--stage", "1", "--batch-size", "2", "--run-dir", folder / "dying"])
+    log = folder / "dying" / "log.jsonl"
+    while not (log.exists() and log.read_text().count("\n") > 3):
+        time.sleep(0.05)
+        assert agent.poll() is None, agent.communicate()
+    children = [int(pid) for pid in subprocess.run(["pgrep", "-P", str(agent.pid)], capture_output=True, text=True).stdout.split()]
+    workers = [pid for pid in children if b"RANK=1" in open(f"/proc/{pid}/environ", "rb").read().split(b"\0")]
+    os.kill(workers[0], signal.SIGKILL)
+    _, err = agent.communicate(timeout=60)
+    assert agent.returncode != 0 and "process 0: lost another one, which ended or was killed" in err and "SIGKILL" in err
+
+
+# --- one process, in this one
+
+
+def fails(capfd, argv):
+    """The one line on stderr of a command line that exits with 2."""
+    assert train.main([str(a) for a in argv]) == 2
+    err = capfd.readouterr().err
+    assert len([line for line in err.splitlines() if line.strip() and "%|" not in line]) == 1, err
+    return err
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--preset", "nothing"], "--preset nothing: no such preset; there are demo, iu_xray, mimic_cxr"),
+    (["--epochs", "0"], "--epochs: 0 is not a number from 1 on"), (["--lr", "nan"], "--lr: nan is not a number"),
+    (["--lr", "x"], "argument --lr"), (["--k", "15"], "argument --k"), (["--speed"], "unrecognized arguments: --speed"),
+    (["--shard", "--embed-base"], "--shard"), (["--lora-dropout", "1"], "--lora-dropout 1.0: must be below 1"),
+    (["--preset", "iu_xray", "--data", "/nowhere"], "/nowhere: no prepared data set")])
+def test_mistakes_on_the_command_line_are_one_line(tmp_path, capfd, argv, message):
+    assert message in fails(capfd, ["--run", tmp_path / "run", *argv])
+
+
+def test_stage_2_wants_stage_1(toy, tmp_path, capfd):
+    assert f"{tmp_path}/stage1.safetensors: no stage-1 checkpoint" in fails(capfd, [*toy[1], "--stage", "2", "--run", tmp_path])
+
+
+def test_help_lists_every_default(capsys):
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--help", "--preset", "mimic_cxr"])
+    out = capsys.readouterr().out
+    assert ended.value.code == 0 and "(default: 8 for stage 1, 8 for stage 2)" in out and "torchrun --nproc_per_node 4 train.py" in out
+
+
+def test_the_papers_settings():
+    args = train.arguments(["--preset", "mimic_cxr"])
+    assert (args.batch_size, args.lr, args.epochs, args.queries, args.lora_rank) == ((8, 8), (1e-4, 1e-4), (5, 5), 32, 16)
+    assert train.arguments(["--preset", "iu_xray"]).epochs == (20, 20) and not args.same_sentence_positives
+
+
+def test_the_learning_rate_by_hand():
+    rates = [schedule.learning_rate(step, 100, 1.0, 0.1) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)]) and rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0)
+
+
+def test_decay_is_for_matrices():
+    model = tiny.alignment()
+    groups = schedule.optimizer_for(dict(model.named_parameters()), 1e-3, 0.05).param_groups
+    assert all(group["weight_decay"] == (0.05 if p.ndim > 1 else 0) for group in groups for p in group["params"])
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def test_a_plan_shows_every_study_once_an_epoch(toy):
+    args = train.arguments([*toy[1], "--batch-size", "4", "--accumulate", "3"])
+    plan = schedule.Plan(train.Stage1, Prepared(args.data), args, train.Processes())
+    assert plan.steps_per_epoch == 3 and plan.steps == 6 and [step for step in range(8) if plan.validates(step)] == [3, 6]
+    orders = []
+    for epoch in range(2):
+        steps = [plan.step(3 * epoch + i) for i in range(3)]
+        assert all(e == epoch for e, _ in steps)
+        orders.append([n for _, batches in steps for batch in batches for n in batch])
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(29)) and orders[0] != orders[1]
+
+
+def poisoned(monkeypatch, which):
+    """Makes the loss of stage 1 infinite in the steps `which`, by the sum of its terms."""
+    original, calls = train.Stage1.terms, []
+
+    def terms(self, *args):
+        if self.model.training:
+            calls.append(len(calls))
+            return tuple(term * (math.inf if calls[-1] in which else 1) for term in original(self, *args))
+        return original(self, *args)
+
+    monkeypatch.setattr(train.Stage1, "terms", terms)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_studies_and_is_left_out(toy, tmp_path, monkeypatch, capfd):
+    poisoned(monkeypatch, {1, 2, 3, 5})
+    argv = [*toy[1], "--stage", "1", "--batch-size", "8", "--run", str(tmp_path), "--save-every", "1"]
+    assert train.main(argv) == 0
+    out = capfd.readouterr().out
+    assert out.count("; left out") == 4 and "stage1: step 2: loss inf, gradient norm nan; the studies: train-" in out
+    assert "4 steps were left out for not being finite" in out
+    for path in (tmp_path / "state").iterdir():
+        assert all(value.isfinite().all() for value in load_file(path).values() if value.is_floating_point())
+
+
+def test_four_in_a_row_end_the_run(toy, tmp_path, monkeypatch, capfd):
+    poisoned(monkeypatch, {1, 2, 3, 4})
+    assert train.main([*toy[1], "--stage", "1", "--batch-size", "8", "--run", str(tmp_path), "--save-every", "1"]) == 1
+    err = capfd.readouterr().err.splitlines()[-1]
+    assert "step 5: loss inf" in err and "not finite 4 times in a row" in err
+    (newest,) = (path for path in (tmp_path / "state").iterdir() if "00000004" in path.name)
+    assert all(value.isfinite().all() for value in load_file(newest).values() if value.is_floating_point())
+
+
+def test_a_text_and_a_picture_that_cannot_be_read_name_the_study(toy, tmp_path, monkeypatch, capfd):
+    shutil.copytree(toy[0] / "data", tmp_path / "data")
+    rows = (tmp_path / "data" / "studies.jsonl").read_text().splitlines()
+    rows[3] = json.dumps({**json.loads(rows[3]), "report": "The heart \ud800 is normal."})
+    (tmp_path / "data" / "studies.jsonl").write_text("\n".join(rows) + "\n")
+    argv = [*toy[1], "--stage", "1", "--batch-size", "1", "--run", str(tmp_path / "run"), "--data", str(tmp_path / "data")]
+    assert train.main(argv) == 2 and "a text of the studies train-3 can't be tokenized" in capfd.readouterr().err
+
+    original = Prepared.pictures
+
+    def pictures(self, study):
+        if study["id"] == "train-7":
+            raise OSError(5, "Input/output error")
+        return original(self, study)
+
+    monkeypatch.setattr(Prepared, "pictures", pictures)
+    for workers in ("0", "2"):
+        argv = [*toy[1], "--stage", "2", "--stage1", str(toy[0] / "one" / "stage1.safetensors"), "--run", str(tmp_path / "pictures"), "--workers", workers]
+        assert train.main(argv) == 2
+        assert capfd.readouterr().err.splitlines()[-1] == f"{toy[0]}/data: study 'train-7' cannot be read: [Errno 5] Input/output error"
+
+
+def test_cut_reports_are_counted(toy, one, tmp_path, capfd):
+    argv = [*toy[1], "--stage", "2", "--stage1", str(one / "stage1.safetensors"), "--run", str(tmp_path), "--report-tokens", "25", "--epochs", "1"]
+    assert train.main(argv) == 0
+    tokenizer = tiny.pieces()
+    long = sum(len(tokenizer.encode(tiny.REPORTS[i % 4], special=False)) > 25 for i in range(29))
+    assert 0 < long < 29 and f"{long} reports were cut to 25 tokens" in capfd.readouterr().out
+    assert sum(row.get("cut", 0) for row in runs.log_of(tmp_path)) == long
+
+
+def test_generated_scores_choose_the_checkpoint_on_request(toy, one, tmp_path, monkeypatch, capfd):
+    seen, given = [], iter([0.3, 0.2])
+    original = train.write_reports
+    monkeypatch.setattr(train, "write_reports", lambda model, prepared, studies, *args, **more: (
+        seen.append([study["id"] for study in studies]), original(model, prepared, studies, *args, **more))[1])
+    monkeypatch.setattr(train, "score", lambda *args, **more: {"BLEU-4": 0.5, "CIDEr": next(given)})
+    argv = [*toy[1], "--stage", "2", "--stage1", str(one / "stage1.safetensors"), "--run", str(tmp_path), "--select", "CIDEr", "--val-reports", "2",
+            "--max-new-tokens", "4"]
+    assert train.main(argv) == 0
+    assert seen == [["val-0", "val-2"]] * 2                     # a fixed subset of val, and never of test
+    assert "best CIDEr on val: 0.3000 after step 4" in capfd.readouterr().out
+    model = trrg.load(tmp_path / "ckpt.safetensors")
+    assert model.header["step"] == 4 and model.header["validation"]["CIDEr"] == 0.3
+
+
+def test_bf16_trains_and_its_checkpoint_writes_without_autocast(toy, one, tmp_path, capfd):
+    argv = [*toy[1], "--stage", "2", "--stage1", str(one / "stage1.safetensors"), "--run", str(tmp_path), "--precision", "bf16", "--max-steps", "2"]
+    assert train.main(argv) == 0
+    table = capfd.readouterr().out
+    assert [line.split()[-1] for line in table.splitlines() if line.startswith(("swin", "language_model", "mapper"))] == ["bfloat16", "bfloat16/float32", "float32"]
+    model = trrg.load(tmp_path / "ckpt.safetensors")
+    assert model.swin.layernorm.weight.dtype == torch.bfloat16 and model.mapper.weight.dtype == torch.float32
+    assert len(model.write(tiny.batch(views=2), max_new_tokens=4)[0]) == 2
+
+
+def test_checkpointing_changes_no_bit(toy, one, tmp_path):
+    for stage in ("1", "2"):
+        for name, extra in (("plain", []), ("again", ["--checkpointing"])):
+            argv = [*toy[1], "--stage", stage, "--stage1", str(one / "stage1.safetensors"), "--run", str(tmp_path / name), "--max-steps", "2", *extra]
+            assert train.main(argv) == 0
+    for name in ("stage1", "ckpt"):
+        assert runs.same_weights(tmp_path / "plain" / f"{name}.safetensors", tmp_path / "again" / f"{name}.safetensors")
