@@ -54,8 +54,8 @@ def base_weights(folder, prepared, seed):
 
     pieces = SentencePiece.train(reports, size=600)
     mistral = Mistral(MistralConfig(
-        vocab_size=len(pieces), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, sliding_window=None))
+        vocab_size=len(pieces), hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=24, sliding_window=None))
     pretrain(mistral, pieces, reports, epochs=2, seed=seed)
     pieces.save_pretrained(folder / "mistral")
     mistral.save_pretrained(folder / "mistral")

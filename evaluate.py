@@ -44,7 +44,7 @@ def parser():
     g.add_argument("--data", metavar="DIR", help="prepared data set; default: the one the checkpoint was trained on")
     g.add_argument("--weights", metavar="DIR", help="base weights; default: where the checkpoint's header says")
     g.add_argument("--limit", type=positive, metavar="N", help="only the first N studies")
-    g.add_argument("--batch-size", type=positive, default=8, help="studies at a time")
+    g.add_argument("--batch-size", type=positive, default=16, help="studies at a time")
     g.add_argument("--beams", type=positive, help="beam width; default: the decoding's")
     g.add_argument("--decoding", choices=("paper", "r2gengpt"), default="paper",
                    help="paper: beam 3, no penalties; r2gengpt: the closest peer's penalties and lengths")
