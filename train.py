@@ -167,7 +167,7 @@ class Run:
         self.model, self.device, self.lead = stage.model.train(), processes.device, processes.rank == 0
         self.prepared, crop = prepared, self.model.swin.config.image_size
         self.train = Visits(prepared, prepared.split("train"), stage.number, crop, args.seed, args.sentences)
-        self.held_out = Visits(prepared, prepared.split("val"), stage.number, crop)
+        self.held_out = Visits(prepared, prepared.split("val"), stage.number, crop, sentences=args.sentences)
         self.model.pictures = {"size": prepared.size, "crop": crop}
         self.model.decoding = {"beams": 3, "max_new_tokens": args.max_new_tokens}
 
