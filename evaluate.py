@@ -54,7 +54,8 @@ def parser():
     g = p.add_argument_group("language scores")
     g.add_argument("--protocol", choices=(*PROTOCOLS, "both"), default="both",
                    help="coco: PTB tokens, full references; r2gen: as published rows were computed")
-    g.add_argument("--cleaning", choices=tuple(CLEANINGS), default="iu", help="whose cleaning function, for r2gen")
+    g.add_argument("--cleaning", choices=tuple(CLEANINGS),
+                   help="whose cleaning function, for r2gen; default: mimic for a checkpoint of that preset, else iu")
     g.add_argument("--reference-words", type=positive, metavar="N",
                    help="words left of a reference, for r2gen; default 60 (iu) or 100 (mimic)")
     g.add_argument("--meteor-data", metavar="DIR",
@@ -113,7 +114,7 @@ def score_reports(args):
 
 def score(rows, args, labels_from, against=None):
     """evaluate_texts with the command line's options."""
-    return evaluate_texts(rows, PROTOCOLS if args.protocol == "both" else (args.protocol,), args.cleaning,
+    return evaluate_texts(rows, PROTOCOLS if args.protocol == "both" else (args.protocol,), args.cleaning or "iu",
                           args.reference_words, args.meteor_data, labels_from, against, args.draws, args.seed)
 
 
@@ -238,6 +239,7 @@ def evaluate_trrg(model, args, processes):
 
     prepared, studies, out = prepared_for(model, args)
     decoding = decoding_of(model, args)
+    args.cleaning = args.cleaning or ("mimic" if model.header.get("preset") == "mimic_cxr" else "iu")
     reports, maps = zip(*write_reports(model, prepared, studies, processes, args.batch_size, **decoding))
     blind = write_reports(model, prepared, studies, processes, args.batch_size, another_study(studies),
                           what="floor: other studies' pictures", **decoding)

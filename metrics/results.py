@@ -149,8 +149,11 @@ def _meteor_settings(folder):
 
 def digest(path):
     """SHA-256 of a file, the first 16 digits."""
+    sha = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        while block := file.read(2**20):
+            sha.update(block)
+    return sha.hexdigest()[:16]
 
 
 def phantom_labels(texts):
