@@ -101,7 +101,7 @@ def test_evaluation_writes_the_same_bytes_from_three_processes(toy, one):
     folder, _ = toy
     for checkpoint in ("stage1", "ckpt"):
         for world in (1, 3):
-            code, _, err = runs.run("evaluate", ["--ckpt", one / f"{checkpoint}.safetensors", "--out", folder / f"{checkpoint}-{world}", "--draws", "20",
+            code, _, err = runs.run("evaluate", ["--ckpt", one / f"{checkpoint}.safetensors", "--out", folder / f"{checkpoint}-{world}", "--draws", "20", "--protocol", "coco",
                                                  "--batch-size", "1", "--beams", "2"], folder / "out", world)
             assert code == 0, err
         files = sorted(path.name for path in (folder / f"{checkpoint}-1").iterdir())
