@@ -157,17 +157,26 @@ def evaluate_checkpoint(args):
 
     processes = Processes()
     try:
-        model = trrg.load(args.ckpt, weights=args.weights, device=processes.device)
-        if args.image:
-            if isinstance(model, trrg.Alignment):
-                raise UserError(f"{args.ckpt}: a stage-1 checkpoint writes no reports; --image wants the file of stage 2")
-            report_on_images(model, args)
-        elif isinstance(model, trrg.Alignment):
-            evaluate_alignment(model, args, processes)
-        else:
-            evaluate_trrg(model, args, processes)
+        evaluate_on(processes, args, trrg)
+    except UserError:
+        if not processes.fails_first():  # one process says it, the others only end
+            sys.exit(2)
+        raise
     finally:
         processes.close()
+
+
+def evaluate_on(processes, args, trrg):
+    """The kind of evaluation that the checkpoint and the options ask for."""
+    model = trrg.load(args.ckpt, weights=args.weights, device=processes.device)
+    if args.image:
+        if isinstance(model, trrg.Alignment):
+            raise UserError(f"{args.ckpt}: a stage-1 checkpoint writes no reports; --image wants the file of stage 2")
+        report_on_images(model, args)
+    elif isinstance(model, trrg.Alignment):
+        evaluate_alignment(model, args, processes)
+    else:
+        evaluate_trrg(model, args, processes)
 
 
 def decoding_of(model, args):
@@ -240,7 +249,7 @@ def evaluate_trrg(model, args, processes):
     prepared, studies, out = prepared_for(model, args)
     decoding = decoding_of(model, args)
     args.cleaning = args.cleaning or ("mimic" if model.header.get("preset") == "mimic_cxr" else "iu")
-    reports, maps = zip(*write_reports(model, prepared, studies, processes, args.batch_size, **decoding))
+    reports, maps = zip(*write_reports(model, prepared, studies, processes, args.batch_size, maps=True, **decoding))
     blind = write_reports(model, prepared, studies, processes, args.batch_size, another_study(studies),
                           what="floor: other studies' pictures", **decoding)
     if processes.rank:

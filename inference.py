@@ -34,8 +34,8 @@ def over_batches(prepared, studies, crop, batch_size, processes, what, work):
     return {number: result for part in processes.gather_objects(done) for number, result in part.items()}
 
 
-def write_reports(model, prepared, studies, processes, batch_size=16, others=None, what="reports", **decoding):
-    """[(`trrg.Report`, heat maps as explain.clue_maps gives them)] for the studies of a split, in their order.
+def write_reports(model, prepared, studies, processes, batch_size=16, others=None, what="reports", maps=False, **decoding):
+    """[(`trrg.Report`, heat maps as explain.clue_maps gives them, or None)] for the studies of a split, in their order.
 
     `others` (a list of study numbers) gives study i the pictures of study others[i]: the floor that a model which
     ignores the picture cannot rise above.
@@ -45,7 +45,7 @@ def write_reports(model, prepared, studies, processes, batch_size=16, others=Non
 
     def work(visits):
         reports, prompt = model.write(visits["images"].to(device), **{**model.decoding, **decoding})
-        return list(zip(reports, clue_maps(model, prompt)))
+        return list(zip(reports, clue_maps(model, prompt) if maps else [None] * len(reports)))
 
     done = over_batches(prepared, shown, model.pictures["crop"], batch_size, processes, what, work)
     return [done[number] for number in range(len(studies))]
