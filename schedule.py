@@ -50,13 +50,13 @@ def learning_rate(step, steps, peak, warm_up):
 def optimizer_for(parameters, lr, weight_decay, muon=False, text_lr=1.0):
     """AdamW on {name: parameter}; weight decay on matrices only, so not on biases, norms and the temperature.
 
-    For encoders that start at random (the demo's): `muon` moves the picture side's matrices by Muon, and `text_lr` slows
-    the text side down, which is what pictures aim at and must not run away from them.
+    For networks that start at random (the demo's): `muon` moves the matrices of all but the text side by Muon, and
+    `text_lr` slows the text side down, which is what pictures aim at and must not run away from them.
     """
     groups = {}
     for name, p in parameters.items():
         text, matrix = name.startswith(("bert.", "text_projection.")), p.ndim > 1
-        by_muon = muon and matrix and name.startswith(("swin.", "image_projection.")) and "relative_position" not in name
+        by_muon = muon and matrix and not text and "relative_position" not in name and not name.endswith(".queries")
         groups.setdefault((text, matrix, by_muon), []).append(p)
     groups = [{"params": members, "weight_decay": weight_decay if matrix else 0.0, "factor": text_lr if text else 1.0,
                "muon": by_muon} for (text, matrix, by_muon), members in groups.items()]

@@ -43,7 +43,7 @@ from state import (Lock, data_digest, differences, drop_states, load_state, newe
 PAPER = dict(batch_size=(8, 8), lr=(1e-4, 1e-4), queries=32, lora_rank=16, lora_dropout=0.1,
              same_sentence_positives=False, sentences=1, optimizer="adamw", text_lr=1.0, embed_base=False, save_every=500, workers=4)
 PRESETS = {
-    "demo": dict(PAPER, epochs=(24, 6), batch_size=(32, 32), lr=(1e-3, 2e-3), queries=16,
+    "demo": dict(PAPER, epochs=(12, 5), batch_size=(32, 16), lr=(6e-4, 5e-4), queries=16,
                  lora_dropout=0.0, same_sentence_positives=True, sentences=6, optimizer="muon", text_lr=0.2, report_tokens=120, max_new_tokens=120,
                  embed_base=True, save_every=100, workers=0),
     "iu_xray": dict(PAPER, epochs=(20, 20), report_tokens=160, max_new_tokens=100),
@@ -121,7 +121,7 @@ def arguments(argv=None):
     optim.add_argument("--accumulate", type=count, default=1, help="batches a step (default: %(default)s)")
     optim.add_argument("--lr", type=at_least(float, 0), help=f"(default: {pair('lr')})")
     optim.add_argument("--optimizer", choices=("adamw", "muon"), default=defaults["optimizer"],
-                       help="of stage 1's picture side; muon for a Swin that starts at random (default: %(default)s)")
+                       help="muon is for networks that start at random (default: %(default)s)")
     optim.add_argument("--text-lr", type=at_least(float, 0), default=defaults["text_lr"],
                        help="stage 1's learning rate of the text side, in units of --lr (default: %(default)s)")
     optim.add_argument("--weight-decay", type=at_least(float, 0), default=0.05, help="on matrices only (default: %(default)s)")
@@ -174,7 +174,7 @@ class Run:
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         first = stage.number == 1
         self.optimizer = optimizer_for(self.parameters, args.lr[stage.number - 1], args.weight_decay,
-                                       muon=first and args.optimizer == "muon", text_lr=args.text_lr if first else 1.0)
+                                       muon=args.optimizer == "muon", text_lr=args.text_lr if first else 1.0)
         self.wrapped = distributed(stage.trained, processes)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=args.precision == "bf16")
         torch.manual_seed(args.seed + processes.rank)
@@ -384,7 +384,7 @@ def finished(stage, plan, args, settings, say):
 
 def settings_of(stage, args, processes, prepared):
     """What must be the same again when a run goes on: {option: value}."""
-    names = ("seed", "max_steps", "accumulate", "weight_decay", "warm_up", "clip", "precision")
+    names = ("seed", "optimizer", "max_steps", "accumulate", "weight_decay", "warm_up", "clip", "precision")
     return {**{f"--{name.replace('_', '-')}": getattr(args, name) for name in names},
             **{f"--{name.replace('_', '-')}": getattr(args, name)[stage.number - 1] for name in ("epochs", "batch_size", "lr")},
             "the number of processes": processes.world, "the data set": data_digest(prepared), **stage.settings(args)}
