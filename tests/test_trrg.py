@@ -196,7 +196,7 @@ def test_given_clues_take_the_place_of_the_recognised_ones():
     disease = torch.tensor([[9, 1, 7]] * 2)
     best = torch.tensor([[int((model.bank.disease == i).nonzero()[0]) for i in range(m)]] * 2)
     other = model.prompt(images, model.bank.inject(own.clues.weights, best, disease))
-    assert torch.allclose(other.v_e, own.v_e, atol=1e-6) and not torch.allclose(other.e_c, own.e_c)
+    assert torch.equal(other.v_e, own.v_e) and not torch.allclose(other.e_c, own.e_c)
 
 
 def test_one_batch_can_be_learnt_by_heart():
@@ -227,10 +227,8 @@ def test_a_stage_2_file_rebuilds_the_model_without_flags(tmp_path):
     assert again.config == model.config and not again.training
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
     images = tiny.batch(views=2)
-    assert torch.allclose(again.prompt(images).embeds, model.prompt(images).embeds, atol=1e-5)
-    one, other = again.write(images, max_new_tokens=8)[0], model.write(images, max_new_tokens=8)[0]
-    assert [report.text for report in one] == [report.text for report in other]
-    assert [[prompt for prompt, _ in report.clues] for report in one] == [[prompt for prompt, _ in report.clues] for report in other]
+    assert torch.equal(again.prompt(images).embeds, model.prompt(images).embeds)
+    assert again.write(images, max_new_tokens=8)[0] == model.write(images, max_new_tokens=8)[0]
 
 
 def test_a_file_without_its_base_reads_it_from_the_folder_and_refuses_another(tmp_path):
@@ -244,7 +242,7 @@ def test_a_file_without_its_base_reads_it_from_the_folder_and_refuses_another(tm
     trrg.save(path, model, header)
     assert not any(trrg.in_base(name) for name in load_file(path))
     again = trrg.load(path)
-    assert torch.allclose(again.prompt(tiny.batch()).embeds, model.prompt(tiny.batch()).embeds, atol=1e-5)
+    assert torch.equal(again.prompt(tiny.batch()).embeds, model.prompt(tiny.batch()).embeds)
     (tmp_path / "weights").rename(tmp_path / "moved")
     assert trrg.load(path, weights=tmp_path / "moved")
     with pytest.raises(UserError, match="another language model"):
@@ -260,7 +258,7 @@ def test_a_stage_1_file_comes_back_whole(tmp_path):
     assert isinstance(again, trrg.Alignment) and again.config == model.config
     assert again.words.vocab_bytes == model.words.vocab_bytes
     images, (ids, mask) = tiny.batch()[:, 0], trrg.encode_words(model.words, tiny.REPORTS[:2], 64)
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(again(images, ids, mask), model(images, ids, mask)))
+    assert all(torch.equal(a, b) for a, b in zip(again(images, ids, mask), model(images, ids, mask)))
 
 
 def test_files_that_are_no_checkpoint_are_refused(tmp_path):
