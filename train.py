@@ -202,6 +202,7 @@ class Run:
                     break
                 self.train_step()
         finally:
+            shut(self.batches)
             self.signal.restore()
             self.log.close()
         if self.facts["best"] is None:
@@ -346,6 +347,12 @@ class Run:
             self.train, batch_sampler=self.plan.visits(self.step, self.processes), collate_fn=collate,
             num_workers=self.args.workers, worker_init_fn=ignore_signals, pin_memory=self.device.type == "cuda",
             generator=torch.Generator()))       # one of its own: drawing from the run's would set a resumed run apart
+
+
+def shut(batches):
+    """Ends a loader's processes now. They heed no signal, so one that is left to the interpreter's end holds it up."""
+    if hasattr(batches, "_shutdown_workers"):
+        batches._shutdown_workers()
 
 
 def distributed(module, processes):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -221,7 +222,7 @@ def test_four_in_a_row_end_the_run(toy, tmp_path, monkeypatch, capfd):
     assert all(value.isfinite().all() for value in load_file(newest).values() if value.is_floating_point())
 
 
-def test_a_text_and_a_picture_that_cannot_be_read_name_the_study(toy, tmp_path, monkeypatch, capfd):
+def test_a_text_and_a_picture_that_cannot_be_read_name_the_study(toy, one, tmp_path, monkeypatch, capfd):
     shutil.copytree(toy[0] / "data", tmp_path / "data")
     rows = (tmp_path / "data" / "studies.jsonl").read_text().splitlines()
     rows[3] = json.dumps({**json.loads(rows[3]), "report": "The heart \ud800 is normal."})
@@ -237,10 +238,14 @@ def test_a_text_and_a_picture_that_cannot_be_read_name_the_study(toy, tmp_path, 
         return original(self, study)
 
     monkeypatch.setattr(Prepared, "pictures", pictures)
+    kept, loader = [], train.Run.loader
+    monkeypatch.setattr(train.Run, "loader", lambda run: kept.append(loader(run)) or kept[-1])
     for workers in ("0", "2"):
-        argv = [*toy[1], "--stage", "2", "--stage1", str(toy[0] / "one" / "stage1.safetensors"), "--run", str(tmp_path / "pictures"), "--workers", workers]
+        argv = [*toy[1], "--stage", "2", "--stage1", str(one / "stage1.safetensors"), "--run", str(tmp_path / "pictures"), "--workers", workers]
         assert train.main(argv) == 2
         assert capfd.readouterr().err.splitlines()[-1] == f"{toy[0]}/data: study 'train-7' cannot be read: [Errno 5] Input/output error"
+        assert len(kept.pop()._workers if workers == "2" else []) == int(workers)
+        assert not multiprocessing.active_children(), "a loader process that outlives its run would hold up the interpreter's end"
 
 
 def test_cut_reports_are_counted(toy, one, tmp_path, capfd):
