@@ -31,7 +31,7 @@ class Muon(torch.optim.AdamW):
         self.momentum, self.scale = momentum, scale
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self):
         groups = self.param_groups
         self.param_groups = [group for group in groups if not group["muon"]]
         try:

@@ -32,3 +32,33 @@ def test_a_step_by_hand():
     Muon([{"params": [p], "muon": True, "weight_decay": 0.5}, {"params": [q], "weight_decay": 0.0}], lr=0.1, scale=1.0).step()
     assert q.item() == pytest.approx(0.9, abs=1e-6)                  # AdamW's first step is lr, whatever the gradient
     assert p.item() == pytest.approx(2.0 * (1 - 0.05) - 0.1 * orthogonalised(torch.ones(1, 1)).item(), abs=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
+@pytest.mark.parametrize("shape", [(6, 6), (4, 10), (12, 3)])
+def test_steps_as_torchs_own_muon_takes_them(shape):
+    """Momentum, Nesterov's look ahead, decay and the factor of tall matrices; torch orthogonalises in bf16: to 3 %."""
+    torch.manual_seed(0)
+    ours = torch.nn.Parameter(torch.randn(shape))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    one = Muon([{"params": [ours], "muon": True, "weight_decay": 0.1}], lr=0.01, scale=10.0)
+    other = torch.optim.Muon([theirs], lr=0.1, momentum=0.95, weight_decay=0.1)
+    start = ours.detach().clone()
+    for _ in range(5):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        one.step(), other.step()
+    assert (ours - theirs).norm() < 0.03 * (ours - start).norm()
+
+
+def test_more_than_two_dimensions_are_the_first_against_the_rest():
+    torch.manual_seed(0)
+    kernel = torch.nn.Parameter(torch.randn(4, 3, 2, 2))
+    matrix = torch.nn.Parameter(kernel.detach().flatten(1))
+    unused = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = Muon([{"params": [kernel, matrix, unused], "muon": True, "weight_decay": 0.1}], lr=0.01)
+    for _ in range(2):
+        kernel.grad = torch.randn_like(kernel)
+        matrix.grad = kernel.grad.flatten(1)
+        optimizer.step()
+    assert torch.equal(kernel.flatten(1), matrix) and unused.eq(1).all() and unused not in optimizer.state

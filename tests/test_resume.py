@@ -9,6 +9,7 @@ import signal
 import time
 
 import pytest
+from safetensors.torch import load_file
 
 import state
 from tests import runs
@@ -61,6 +62,33 @@ def test_killed_at_random_moments(whole, tmp_path, world):
             break
     assert kills == 4 and time.monotonic() - begun < 60
     assert_same(run, reference)
+
+
+def die_in_the_fourth_step():
+    import train
+    original, calls = train.learning_rate, []
+
+    def deadly(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args)
+
+    train.learning_rate = deadly
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_muons_momentum_survives_a_kill_in_either_stage(whole, tmp_path, world):
+    folder, argv, _ = whole
+    argv = [*argv, "--optimizer", "muon", "--epochs", "2", "--batch-size", 6 // world]
+    finish(argv, tmp_path / "reference", tmp_path / "out", world=world)
+    for stage, step in (("stage1", 3), ("stage2", 2)):               # of 4 each
+        code, _, _ = runs.run("train", [*argv, "--run", tmp_path / "run"], tmp_path / "out", world, die_in_the_fourth_step)
+        path, header = state.newest_state(tmp_path / "run" / "state", stage)
+        assert code == -signal.SIGKILL and header["step"] == step
+        assert any(name.startswith("optimizer.momentum.") for name in load_file(path))
+    assert "stage2: going on after step 2 of 4" in finish(argv, tmp_path / "run", tmp_path / "out", world=world)
+    assert_same(tmp_path / "run", tmp_path / "reference")
 
 
 def count_lines(run):
@@ -192,6 +220,7 @@ def test_a_finished_run_says_so_at_once_and_fresh_starts_over(whole, tmp_path):
 @pytest.mark.parametrize("change, message", [
     (["--batch-size", "5"], "--batch-size was 6, now 5"),
     (["--seed", "3"], "--seed was 0, now 3"),
+    (["--optimizer", "muon"], "--optimizer was adamw, now muon"),
     (["--same-sentence-positives"], "--same-sentence-positives was False, now True"),
     (["--stage", "2", "--variant", "cmci"], "--variant was trrg, now cmci"),
     (["--stage", "2", "--stage1", "other"], "the stage-1 checkpoint was"),

@@ -83,6 +83,18 @@ def test_a_batch_with_fewer_studies_than_processes(toy):
     assert_close(folder / "few1", folder / "few3", atol=3e-4)         # batches of two: Adam divides by next to nothing
 
 
+def test_muon_takes_the_same_steps_on_two_processes(toy):
+    """A step turns every direction of a matrix by about 20 × lr = 0.02. Newton–Schulz amplifies rounding up to
+    3.4445⁵ = 485 times, to 5e-5 of a step: 1e-6, and 2e-6 is seen. A learning rate 0.1 % off shows as 1e-4. Longer runs
+    may part further: which prompt is a disease's best can hang on rounding."""
+    folder, argv = toy
+    argv = [*argv, "--optimizer", "muon", "--lr", "1e-3", "--accumulate", "2", "--same-sentence-positives"]
+    for world, size in ((1, 8), (2, 4)):
+        code, _, err = runs.run("train", [*argv, "--batch-size", size, "--run", folder / f"muon{world}"], folder / "out", world)
+        assert code == 0, err
+    assert_close(folder / "muon1", folder / "muon2", atol=1e-5)
+
+
 def test_sharding_the_language_model_changes_no_loss(toy, one):
     folder, argv = toy
     for name, extra in (("whole", []), ("shards", ["--shard", "--checkpointing"])):
