@@ -73,6 +73,17 @@ def test_four_processes_of_two_machines_train_as_one(toy, one):
     assert (load_file(one / "stage1.safetensors")["bert.embeddings.word_embeddings.weight"] - start).abs().max() > 0.01
 
 
+def test_four_times_eight_is_thirty_two(toy):
+    """The paper's four GPUs of 8: 93 studies are 32 + 32, 29, so the last step has one batch, which is not full."""
+    folder, argv = toy
+    tiny.write_data(folder / "data93", train=93)
+    argv = [*argv, "--data", folder / "data93", "--accumulate", "2", "--same-sentence-positives"]
+    for world, size in ((1, 32), (4, 8)):
+        code, _, err = runs.run("train", [*argv, "--batch-size", size, "--run", folder / f"by{size}"], folder / "out", world)
+        assert code == 0, err
+    assert_close(folder / "by32", folder / "by8")
+
+
 def test_a_batch_with_fewer_studies_than_processes(toy):
     folder, argv = toy
     argv = [*argv, "--max-steps", "8"]
