@@ -15,13 +15,13 @@ import os
 import sys
 from pathlib import Path
 
-from data.files import UserError, whole_file
+from data.files import UserError, file_digest, whole_file
 from data.reports import LABELS
 from metrics import CLEANINGS, PROTOCOLS
 from metrics.clinical import AVERAGES, CLASS_SETS, PARTS, UNCERTAIN
 from metrics.page import write_alignment_page, write_page
 from metrics.pairs import read_pairs
-from metrics.results import add_labels, chexbert_labels, digest, evaluate_texts, missing_labels, phantom_labels
+from metrics.results import add_labels, chexbert_labels, evaluate_texts, missing_labels, phantom_labels
 
 
 def positive(text):
@@ -103,11 +103,11 @@ def score_reports(args):
         against = read_pairs(args.against)
         if labels_from and not label_rows(against, args, args.against):
             raise UserError(f"{args.against}: holds no labels, though {path} does; name --chexbert or --labeler")
-    settings = {"reports": str(path), "sha256": digest(path)}
+    settings = {"reports": str(path), "sha256": file_digest(path)}
     if args.against:
-        settings |= {"against": str(args.against), "against_sha256": digest(args.against)}
+        settings |= {"against": str(args.against), "against_sha256": file_digest(args.against)}
     if args.chexbert:
-        settings |= {"chexbert": str(args.chexbert), "chexbert_sha256": digest(Path(args.chexbert) / "chexbert.pth")}
+        settings |= {"chexbert": str(args.chexbert), "chexbert_sha256": file_digest(Path(args.chexbert) / "chexbert.pth")}
     write_results(out, score(rows, args, labels_from, against), settings, rows, title=str(path),
                   labeler=phantom_labels if args.labeler else None)
 
@@ -220,7 +220,7 @@ def prepared_for(model, args):
 def checkpoint_settings(model, args, prepared, studies):
     import torch
 
-    settings = {"checkpoint": str(args.ckpt), "sha256": digest(args.ckpt), "stage": model.header["stage"], "data": str(prepared.folder),
+    settings = {"checkpoint": str(args.ckpt), "sha256": file_digest(args.ckpt), "stage": model.header["stage"], "data": str(prepared.folder),
                 "split": args.split, "n": len(studies), "torch": torch.__version__}
     return settings if args.limit is None else settings | {"limit": args.limit}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.files import UserError
+from data.files import UserError, file_digest
 from model.checkpoint import digest, open_tensors, read_file, save_file, weight_files
 
 
@@ -58,14 +58,6 @@ def save_state(folder, stage, step, parameters, optimizer, rngs, facts):
 def saved_states(folder, stage):
     """The states of a stage, oldest first."""
     return sorted(Path(folder).glob(f"{stage}-*.safetensors"))
-
-
-def file_digest(path):
-    sha = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            sha.update(block)
-    return sha.hexdigest()[:16]
 
 
 def newest_state(folder, stage, say=print):

@@ -1,9 +1,10 @@
-"""Files that are whole or not there, and mistakes that are the user's.
+"""Files that are whole or not there, their digests, and mistakes that are the user's.
 
 Everything the project writes goes through `whole_file`: to a temporary name beside the target, flushed to the disk,
 then renamed, so that a killed run or a full disk never leaves half a file under a name somebody will read.
 """
 
+import hashlib
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,3 +32,12 @@ def whole_file(path, mode="w"):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def file_digest(path):
+    """SHA-256 of a file, the first 16 digits."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            sha.update(block)
+    return sha.hexdigest()[:16]

@@ -7,13 +7,12 @@ it. A row is {"id", "hypothesis": text, "reference": text or list of texts} and 
 With several references the first is the one that labels are read from.
 """
 
-import hashlib
 import platform
 from pathlib import Path
 
 import numpy as np
 
-from data.files import UserError
+from data.files import UserError, file_digest
 from metrics import CLEANINGS, PROTOCOLS, measure, prepare
 from metrics.clinical import measure_clinical, supports
 from metrics.intervals import DRAWS, LEVEL, SEED, differences, with_intervals
@@ -144,16 +143,7 @@ def _described(protocol, cleaning, reference_words):
 def _meteor_settings(folder):
     if folder is None:
         return "exact+stem: METEOR's synonym and paraphrase data were not found (--meteor-data)"
-    return {"data": str(folder), **{Path(name).name: digest(folder / name) for name in (JAR, TABLE)}}
-
-
-def digest(path):
-    """SHA-256 of a file, the first 16 digits."""
-    sha = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            sha.update(block)
-    return sha.hexdigest()[:16]
+    return {"data": str(folder), **{Path(name).name: file_digest(folder / name) for name in (JAR, TABLE)}}
 
 
 def phantom_labels(texts):
