@@ -1,7 +1,7 @@
 """The prepared data set: what every source is turned into once, and all that training reads.
 
     studies.jsonl   one study a line: id, split, report (raw), views = its rows of images.npy, labels where known
-    images.npy      (N, S, S) uint8, memory-mapped: a picture is decoded once in its life
+    images.npy      (N, S, S) uint8, read a row at a time: a picture is decoded once in its life
     manifest.json   counts per split, the options it was made with, what was left out and why
 
 Randomness is a pure function of (seed, epoch, study): which view and which sentence a visit draws, and how its
@@ -10,6 +10,8 @@ loader workers see the same visits.
 """
 
 import json
+import os
+import weakref
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +35,42 @@ class Study(NamedTuple):
     extra: dict
 
 
+class PictureFile:
+    """images.npy, whose pixels `read` gets by their position; `shape` is (N, S, S). Raises UserError.
+
+    No memory map: where the file shrinks, or its disk fails, under a run, that would end the process by SIGBUS, without
+    a word. A read has a position of its own, so threads and forked loader processes may share the open file.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        try:
+            images = np.lib.format.open_memmap(path, mode="r")      # checks the header and the file's length
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); prepare the data set again") from None
+        square = images.ndim == 3 and images.shape[1] == images.shape[2]
+        if images.dtype != np.uint8 or not square or not images.flags.c_contiguous:
+            raise UserError(f"{path}: {images.dtype} {images.shape} is not uint8 (N, S, S); prepare the data set again")
+        self.shape, self.start = images.shape, images.offset
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __reduce__(self):
+        return PictureFile, (self.path,)
+
+    def read(self, position, out):
+        """Fills the uint8 array `out` with the pixels from `position` on. Raises OSError, EOFError."""
+        position, rest = self.start + position, memoryview(out).cast("B")
+        while rest:
+            count = os.preadv(self.descriptor, [rest], position)
+            if count == 0:
+                raise EOFError(f"{self.path.name} no longer reaches byte {position}")
+            position, rest = position + count, rest[count:]
+
+
 class Prepared:
     """A prepared data set on disk; `split(name)` gives its studies as dicts, in the file's order.
 
@@ -47,12 +85,10 @@ class Prepared:
                 raise UserError(f"{self.folder}: no prepared data set, {name} is missing; {remedy}")
         try:
             self.manifest = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
-            self.images = np.load(self.folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise UserError(f"{self.folder}: cannot be read ({error}); prepare the data set again") from None
-        if self.images.ndim != 3 or self.images.dtype != np.uint8 or self.images.shape[1] != self.images.shape[2]:
-            raise UserError(f"{self.folder}/images.npy: {self.images.dtype} {self.images.shape} is not uint8 (N, S, S); "
-                            "prepare the data set again")
+        except (ValueError, OSError) as error:
+            raise UserError(f"{self.folder}/manifest.json: cannot be read ({error}); "
+                            "prepare the data set again") from None
+        self.images = PictureFile(self.folder / "images.npy")
         self.size = self.images.shape[1]
         self.studies = list(self._read_studies())
 
@@ -87,8 +123,15 @@ class Prepared:
         return studies
 
     def pictures(self, study):
-        """The study's views as a uint8 tensor (V, S, S)."""
-        return torch.from_numpy(np.stack([self.images[row] for row in study["views"]]))
+        """The study's views as a uint8 tensor (V, S, S). Raises UserError."""
+        pictures = np.empty((len(study["views"]), self.size, self.size), np.uint8)
+        try:
+            for row, picture in zip(study["views"], pictures):
+                self.images.read(row * picture.size, picture)
+        except (OSError, EOFError) as error:
+            raise UserError(f"{self.folder}: study {study['id']!r} cannot be read: {error}; "
+                            "prepare the data set again") from error
+        return torch.from_numpy(pictures)
 
 
 def generator_for(*key):
@@ -128,10 +171,7 @@ class Visits(torch.utils.data.Dataset):
         epoch, number = visit
         study, text = self.studies[number], self.texts[number]
         generator = None if self.seed is None else generator_for(self.seed, epoch, number)
-        try:
-            pictures = self.prepared.pictures(study)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.prepared.folder}: study {study['id']!r} cannot be read: {error}") from error
+        pictures = self.prepared.pictures(study)
         if self.stage == 1:
             view, *drawn = [0, *range(self.sentences)] if generator is None else (
                 int(torch.randint(size, (), generator=generator)) for size in [len(pictures)] + [len(text)] * self.sentences)

@@ -1,11 +1,13 @@
 """Times what the README promises about data, by hand: python -m tests.bench_data [--pictures 40] [--rows 370000]
 
 1. Preparing full-size radiographs: data.images.read against Pillow's and torchvision's plain ways, one core.
-2. Training's reading: random rows of a memory-mapped array of 370,000 pictures (a sparse file), with augmentation.
+2. Training's reading: random rows of 370,000 pictures (a sparse file), with augmentation.
+3. Reading alone: random rows of a warm file of 500 MB, next to a memory map of it.
 """
 
 import argparse
 import resource
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms.v2.functional import resize, to_image
 
+from data.dataset import PictureFile
 from data.images import augment, read
 
 
@@ -71,31 +74,59 @@ def bench_preparing(folder, pictures):
         print(f"  {rate(call, paths):8.1f}  {name}")
 
 
+def picture_file(file, rows):
+    pictures = np.empty((len(rows), *file.shape[1:]), np.uint8)
+    for row, picture in zip(rows, pictures):
+        file.read(row * picture.size, picture)
+    return pictures
+
+
 def bench_training(folder, rows):
     with open(folder / "images.npy", "wb") as file:
         np.lib.format.write_array_header_1_0(
             file, {"descr": "|u1", "fortran_order": False, "shape": (rows, 256, 256)})
         file.truncate(file.tell() + rows * 256 * 256)
-    images = np.load(folder / "images.npy", mmap_mode="r")
+    images = PictureFile(folder / "images.npy")
     rng = np.random.default_rng(0)
     generator = torch.Generator().manual_seed(0)
-    print(f"{rows:,} pictures of 256 px, memory-mapped ({rows * 65536 / 1e9:.1f} GB, sparse), crops of 224: "
-          "pictures a second and core")
+    print(f"{rows:,} pictures of 256 px ({rows * 65536 / 1e9:.1f} GB, sparse), crops of 224: pictures a second and core")
     for size in (1, 2, 8, 32):
-        batches = [rng.integers(0, rows, size) for _ in range(max(1, 2048 // size))]
+        batches = [rng.integers(0, rows, size).tolist() for _ in range(max(1, 2048 // size))]
 
         def visit(batch):
-            return augment(torch.from_numpy(images[batch]), 224, generator)
+            return augment(torch.from_numpy(picture_file(images, batch)), 224, generator)
 
         visit(batches[0])
         print(f"  {rate(visit, batches, rounds=5) * size:8.0f}  {size} at a time with augmentation")
     before = memory()
     for step in range(1, 4):
-        for batch in rng.integers(0, rows, (2000, 8)):
+        for batch in rng.integers(0, rows, (2000, 8)).tolist():
             visit(batch)
-        print(f"  after {step * 16_000:,} more: {memory()[0] - before[0]:+d} MB private, "
-              f"{memory()[1] - before[1]:+d} MB of the file's pages (the system takes those back at will)")
+        print(f"  after {step * 16_000:,} more: {memory()[0] - before[0]:+d} MB private, {memory()[1] - before[1]:+d} MB of files' pages")
     print(f"  peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024:,} MB resident")
+
+
+def mapped(file, rows):
+    return np.stack([file[row] for row in rows])
+
+
+def bench_reading(folder, rows=8000, studies=4000, rounds=9):
+    path = folder / "warm.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 256, (rows, 256, 256), np.uint8))
+    print(f"Random rows of a warm file of {path.stat().st_size / 1e6:.0f} MB: microseconds a study, median of {rounds} rounds")
+    for views in (1, 2):
+        drawn = np.random.default_rng(1).integers(0, rows, (studies, views)).tolist()
+        ways = [(mapped, np.load(path, mmap_mode="r")), (picture_file, PictureFile(path))]
+        times = {call: [] for call, _ in ways}
+        for _ in range(rounds):
+            for call, file in ways:
+                start = time.process_time()
+                for one in drawn:
+                    call(file, one)
+                times[call].append((time.process_time() - start) / studies * 1e6)
+        for call, _ in ways:
+            print(f"  {statistics.median(times[call]):8.1f}  {views} views, {call.__name__}")
+    path.unlink()
 
 
 if __name__ == "__main__":
@@ -107,3 +138,4 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         bench_preparing(Path(name), args.pictures)
         bench_training(Path(name), args.rows)
+        bench_reading(Path(name))

@@ -1,6 +1,8 @@
 """The prepared data set, and visits that depend on nothing but (seed, epoch, study)."""
 
 import json
+import os
+import pickle
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ def test_splits_and_pictures(folder):
     assert [len(prepared.split(name)) for name in ("train", "val", "test")] == [12, 4, 4]
     pictures = prepared.pictures(prepared.split("val")[1])
     assert torch.equal(pictures, torch.from_numpy(np.load(folder / "images.npy")[26:28]))
+    assert torch.equal(pictures, pickle.loads(pickle.dumps(prepared)).pictures(prepared.split("val")[1]))
 
 
 def test_visits_are_a_function_of_seed_epoch_and_study(folder):
@@ -112,8 +115,34 @@ def test_missing_and_damaged_files_are_named(folder, tmp_path):
     with pytest.raises(UserError, match="nowhere: no prepared data set, studies.jsonl is missing"):
         Prepared(tmp_path / "nowhere")
     (folder / "images.npy").write_bytes((folder / "images.npy").read_bytes()[:500])
-    with pytest.raises(UserError, match="prepare the data set again"):
+    with pytest.raises(UserError, match="images.npy: cannot be read .*; prepare the data set again"):
         Prepared(folder)
+    for strange in (np.zeros((3, 4, 5), np.uint8), np.zeros((3, 4, 4)), np.asfortranarray(np.zeros((3, 4, 4), np.uint8))):
+        np.save(folder / "images.npy", strange)
+        with pytest.raises(UserError, match=r"is not uint8 \(N, S, S\); prepare the data set again"):
+            Prepared(folder)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_cut_off_while_it_is_read_names_the_study(folder, workers):
+    """A memory map would end the process here."""
+    prepared = Prepared(folder)
+    visits = Visits(prepared, prepared.split("train"), 2, tiny.CROP)
+    os.truncate(folder / "images.npy", (folder / "images.npy").stat().st_size - 35 * tiny.SIZE ** 2)     # in train-2's views
+    loader = torch.utils.data.DataLoader(visits, batch_sampler=[[(0, 0), (0, 1)], [(0, 2)]], collate_fn=collate, num_workers=workers)
+    batches = iter(loader)
+    assert next(batches)["ids"] == ["train-0", "train-1"]
+    with pytest.raises(UserError) as raised:
+        next(batches)
+    assert str(raised.value).strip().splitlines()[-1].endswith(
+        f"{folder}: study 'train-2' cannot be read: images.npy no longer reaches byte 5248; prepare the data set again")
+
+
+def test_a_read_that_comes_in_pieces_is_put_together(folder, monkeypatch):
+    whole = Prepared(folder).pictures({"id": "a", "views": [3, 9]})
+    original = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, position: original(file, [buffers[0][:100]], position))
+    assert torch.equal(Prepared(folder).pictures({"id": "a", "views": [3, 9]}), whole)
 
 
 def test_an_empty_report_names_its_study(folder):

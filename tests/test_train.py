@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import schedule
 import train
 import trrg
-from data.dataset import Prepared
+from data.dataset import PictureFile, Prepared
 from tests import runs, tiny
 from tests.runs import ROOT
 
@@ -253,22 +253,32 @@ def test_a_text_and_a_picture_that_cannot_be_read_name_the_study(toy, one, tmp_p
     argv = [*toy[1], "--stage", "1", "--batch-size", "1", "--run", str(tmp_path / "run"), "--data", str(tmp_path / "data")]
     assert train.main(argv) == 2 and "a text of the studies train-3 can't be tokenized" in capfd.readouterr().err
 
-    original = Prepared.pictures
+    original = PictureFile.read
 
-    def pictures(self, study):
-        if study["id"] == "train-7":
+    def read(self, position, out):
+        if position // out.size in (14, 15):            # views of train-7
             raise OSError(5, "Input/output error")
-        return original(self, study)
+        return original(self, position, out)
 
-    monkeypatch.setattr(Prepared, "pictures", pictures)
+    monkeypatch.setattr(PictureFile, "read", read)
     kept, loader = [], train.Run.loader
     monkeypatch.setattr(train.Run, "loader", lambda run: kept.append(loader(run)) or kept[-1])
     for workers in ("0", "2"):
         argv = [*toy[1], "--stage", "2", "--stage1", str(one / "stage1.safetensors"), "--run", str(tmp_path / "pictures"), "--workers", workers]
         assert train.main(argv) == 2
-        assert capfd.readouterr().err.splitlines()[-1] == f"{toy[0]}/data: study 'train-7' cannot be read: [Errno 5] Input/output error"
+        assert capfd.readouterr().err.splitlines()[-1] == \
+            f"{toy[0]}/data: study 'train-7' cannot be read: [Errno 5] Input/output error; prepare the data set again"
         assert len(kept.pop()._workers if workers == "2" else []) == int(workers)
         assert not multiprocessing.active_children(), "a loader process that outlives its run would hold up the interpreter's end"
+
+
+def test_pictures_cut_off_under_a_run_end_it_in_one_line(toy, tmp_path, monkeypatch, capfd):
+    shutil.copytree(toy[0] / "data", tmp_path / "data")
+    loader = train.Run.loader
+    monkeypatch.setattr(train.Run, "loader", lambda run: (os.truncate(tmp_path / "data/images.npy", 10_000), loader(run))[1])
+    err = fails(capfd, [*toy[1], "--stage", "1", "--run", tmp_path / "run", "--data", tmp_path / "data"])
+    assert f"\n{tmp_path}/data: study 'train-" in err
+    assert "cannot be read: images.npy no longer reaches byte" in err and err.endswith("; prepare the data set again\n")
 
 
 def test_cut_reports_are_counted(toy, one, tmp_path, capfd):
