@@ -124,10 +124,14 @@ def log_beside(checkpoint):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else None
 
 
+def writable(text):
+    """The text with half a surrogate pair, for which UTF-8 has no form, as \\ud800: in JSON its escape, so none is lost."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def write_json(path, value):
     with whole_file(path) as file:
-        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
+        file.write(writable(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
 def write_results(out, metrics, settings, rows, title, **page):
@@ -135,7 +139,7 @@ def write_results(out, metrics, settings, rows, title, **page):
     metrics["settings"] = settings | metrics["settings"]
     with whole_file(out / "reports.jsonl") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(writable(json.dumps(row, ensure_ascii=False)) + "\n")
     write_json(out / "metrics.json", metrics)
     write_page(out / "report.html", metrics, rows, title=title, **page)
     print_metrics(metrics)
@@ -287,7 +291,7 @@ def write_labels(path, rows):
         table.writerow(["id", "text", *LABELS])
         for row in rows:
             for side in ("hypothesis", "reference"):
-                table.writerow([row["id"], side, *(CSV_FORM[value] for value in row["labels"][side])])
+                table.writerow([writable(str(row["id"])), side, *(CSV_FORM[value] for value in row["labels"][side])])
     print(f"written: {path}")
 
 

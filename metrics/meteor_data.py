@@ -162,7 +162,7 @@ def _paraphrases(table, vocabulary):
 
     The table holds three lines a row: probability, phrase, paraphrase.
     """
-    known = {word.encode() for word in vocabulary}
+    known = {word.encode("utf-8", "surrogatepass") for word in vocabulary}      # texts may hold what the table cannot
     kept = defaultdict(dict)
 
     def made_of_known(phrases):

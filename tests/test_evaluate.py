@@ -1,6 +1,7 @@
 """evaluate.py on checkpoints of both stages: the files it writes, the report of one image, and the user's mistakes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import evaluate
 import trrg
 from data.dataset import Prepared
 from data.reports import LABELS
+from data.tokenizers import SentencePiece
 from inference import another_study, most_frequent_report
 from tests import tiny
 
@@ -45,6 +47,28 @@ def test_a_stage_2_checkpoint_gives_reports_scores_floors_and_the_page(run, tmp_
     assert page.lower().startswith("<!doctype html>") and "test-0" in page
     printed = capsys.readouterr().out
     assert "Floors" in printed and "NEAR ITS FLOOR" in printed       # random weights cannot look at a picture
+
+
+def test_half_a_surrogate_pair_in_a_text_breaks_no_file(run, tmp_path, monkeypatch):
+    """UTF-8 has no form for it; JSON's escapes have, so nothing is lost. All other text stands there as it is."""
+    shutil.copytree(run / "data", tmp_path / "data")
+    rows = [json.loads(line) for line in (tmp_path / "data/studies.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows[-1].update(id="strange \ud800", report="Clear lungs \udfff.")
+    (tmp_path / "data/studies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    monkeypatch.setattr("metrics.results.find_data", lambda folder: None)
+    monkeypatch.setattr(SentencePiece, "decode", lambda self, ids: "Größe \ud800 ✓ \\ud800")
+    assert evaluate.main(["--ckpt", str(run / "ckpt.safetensors"), "--data", str(tmp_path / "data"), "--out",
+                          str(tmp_path / "out"), "--draws", "5", "--labeler", "phantom"]) == 0
+    text = (tmp_path / "out/reports.jsonl").read_text(encoding="utf-8")
+    last = json.loads(text.splitlines()[-1])
+    assert (last["id"], last["reference"]) == ("strange \ud800", "Clear lungs \udfff.")
+    assert last["hypothesis"] == "Größe \ud800 ✓ \\ud800"
+    assert "Größe \\ud800 ✓ \\\\ud800" in text
+    assert "Größe" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    evaluate.write_labels(tmp_path / "labels.csv", [last])
+    assert "strange \\ud800,hypothesis," in (tmp_path / "labels.csv").read_text(encoding="utf-8")
+    evaluate.write_json(tmp_path / "figures.json", {"reports": "file\udcff"})         # as Python has a name that is no UTF-8
+    assert json.loads((tmp_path / "figures.json").read_text(encoding="utf-8")) == {"reports": "file\udcff"}
 
 
 def test_the_reports_do_not_depend_on_the_batch_size(run, tmp_path):

@@ -1,6 +1,8 @@
 """BLEU, ROUGE-L, CIDEr and METEOR against values recorded from pycocoevalcap (tests/record_metrics.py)."""
 
+import gzip
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +122,14 @@ def test_wrong_meteor_folder(tmp_path):
     with pytest.raises(UserError) as caught:
         metrics.score(["a"], ["a"], meteor_data=tmp_path)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_half_a_surrogate_pair_does_not_break_the_search_for_paraphrases(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "paraphrase-en.gz").write_bytes(gzip.compress(b"0.5\nclear\nunremarkable\n"))
+    with zipfile.ZipFile(tmp_path / "meteor-1.5.jar", "w") as jar:
+        for name in ("synsets", "exceptions"):
+            jar.writestr(f"synonym/english.{name}", "")
+    found, none = (metrics.score([f"lungs \ud800 {word}"], ["lungs are clear"], "r2gen", meteor_data=tmp_path)["METEOR"]
+                   for word in ("unremarkable", "seven"))
+    assert found > none > 0
