@@ -95,9 +95,9 @@ def test_a_batch_with_fewer_studies_than_processes(toy):
 
 
 def test_muon_takes_the_same_steps_on_two_processes(toy):
-    """A step turns every direction of a matrix by about 20 × lr = 0.02. Newton–Schulz amplifies rounding up to
-    3.4445⁵ = 485 times, to 5e-5 of a step: 1e-6, and 2e-6 is seen. A learning rate 0.1 % off shows as 1e-4. Longer runs
-    may part further: which prompt is a disease's best can hang on rounding."""
+    """A step turns every direction of a matrix by about scale × lr, 0.02 at most. Newton–Schulz amplifies rounding
+    up to 3.4445⁵ = 485 times, to 5e-5 of a step: 1e-6, and 2e-6 is seen. A learning rate that is 0.1 % off shows. Longer
+    runs may part further: which prompt is a disease's best can hang on rounding."""
     folder, argv = toy
     argv = [*argv, "--optimizer", "muon", "--lr", "1e-3", "--accumulate", "2", "--same-sentence-positives"]
     for world, size in ((1, 8), (2, 4)):
