@@ -49,7 +49,12 @@ def base_weights(folder, prepared, seed):
                            intermediate_size=256, max_position_embeddings=64, hidden_dropout_prob=0.0,
                            attention_probs_dropout_prob=0.0))
     ids, mask = trrg.encode_words(words, [visit["text"][0] for visit in (some[0, n] for n in range(len(some)))], 64)
-    start(bert, lambda: bert(ids, mask)).save_pretrained(folder / "bert")
+    start(bert, lambda: bert(ids, mask))
+    read = torch.tensor(sorted({piece for report in reports for piece in words.encode(report)}))
+    with torch.no_grad():       # a piece that no report holds ("clue") would stay noise for ever: it starts as nothing
+        table = bert.embeddings.word_embeddings.weight
+        table.copy_(torch.zeros_like(table).index_copy(0, read, table[read]))
+    bert.save_pretrained(folder / "bert")
     words.save_pretrained(folder / "bert")
 
     pieces = SentencePiece.train(reports, size=600)

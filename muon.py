@@ -26,7 +26,7 @@ class Muon(torch.optim.AdamW):
     learning rate in units of the group's "lr", so that one schedule serves both.
     """
 
-    def __init__(self, groups, lr, momentum=0.95, scale=20.0):
+    def __init__(self, groups, lr, momentum=0.95, scale=6.0):
         super().__init__([{"muon": False, **group} for group in groups], lr=lr)
         self.momentum, self.scale = momentum, scale
 

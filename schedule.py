@@ -47,17 +47,17 @@ def learning_rate(step, steps, peak, warm_up):
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def optimizer_for(parameters, lr, weight_decay, muon=False, text_lr=1.0):
+def optimizer_for(parameters, lr, weight_decay, muon=False):
     """AdamW on {name: parameter}; weight decay on matrices only, so not on biases, norms and the temperature.
 
-    For networks that start at random (the demo's): `muon` moves the matrices of all but the text side by Muon, and
-    `text_lr` slows the text side down, which is what pictures aim at and must not run away from them.
+    For networks that start at random (the demo's), `muon` moves the matrices of all but the text side by Muon.
     """
     groups = {}
     for name, p in parameters.items():
-        text, matrix = name.startswith(("bert.", "text_projection.")), p.ndim > 1
-        by_muon = muon and matrix and not text and "relative_position" not in name and not name.endswith(".queries")
-        groups.setdefault((text, matrix, by_muon), []).append(p)
-    groups = [{"params": members, "weight_decay": weight_decay if matrix else 0.0, "factor": text_lr if text else 1.0,
-               "muon": by_muon} for (text, matrix, by_muon), members in groups.items()]
+        matrix = p.ndim > 1
+        by_muon = (muon and matrix and "relative_position" not in name and not name.endswith(".queries")
+                   and not name.startswith(("bert.", "text_projection.")))
+        groups.setdefault((matrix, by_muon), []).append(p)
+    groups = [{"params": members, "weight_decay": weight_decay if matrix else 0.0, "muon": by_muon}
+              for (matrix, by_muon), members in groups.items()]
     return Muon(groups, lr=lr) if muon else torch.optim.AdamW(groups, lr=lr)

@@ -41,7 +41,6 @@ class Stage1:
     def settings(args):
         """What must be the same again when a run goes on: {option: value}, beside what both stages share."""
         return {"--same-sentence-positives": args.same_sentence_positives, "--sentences": args.sentences,
-                "--text-lr": args.text_lr,
                 "the base weights": weights_digest(args.weights / "swin", args.weights / "bert")}
 
     def inputs(self, batch, device):

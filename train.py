@@ -41,10 +41,10 @@ from state import (Lock, data_digest, differences, drop_states, load_state, newe
 # Settings a preset fixes; a pair is (stage 1, stage 2). The paper gives batch 8, lr 1e-4, 5 epochs on MIMIC-CXR, 20 on
 # IU X-Ray, on 4 GPUs (§3.2); it is silent on everything else.
 PAPER = dict(batch_size=(8, 8), lr=(1e-4, 1e-4), queries=32, lora_rank=16, lora_dropout=0.1,
-             same_sentence_positives=False, sentences=1, optimizer="adamw", text_lr=1.0, embed_base=False, save_every=500, workers=4)
+             same_sentence_positives=False, sentences=1, optimizer="adamw", embed_base=False, save_every=500, workers=4)
 PRESETS = {
-    "demo": dict(PAPER, epochs=(12, 5), batch_size=(32, 16), lr=(6e-4, 5e-4), queries=16,
-                 lora_dropout=0.0, same_sentence_positives=True, sentences=6, optimizer="muon", text_lr=0.2, report_tokens=120, max_new_tokens=120,
+    "demo": dict(PAPER, epochs=(16, 5), batch_size=(32, 8), lr=(1e-3, 1e-3), queries=16,
+                 lora_dropout=0.0, same_sentence_positives=True, sentences=5, optimizer="muon", report_tokens=120, max_new_tokens=120,
                  embed_base=True, save_every=100, workers=0),
     "iu_xray": dict(PAPER, epochs=(20, 20), report_tokens=160, max_new_tokens=100),
     "mimic_cxr": dict(PAPER, epochs=(5, 5), report_tokens=256, max_new_tokens=150),
@@ -122,8 +122,6 @@ def arguments(argv=None):
     optim.add_argument("--lr", type=at_least(float, 0), help=f"(default: {pair('lr')})")
     optim.add_argument("--optimizer", choices=("adamw", "muon"), default=defaults["optimizer"],
                        help="muon is for networks that start at random (default: %(default)s)")
-    optim.add_argument("--text-lr", type=at_least(float, 0), default=defaults["text_lr"],
-                       help="stage 1's learning rate of the text side, in units of --lr (default: %(default)s)")
     optim.add_argument("--weight-decay", type=at_least(float, 0), default=0.05, help="on matrices only (default: %(default)s)")
     optim.add_argument("--warm-up", type=at_least(float, 0), default=0.03, help="fraction of the steps (default: %(default)s)")
     optim.add_argument("--clip", type=at_least(float, 1e-9), default=1.0, help="gradient norm (default: %(default)s)")
@@ -172,9 +170,7 @@ class Run:
         self.model.decoding = {"beams": 3, "max_new_tokens": args.max_new_tokens}
 
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        first = stage.number == 1
-        self.optimizer = optimizer_for(self.parameters, args.lr[stage.number - 1], args.weight_decay,
-                                       muon=args.optimizer == "muon", text_lr=args.text_lr if first else 1.0)
+        self.optimizer = optimizer_for(self.parameters, args.lr[stage.number - 1], args.weight_decay, args.optimizer == "muon")
         self.wrapped = distributed(stage.trained, processes)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=args.precision == "bf16")
         torch.manual_seed(args.seed + processes.rank)
@@ -236,7 +232,7 @@ class Run:
         lr = learning_rate(self.step, self.plan.steps, self.args.lr[stage.number - 1], self.args.warm_up)
         if math.isfinite(loss) and math.isfinite(norm):
             for group in self.optimizer.param_groups:
-                group["lr"] = lr * group["factor"]
+                group["lr"] = lr
             self.optimizer.step()
             facts["skipped"] = 0
         else:

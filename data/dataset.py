@@ -143,7 +143,8 @@ def generator_for(*key):
 class Visits(torch.utils.data.Dataset):
     """What a stage sees of its studies; indexed by (epoch, study number), so that the caller owns all order.
 
-    `stage` 1 gives one random view and a list of random sentences a visit (one: the paper), `stage` 2 all views and
+    `stage` 1 gives one random view and `sentences` random sentences a visit (one: the paper; a report with fewer
+    repeats itself), `stage` 2 all views and
     the whole report. `crop` is the encoder's picture size. With `seed` None nothing is random: centre crop, first view,
     first sentences.
     """
@@ -173,9 +174,9 @@ class Visits(torch.utils.data.Dataset):
         generator = None if self.seed is None else generator_for(self.seed, epoch, number)
         pictures = self.prepared.pictures(study)
         if self.stage == 1:
-            view, *drawn = [0, *range(self.sentences)] if generator is None else (
-                int(torch.randint(size, (), generator=generator)) for size in [len(pictures)] + [len(text)] * self.sentences)
-            pictures, text = pictures[view:view + 1], [text[number % len(text)] for number in drawn]
+            view = 0 if generator is None else int(torch.randint(len(pictures), (), generator=generator))
+            order = torch.arange(len(text)) if generator is None else torch.randperm(len(text), generator=generator)
+            pictures, text = pictures[view:view + 1], [text[order[draw % len(text)]] for draw in range(self.sentences)]
         return {"number": number, "id": study["id"], "images": augment(pictures, self.crop, generator), "text": text}
 
 

@@ -1,4 +1,4 @@
-"""The phantom: studies whose truth is known, with two drawn views and a report in radiologists' wording.
+"""The phantom: studies whose truth is known, with one or two drawn views and a report in radiologists' wording.
 
 `studies` deals out findings and writes the reports (no picture is drawn yet), `draw` turns a study's `pictures` into
 pixels, `label` reads findings back from any text. A study depends on (seed, split, number) alone, never on how many
@@ -83,9 +83,10 @@ def _study(seed, split, number):
     if devices:
         truth.append(Finding("Support Devices", "", next((d.location for d in devices if d.location), "")))
     truth.sort(key=lambda finding: LABELS.index(finding.finding))
-    extra = {"labels": labels_of(truth, negated), "view_names": list(VIEWS), "findings": [
+    views = VIEWS[:1 + Dice(*key, 5).chance(_LATERAL)]
+    extra = {"labels": labels_of(truth, negated), "view_names": list(views), "findings": [
         {"finding": f.finding, "severity": f.severity, "location": f.location} for f in truth]}
-    pictures = [Picture(view, key, tuple(findings)) for view in VIEWS]
+    pictures = [Picture(view, key, tuple(findings)) for view in views]
     return Study(f"phantom-{SPLITS[split]}-{number:05d}", SPLITS[split], report, pictures, extra)
 
 
@@ -108,6 +109,7 @@ _BRINGS = {
     "Atelectasis": {"Pleural Effusion": 0.2},
 }
 _NORMAL, _THIRD = 0.30, 0.55
+_LATERAL = 0.4                     # studies that have a lateral view beside the frontal one
 
 
 def _deal(dice):
@@ -140,7 +142,7 @@ class _Room:
     def place(self, name):
         """The finding with a severity and a location, or None where nothing of its kind would be seen any more."""
         dice = self.dice
-        severity = dice.pick(SEVERITIES, (0.28, 0.38, 0.34))
+        severity = dice.pick(SEVERITIES, (0.24, 0.38, 0.38))
         if name in ("Cardiomegaly", "Enlarged Cardiomediastinum"):
             if name == "Cardiomegaly" and severity == "severe":
                 self._take("left", "lower")

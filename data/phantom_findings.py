@@ -18,7 +18,7 @@ def opacity(film, chest, finding):
     for side in chest.sides(finding):
         cx, cy = chest.spot(luck, side, finding)
         r = of_severity(finding, 0.23, 0.27, 0.31) * luck.between(0.95, 1.1)
-        film.fill(film.cloud(cx, cy, r, r * luck.between(0.85, 1.1)), of_severity(finding, 0.54, 0.65, 0.78))
+        film.fill(film.cloud(cx, cy, r, r * luck.between(0.85, 1.1)), of_severity(finding, 0.62, 0.74, 0.86))
 
 
 def lesion(film, chest, finding):
@@ -26,7 +26,7 @@ def lesion(film, chest, finding):
     luck = film.luck
     for side in chest.sides(finding):
         cx, cy = chest.spot(luck, side, finding, 1.5)
-        r = of_severity(finding, 0.074, 0.108, 0.150) * luck.between(0.94, 1.08)
+        r = of_severity(finding, 0.095, 0.130, 0.170) * luck.between(0.94, 1.08)
         film.fill(film.disc(cx, cy, r, r * luck.between(0.9, 1.1), luck.between(-0.1, 0.1), 1.6), 0.95)
 
 
@@ -77,7 +77,7 @@ def atelectasis(film, chest, finding):
         tilt = luck.between(-0.10, 0.22)
         for number in range(of_severity(finding, 1, 2, 3)):
             height = cy + 0.095 * (number - 0.5) + luck.between(-0.01, 0.01)
-            half, thick = luck.between(0.19, 0.25), luck.between(0.020, 0.027)
+            half, thick = luck.between(0.19, 0.25), luck.between(0.026, 0.033)
             band = [(cx - side * half, height - tilt * half), (cx, height - 0.01),
                     (cx + side * half * 0.85, height + tilt * half)]
             film.fill(film.line(band, (thick, thick * 0.8), 1.6), 0.88)
@@ -106,7 +106,7 @@ def effusion(film, chest, finding, side, lateral, medial, climb):
 def _gap(film, finding):
     """How far the lung has come off the wall, at every pixel: most at the apex, little at the base."""
     closing = of_severity(finding, 1.0, 0.75, 0.45) * smooth((film.y + 0.62) * 1.1)
-    return of_severity(finding, 0.15, 0.225, 0.33) * (1 - closing)
+    return of_severity(finding, 0.18, 0.26, 0.36) * (1 - closing)
 
 
 def pneumothorax(film, chest, finding):
@@ -131,11 +131,11 @@ def plaques(film, chest, finding):
     span = smooth((film.y - top) * 8) * smooth((bottom - film.y) * 8)
     for side in chest.sides(finding):
         wall, half = chest.rind(finding), chest.half(side)
-        thick = of_severity(finding, 0.058, 0.078, 0.10) * (1 + 0.35 * film.clouds(16, luck)) * span
+        thick = of_severity(finding, 0.085, 0.115, 0.145) * (1 + 0.35 * film.clouds(16, luck)) * span
         rind = film.edge(thick - wall, 1.4) * film.edge(wall + 0.01, 1.4) * half
         film.water += rind * 0.9 * (1 - film.water)
         lime = film.edge(thick * 0.75 - wall, 1.4) * film.edge(wall - 0.006, 1.2) * half
-        film.extra += lime * smooth(film.clouds(22, luck) * 2.2 + 0.75) * 0.26
+        film.extra += lime * smooth(film.clouds(22, luck) * 2.2 + 0.75) * 0.36
 
 
 def fracture_sites(film, finding, body, spot_x, spot_y, pitch, bend):
@@ -164,8 +164,8 @@ def callus(film, sites, outward):
     """At every break a dark gap between two knobs of new bone, the outer one a step lower."""
     for x, y, _ in sites:
         film.add(film.line([(x, y - 0.045), (x + outward * 0.012, y + 0.06)], 0.016, 1.2), -0.26)
-        film.add(film.cloud(x - outward * 0.046, y - 0.004, 0.058, 0.056), 0.34)
-        film.add(film.cloud(x + outward * 0.056, y + 0.042, 0.058, 0.056), 0.34)
+        film.add(film.cloud(x - outward * 0.046, y - 0.004, 0.070, 0.067), 0.42)
+        film.add(film.cloud(x + outward * 0.056, y + 0.042, 0.070, 0.067), 0.42)
 
 
 IN_LUNG = {

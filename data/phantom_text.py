@@ -7,132 +7,108 @@ report to report. Labels follow CheXbert: 1 named as present, 2 named as absent,
 
 from data.reports import LABELS
 
-DEGREE = {"mild": ("mild", "mild", "minimal"), "moderate": ("moderate",), "severe": ("severe", "severe", "marked")}
-SIZE = {"mild": ("small",), "moderate": ("moderate",), "severe": ("large",)}
-ADVERB = {"mild": ("mildly", "slightly"), "moderate": ("moderately",), "severe": ("severely", "markedly")}
-CRACK = {"mild": ("subtle",), "moderate": ("moderately displaced",), "severe": ("severely displaced",)}
-ROUND = {"mild": ("nodule",), "moderate": ("nodule", "lesion"), "severe": ("mass",)}
+DEGREE = {"mild": "mild", "moderate": "moderate", "severe": "severe"}
+SIZE = {"mild": "small", "moderate": "moderate", "severe": "large"}
+ADVERB = {"mild": "mildly", "moderate": "moderately", "severe": "severely"}
+CRACK = {"mild": "subtle", "moderate": "moderately displaced", "severe": "severely displaced"}
 
-# {degree} {size} {adverb} {round} {crack} come from the severity; {place} "right lower lung zone", {side} "right",
+# {degree} {size} {adverb} {crack} come from the severity; {place} "right lower lung zone", {side} "right",
 # {zone} "lower" from the location.
 FINDINGS = {
     "Enlarged Cardiomediastinum": (
-        "The mediastinum is {adverb} widened.",
         "There is {degree} widening of the mediastinum.",
-        "{degree} mediastinal widening is present.",
-        "{adverb} enlarged cardiomediastinum with a wide upper mediastinum.",
-        "The mediastinal contour is {adverb} widened.",
+        "The mediastinum is {adverb} widened.",
+        "Mediastinum: {degree} enlarged cardiomediastinum.",
     ),
     "Cardiomegaly": (
-        "The heart is {adverb} enlarged.",
         "There is {degree} cardiomegaly.",
-        "{degree} cardiomegaly is present.",
-        "The cardiac silhouette is {adverb} enlarged.",
-        "There is {degree} enlargement of the heart.",
+        "The heart is {adverb} enlarged.",
+        "Heart: {degree} cardiomegaly.",
     ),
     "Lung Opacity": (
         "There is a {degree} hazy opacity in the {place}.",
         "{degree} hazy lung opacity is seen in the {place}.",
-        "A {degree} ill-defined opacity projects over the {place}.",
-        "The {place} shows a {degree} hazy opacity.",
+        "Lungs: {degree} lung opacity at the {place}.",
     ),
     "Lung Lesion": (
-        "There is a {size} round {round} in the {place}.",
-        "A {size} lung {round} is seen in the {place}.",
-        "A {size} well-defined {round} projects over the {place}.",
-        "The {place} contains a {size} round {round}.",
+        "There is a {size} round nodule in the {place}.",
+        "A {size} lung nodule is seen in the {place}.",
+        "Lungs: {size} lung nodule at the {place}.",
     ),
     "Edema": (
         "There is {degree} pulmonary edema in both lungs.",
         "{degree} bilateral pulmonary edema is present.",
-        "{degree} bilateral perihilar edema with septal lines.",
-        "Both lungs show {degree} interstitial edema.",
+        "Lungs: {degree} pulmonary edema at both lungs.",
     ),
     "Consolidation": (
         "There is {degree} consolidation in the {place}.",
-        "{degree} consolidation with air bronchograms is seen in the {place}.",
-        "The {place} shows {degree} dense consolidation.",
-        "{degree} dense consolidation occupies the {place}.",
+        "{degree} consolidation is seen in the {place}.",
+        "Lungs: {degree} consolidation at the {place}.",
     ),
     "Pneumonia": (
-        "There is {degree} patchy pneumonia in the {place}.",
-        "{degree} multifocal pneumonia is seen in the {place}.",
-        "Clustered patches in the {place} represent {degree} pneumonia.",
-        "The {place} shows {degree} patchy pneumonia.",
+        "There is {degree} pneumonia in the {place}.",
+        "{degree} patchy pneumonia is seen in the {place}.",
+        "Lungs: {degree} pneumonia at the {place}.",
     ),
     "Atelectasis": (
-        "There is {degree} linear atelectasis in the {place}.",
-        "{degree} plate-like atelectasis is seen in the {place}.",
-        "Bands of {degree} atelectasis cross the {place}.",
-        "The {place} shows {degree} linear atelectasis.",
+        "There is {degree} atelectasis in the {place}.",
+        "{degree} linear atelectasis is seen in the {place}.",
+        "Lungs: {degree} atelectasis at the {place}.",
     ),
     "Pneumothorax": (
         "There is a {size} {side} pneumothorax.",
-        "A {size} {side} pneumothorax is present with a visible pleural line.",
-        "A {size} pneumothorax is seen on the {side}.",
-        "{size} {side} apical pneumothorax.",
-        "There is a {size} pneumothorax at the {side} apex.",
+        "A {size} {side} apical pneumothorax is present.",
+        "Pleura: {size} pneumothorax at the {side} apex.",
     ),
     "Pleural Effusion": (
         "There is a {size} {side} pleural effusion.",
         "A {size} {side} pleural effusion is present.",
-        "A {size} pleural effusion is seen at the {side} lung base.",
-        "A {size} {side} pleural effusion blunts the costophrenic angle.",
+        "Pleura: {size} pleural effusion at the {side} lung base.",
     ),
     "Pleural Other": (
         "There is {degree} pleural thickening along the {side} chest wall.",
         "{degree} {side} pleural thickening with calcified plaque is present.",
-        "{degree} calcified pleural thickening is seen on the {side}.",
-        "The {side} pleura shows {degree} thickening.",
+        "Pleura: {degree} pleural thickening at the {side} chest wall.",
     ),
     "Fracture": (
-        "There is a {adverb} displaced {side} {zone} rib fracture.",
+        "There is a {crack} {side} {zone} rib fracture.",
         "A {crack} {side} {zone} rib fracture is seen.",
-        "A {adverb} displaced fracture of the {side} {zone} ribs is seen.",
-        "{adverb} displaced rib fracture in the {side} {zone} zone.",
-        "The {side} {zone} ribs show a {adverb} displaced fracture.",
+        "Bones: {crack} rib fracture at the {side} {zone} ribs.",
     ),
 }
 EFFUSIONS = (
     "There are {size} bilateral pleural effusions.",
     "{size} bilateral pleural effusions are present.",
-    "{size} pleural effusions are seen at both lung bases.",
-    "{size} pleural effusions blunt both costophrenic angles.",
+    "Pleura: {size} pleural effusions at both lung bases.",
 )
 APICAL = (
-    "There is {degree} pleural thickening at the {side} apex.",
+    "There is {degree} {side} apical pleural thickening.",
     "{degree} {side} apical pleural thickening with calcified plaque is present.",
-    "{degree} {side} apical pleural thickening.",
+    "Pleura: {degree} pleural thickening at the {side} apex.",
 )
 DEVICES = {
-    "tube": ("An endotracheal tube is in place.", "The endotracheal tube ends above the carina.",
-             "Support device: endotracheal tube."),
-    "feeding tube": ("A nasogastric tube passes below the diaphragm.", "A nasogastric tube ends in the stomach.",
-                     "Support device: nasogastric tube."),
+    "tube": ("An endotracheal tube is in place.", "The endotracheal tube ends above the carina."),
+    "feeding tube": ("A nasogastric tube is in place.", "A nasogastric tube ends in the stomach."),
     "catheter": ("A {side} central venous catheter is in place.",
-                 "A {side} central venous catheter ends in the vena cava.",
-                 "Support device: {side} central venous catheter."),
-    "pacemaker": ("A {side} chest pacemaker is in place.", "A {side} sided pacemaker with leads over the heart.",
-                  "Support device: {side} pacemaker."),
-    "wires": ("Median sternotomy wires are present.", "Sternal wires are seen in the midline.",
-              "Support device: sternal wires."),
-    "drain": ("A {side} chest tube is in place.", "A {side} sided chest tube is seen.",
-              "Support device: {side} chest tube."),
+                 "A {side} central venous catheter ends in the vena cava."),
+    "pacemaker": ("A {side} chest pacemaker is in place.", "A {side} pacemaker with leads over the heart is in place."),
+    "wires": ("Median sternotomy wires are in place.", "Sternal wires are seen in the midline."),
+    "drain": ("A {side} chest tube is in place.", "A {side} sided chest tube is seen."),
 }
 
 # Statements of absence, by topic: (sentence, the labels it names as absent). None is written where one of its labels
 # is present.
 HEART = (
     ("The heart is normal in size.", ("Cardiomegaly",)),
-    ("Heart size is normal.", ("Cardiomegaly",)),
+    ("Heart: normal in size.", ("Cardiomegaly",)),
     ("The heart is not enlarged.", ("Cardiomegaly",)),
-    ("There is no cardiomegaly.", ("Cardiomegaly",)),
+    ("Heart: no cardiomegaly.", ("Cardiomegaly",)),
 )
 MEDIASTINUM = (
     ("The mediastinum is not widened.", ("Enlarged Cardiomediastinum",)),
     ("The mediastinal contour is normal.", ("Enlarged Cardiomediastinum",)),
     ("The mediastinum is normal in width.", ("Enlarged Cardiomediastinum",)),
-    ("No enlarged cardiomediastinum.", ("Enlarged Cardiomediastinum",)),
+    ("Mediastinum: no enlarged cardiomediastinum.", ("Enlarged Cardiomediastinum",)),
 )
 SILHOUETTE = (
     ("The cardiomediastinal silhouette is normal.", ("Enlarged Cardiomediastinum", "Cardiomegaly")),
@@ -142,21 +118,21 @@ BONES = (
     ("The bones are intact.", ("Fracture",)),
     ("No rib fracture is seen.", ("Fracture",)),
     ("The ribs are intact.", ("Fracture",)),
-    ("There is no displaced rib fracture.", ("Fracture",)),
+    ("Bones: no rib fracture.", ("Fracture",)),
 )
 PLEURA = (
     ("The pleural surfaces are smooth.", ("Pleural Other",)),
-    ("There is no pleural thickening.", ("Pleural Other",)),
+    ("Pleura: no pleural thickening.", ("Pleural Other",)),
     ("No pleural thickening or plaque.", ("Pleural Other",)),
 )
 ANGLES = (
     ("The costophrenic angles are sharp.", ("Pleural Effusion",)),
     ("No pleural effusion.", ("Pleural Effusion",)),
-    ("There is no pleural effusion on either side.", ("Pleural Effusion",)),
+    ("Pleura: no pleural effusion.", ("Pleural Effusion",)),
 )
 VESSELS = (
     ("The pulmonary vessels are normal.", ("Edema",)),
-    ("There is no pulmonary edema.", ("Edema",)),
+    ("Lungs: no pulmonary edema.", ("Edema",)),
     ("No vascular congestion or edema.", ("Edema",)),
 )
 NO_DEVICE = (
@@ -169,13 +145,12 @@ ABNORMAL = ("This is an abnormal chest.", "The chest is abnormal.")
 TOPICS = (HEART, MEDIASTINUM, SILHOUETTE, BONES, PLEURA, ANGLES, VESSELS, NO_DEVICE)
 IN_LUNG = ("Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia", "Atelectasis")
 NAMES = {
-    "Lung Opacity": ("opacity", "lung opacity"), "Lung Lesion": ("nodule", "mass", "lung nodule"), "Edema": ("edema",),
-    "Consolidation": ("consolidation", "focal consolidation"), "Pneumonia": ("pneumonia",),
-    "Atelectasis": ("atelectasis",), "Pneumothorax": ("pneumothorax",),
-    "Pleural Effusion": ("pleural effusion", "effusion"),
-    "Pleural Other": ("pleural thickening",), "Fracture": ("fracture", "rib fracture"),
+    "Lung Opacity": "lung opacity", "Lung Lesion": "lung nodule", "Edema": "pulmonary edema",
+    "Consolidation": "consolidation", "Pneumonia": "pneumonia", "Atelectasis": "atelectasis",
+    "Pneumothorax": "pneumothorax", "Pleural Effusion": "pleural effusion", "Pleural Other": "pleural thickening",
+    "Fracture": "rib fracture",
 }
-LISTS = ("No {0}.", "There is no {0}.", "No evidence of {0}.", "No {0} is seen.", "The chest is free of {0}.")
+LISTS = ("No {0}.", "There is no {0}.", "No evidence of {0}.")
 
 
 def labels_of(findings, negated):
@@ -212,29 +187,23 @@ def write_report(findings, dice):
         sound = _sound_side(findings)
         if sound:
             state(f"The {sound} lung is clear.")
-    wanted = min(max(5 + dice.below(3) - len(positive), 2 + dice.below(2)), 8 - len(positive))
+    wanted = max(4 + dice.below(2) - len(positive), 1 + dice.below(2))
     topics = [[option for option in topic if set(option[1]) <= set(absent)] for topic in TOPICS]
     topics = [topic for topic in dice.shuffled(topics) if topic]
-    lists = 1 + dice.below(2)
+    lists = 1
     while len(statements) < wanted and (topics or lists):
         if lists:
             lists -= 1
             names = [name for name in dice.shuffled(NAMES) if name in absent and name not in negated]
-            names = names[:1 + dice.below(3)]
+            names = names[:1 + dice.below(2)]
             if names:
-                state(dice.pick(LISTS).format(_either([dice.pick(NAMES[name]) for name in names])), names)
+                state(dice.pick(LISTS).format(" or ".join(NAMES[name] for name in names)), names)
         else:
             text, names = dice.pick(topics.pop())
             if not set(names) & negated:
                 state(text, names)
     sentences = dice.shuffled(positive + statements) if dice.chance(0.4) else positive + dice.shuffled(statements)
     return " ".join(sentences), negated
-
-
-def _either(words):
-    if len(words) < 3:
-        return " or ".join(words)
-    return ", ".join(words[:-1]) + ", or " + words[-1]
 
 
 def _sound_side(findings):
@@ -256,17 +225,10 @@ def _sentence(finding, dice):
     if finding.finding == "Pleural Other" and zone:
         options = APICAL
     text = dice.pick(options).format(
-        degree=dice.pick(DEGREE[finding.severity]), size=dice.pick(SIZE[finding.severity]),
-        adverb=dice.pick(ADVERB[finding.severity]), round=dice.pick(ROUND[finding.severity]),
-        crack=dice.pick(CRACK[finding.severity]),
-        side=side, zone=zone, place=_place(side, zone, dice))
+        degree=DEGREE[finding.severity], size=SIZE[finding.severity], adverb=ADVERB[finding.severity],
+        crack=CRACK[finding.severity], side=side, zone=zone, place=_place(side, zone))
     return text[0].upper() + text[1:]
 
 
-def _place(side, zone, dice):
-    if side == "bilateral":
-        return dice.pick(("bilateral lower lung zones", "lung bases on both sides"))
-    places = [f"{side} {zone} lung zone", f"{side} {zone} lung zone", f"{side} {zone} lung"]
-    if zone == "lower":
-        places.append(f"{side} lung base")
-    return dice.pick(places)
+def _place(side, zone):
+    return "bilateral lower lung zones" if side == "bilateral" else f"{side} {zone} lung zone"

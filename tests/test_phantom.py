@@ -30,13 +30,13 @@ def digest(data):
 
 def test_reports_keep_their_bytes(all_studies):
     text = "\n".join(f"{study.id} {study.split} {study.report} {study.extra}" for study in all_studies[:50])
-    assert digest(text.encode()) == "5b01bee9d4f4f083"
+    assert digest(text.encode()) == "7900dd2769cb3ab0"
 
 
 def test_pictures_keep_their_bytes(all_studies):
     pictures = [picture for study in all_studies[:24] for picture in study.pictures]
     made = {size: digest(b"".join(draw(picture, size).tobytes() for picture in pictures)) for size in (128, 64)}
-    assert made == {128: "496cc54044e8847d", 64: "96315aaba49f0e6c"}
+    assert made == {128: "87de7d7b1789d6cc", 64: "9efd91bcd9067f96"}
 
 
 def test_a_picture_is_drawn_the_same_after_pickling_and_in_any_order(all_studies):
@@ -63,7 +63,7 @@ def test_studies_are_dealt_and_drawn_quickly(all_studies):
     for study in all_studies[:20]:
         for picture in study.pictures:
             assert draw(picture, 128).dtype == np.uint8
-    assert time.process_time() - start < 40 * 0.03
+    assert time.process_time() - start < 0.03 * sum(len(study.pictures) for study in all_studies[:20])
 
 
 # Truth
@@ -83,7 +83,7 @@ def test_the_labeler_reads_a_report_in_any_dress(all_studies):
 
 def test_what_is_drawn_is_what_is_named(all_studies):
     for study in all_studies:
-        assert study.pictures[0].findings == study.pictures[1].findings
+        assert all(picture.findings == study.pictures[0].findings for picture in study.pictures)
         drawn = {finding.finding for finding in study.pictures[0].findings}
         labels = dict(zip(LABELS, study.extra["labels"]))
         assert drawn == {name for name in LABELS[:-1] if labels[name] == PRESENT}
@@ -109,12 +109,15 @@ def test_prevalence_and_length(all_studies):
     for split in (slice(2000, 2300), slice(2300, 2800)):
         assert ((labels[split] == PRESENT).sum(0) > 12).all()
     assert all(0.05 < (labels == ABSENT).mean(0)[LABELS.index(name)] < 0.8 for name in DRAWN)
+    views = Counter(tuple(picture.view for picture in study.pictures) for study in all_studies)
+    assert set(views) == {("frontal",), ("frontal", "lateral")} and 0.35 < views["frontal", "lateral"] / len(all_studies) < 0.45
+    assert all(study.extra["view_names"] == [picture.view for picture in study.pictures] for study in all_studies)
     counts = Counter(len(study.extra["findings"]) for study in all_studies)
     assert max(counts) <= 5 and counts[1] + counts[2] > 0.4 * len(all_studies)
     severities = Counter(f["severity"] for study in all_studies for f in study.extra["findings"] if f["severity"])
     assert set(severities) == set(SEVERITIES) and min(severities.values()) > 0.2 * sum(severities.values())
     words = [len(study.report.split()) for study in all_studies]
-    assert 33 < np.mean(words) < 55 and min(words) >= 15 and max(words) <= 75
+    assert 24 < np.mean(words) < 45 and min(words) >= 10 and max(words) <= 75
     assert all(4 <= study.report.count(".") <= 8 for study in all_studies)
     assert len({word for study in all_studies for word in re.findall(r"\w+", study.report.lower())}) < 500
     assert len({study.report for study in all_studies}) > 0.99 * len(all_studies)
