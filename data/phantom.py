@@ -167,7 +167,7 @@ class _Room:
             if not self.walls:
                 return None
             side = dice.pick(self.walls)
-            apical = dice.chance(0.35)
+            apical = dice.chance(0.2)
             return Finding(name, severity, f"{side} upper zone" if apical else side)
         if name == "Fracture":
             side, zone = dice.pick(("right", "left")), dice.pick(("upper", "mid", "lower"))

@@ -26,8 +26,8 @@ def lesion(film, chest, finding):
     luck = film.luck
     for side in chest.sides(finding):
         cx, cy = chest.spot(luck, side, finding, 1.5)
-        r = of_severity(finding, 0.095, 0.130, 0.170) * luck.between(0.94, 1.08)
-        film.fill(film.disc(cx, cy, r, r * luck.between(0.9, 1.1), luck.between(-0.1, 0.1), 1.6), 0.95)
+        r = of_severity(finding, 0.105, 0.140, 0.180) * luck.between(0.94, 1.08)
+        film.fill(film.disc(cx, cy, r, r * luck.between(0.9, 1.1), luck.between(-0.1, 0.1), 1.6), 0.98)
 
 
 def consolidation(film, chest, finding):
@@ -64,7 +64,7 @@ def pneumonia(film, chest, finding):
         film.fill(film.cloud(cx, cy, spread * 1.7, spread * 1.7), 0.25)
         for dx, dy in _PATCHES[:of_severity(finding, 6, 7, 9)]:
             px, py = cx + spread * (dx + luck.between(-0.2, 0.2)), cy + spread * (dy + luck.between(-0.2, 0.2))
-            r = of_severity(finding, 0.064, 0.070, 0.077) * luck.between(0.85, 1.15)
+            r = of_severity(finding, 0.074, 0.081, 0.088) * luck.between(0.85, 1.15)
             patch = film.cloud(px, py, r, r * luck.between(0.8, 1.2), luck.between(-0.4, 0.4))
             film.fill(patch, luck.between(0.82, 0.96))
 
@@ -131,11 +131,11 @@ def plaques(film, chest, finding):
     span = smooth((film.y - top) * 8) * smooth((bottom - film.y) * 8)
     for side in chest.sides(finding):
         wall, half = chest.rind(finding), chest.half(side)
-        thick = of_severity(finding, 0.085, 0.115, 0.145) * (1 + 0.35 * film.clouds(16, luck)) * span
+        thick = of_severity(finding, 0.10, 0.135, 0.17) * (1 + 0.35 * film.clouds(16, luck)) * span
         rind = film.edge(thick - wall, 1.4) * film.edge(wall + 0.01, 1.4) * half
         film.water += rind * 0.9 * (1 - film.water)
         lime = film.edge(thick * 0.75 - wall, 1.4) * film.edge(wall - 0.006, 1.2) * half
-        film.extra += lime * smooth(film.clouds(22, luck) * 2.2 + 0.75) * 0.36
+        film.extra += lime * smooth(film.clouds(22, luck) * 2.2 + 0.75) * 0.42
 
 
 def fracture_sites(film, finding, body, spot_x, spot_y, pitch, bend):
