@@ -1,10 +1,11 @@
 """The demo's stand-ins for what cannot be downloaded: a phantom data set and small base weights for it.
 
-The language model is pre-trained on the *training* reports alone and then, like Mistral-7B, frozen; Swin and BERT start
-at random. All are written in Hugging Face's layout and read back through the same `from_pretrained` as the real ones.
+The language model is pre-trained on the *training* reports alone, among others as its own prompt, and then, like
+Mistral-7B-Instruct, frozen; Swin and BERT start at random. All are written in Hugging Face's layout and read back through the same `from_pretrained` as the real ones.
 """
 
 import os
+from random import Random
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -14,7 +15,7 @@ import trrg
 from data import prepare as preparation
 from data.dataset import Prepared, Visits
 from data.prompts import clue_prompts
-from data.reports import clean_report
+from data.reports import clean_report, sentences
 from data.tokenizers import SentencePiece, WordPiece
 from model.bert import Bert, BertConfig
 from model.mistral import Mistral, MistralConfig
@@ -63,7 +64,7 @@ def base_weights(folder, prepared, seed):
     mistral = Mistral(MistralConfig(
         vocab_size=len(pieces), hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=24, sliding_window=None))
-    pretrain(mistral, pieces, reports, epochs=2, seed=seed)
+    pretrain(mistral, pieces, reports, epochs=6, seed=seed)
     pieces.save_pretrained(folder / "mistral")
     mistral.save_pretrained(folder / "mistral")
 
@@ -96,21 +97,43 @@ def start(module, run):
     return module
 
 
-def pretrain(mistral, pieces, reports, epochs, seed, batch_size=32, lr=3e-3):
-    """Plain next-token language modelling of the reports: <s> report </s>."""
-    rows = [torch.tensor([pieces.bos_id, *pieces.encode(text, special=False), pieces.eos_id]) for text in reports]
-    generator = torch.Generator().manual_seed(seed)
-    steps = epochs * (len(rows) // batch_size)
+def pretrain(mistral, pieces, reports, epochs, seed, batch_size=16, lr=3e-3):
+    """Teaches the language model to write, and to read its prompt, as the published one can: reports are all it sees.
+
+    Where the prompt of `TRRG.assemble` has the picture and the clues, it has sentences of the report here: for the
+    picture about four fifths of them in any order, half of the time as loose word pieces; for the clues up to three. The
+    loss is that of the report. A language model that never looked into a prompt would have to learn that by LoRA alone.
+    """
+    random, generator = Random(seed), torch.Generator().manual_seed(seed)
+    written = [[pieces.encode(sentence, special=False) for sentence in sentences(report)] for report in reports]
+    reports = [[*pieces.encode(report, special=False), pieces.eos_id] for report in reports]
+    before, between, after = ([piece for text in texts for piece in pieces.encode(text, special=False)] for texts in (
+        ["[INST] <Img>"], ["</Img>", "<Clue>"], ["</Clue>", f"{trrg.INSTRUCTION} [/INST]"]))
+
+    def row(i):
+        """Of report i: (ids, labels), the prompt labelled -100."""
+        seen = [sentence for sentence in random.sample(written[i], len(written[i])) if random.random() < 0.8]
+        picture = [piece for sentence in seen for piece in sentence]
+        if random.random() < 0.5:
+            random.shuffle(picture)
+        clues = [piece for sentence in random.sample(written[i], random.randint(0, min(3, len(written[i]))))
+                 for piece in sentence]
+        prompt = [pieces.bos_id, *before, *picture, *between, *clues, *after]
+        return torch.tensor(prompt + reports[i]), torch.tensor([-100] * len(prompt) + reports[i])
+
+    steps = epochs * (len(reports) // batch_size)
     optimizer = torch.optim.AdamW(mistral.parameters(), lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
+    pad = torch.nn.utils.rnn.pad_sequence
     bar = tqdm(total=steps, desc="language model", unit="step")
     for _ in range(epochs):
-        order = torch.randperm(len(rows), generator=generator).tolist()
-        for start in range(0, len(rows) - batch_size + 1, batch_size):
-            batch = [rows[i] for i in order[start:start + batch_size]]
-            ids = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=pieces.eos_id)
-            labels = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=-100)[:, 1:]
-            loss = cross_entropy(mistral(ids=ids[:, :-1]).flatten(0, 1), labels.flatten(), ignore_index=-100)
+        order = torch.randperm(len(reports), generator=generator).tolist()
+        for start in range(0, len(reports) - batch_size + 1, batch_size):
+            ids, labels = zip(*(row(i) for i in order[start:start + batch_size]))
+            ids = pad(ids, batch_first=True, padding_value=pieces.eos_id)
+            labels = pad(labels, batch_first=True, padding_value=-100)[:, 1:]
+            hidden = mistral.hidden(ids=ids[:, :-1])[labels != -100]
+            loss = cross_entropy(mistral.logits(hidden), labels[labels != -100])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(mistral.parameters(), 1.0)
             optimizer.step()

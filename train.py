@@ -41,11 +41,11 @@ from state import (Lock, data_digest, differences, drop_states, load_state, newe
 # Settings a preset fixes; a pair is (stage 1, stage 2). The paper gives batch 8, lr 1e-4, 5 epochs on MIMIC-CXR, 20 on
 # IU X-Ray, on 4 GPUs (§3.2); it is silent on everything else.
 PAPER = dict(batch_size=(8, 8), lr=(1e-4, 1e-4), queries=32, lora_rank=16, lora_dropout=0.1,
-             same_sentence_positives=False, sentences=1, optimizer="adamw", embed_base=False, save_every=500, workers=4)
+             same_sentence_positives=False, sentences=1, optimizer=("adamw", "adamw"), embed_base=False, save_every=500, workers=4)
 PRESETS = {
-    "demo": dict(PAPER, epochs=(17, 6), batch_size=(32, 8), lr=(1e-3, 1e-3), queries=16,
-                 lora_dropout=0.0, same_sentence_positives=True, sentences=5, optimizer="muon", report_tokens=120, max_new_tokens=120,
-                 embed_base=True, save_every=100, workers=0),
+    "demo": dict(PAPER, epochs=(17, 6), batch_size=(32, 8), lr=(1e-3, 3e-3), queries=16, lora_dropout=0.0,
+                 same_sentence_positives=True, sentences=5, optimizer=("muon", "adamw"), report_tokens=120,
+                 max_new_tokens=120, embed_base=True, save_every=100, workers=0),
     "iu_xray": dict(PAPER, epochs=(20, 20), report_tokens=160, max_new_tokens=100),
     "mimic_cxr": dict(PAPER, epochs=(5, 5), report_tokens=256, max_new_tokens=150),
 }
@@ -70,7 +70,7 @@ def at_least(kind, low):
 
 
 def arguments(argv=None):
-    """The command line → settings; `epochs`, `batch_size` and `lr` are pairs, one value a stage. Raises UserError."""
+    """The command line → settings; `epochs`, `batch_size`, `lr` and `optimizer` are pairs: one a stage. Raises UserError."""
     pre = Parser(add_help=False)
     pre.add_argument("--preset", default="demo", metavar="demo|iu_xray|mimic_cxr", help="settings to start from (default: demo)")
     preset = pre.parse_known_args(argv)[0].preset
@@ -120,8 +120,8 @@ def arguments(argv=None):
     optim.add_argument("--batch-size", type=count, help=f"per process (default: {pair('batch_size')})")
     optim.add_argument("--accumulate", type=count, default=1, help="batches a step (default: %(default)s)")
     optim.add_argument("--lr", type=at_least(float, 0), help=f"(default: {pair('lr')})")
-    optim.add_argument("--optimizer", choices=("adamw", "muon"), default=defaults["optimizer"],
-                       help="muon is for networks that start at random (default: %(default)s)")
+    optim.add_argument("--optimizer", choices=("adamw", "muon"),
+                       help=f"muon is for an encoder that starts at random (default: {pair('optimizer')})")
     optim.add_argument("--weight-decay", type=at_least(float, 0), default=0.05, help="on matrices only (default: %(default)s)")
     optim.add_argument("--warm-up", type=at_least(float, 0), default=0.03, help="fraction of the steps (default: %(default)s)")
     optim.add_argument("--clip", type=at_least(float, 1e-9), default=1.0, help="gradient norm (default: %(default)s)")
@@ -140,7 +140,7 @@ def arguments(argv=None):
     machine.add_argument("--save-every", type=count, default=defaults["save_every"], help="steps between states (default: %(default)s)")
     machine.add_argument("--embed-base", action=switch, default=defaults["embed_base"], help="keep the language model in the checkpoint")
     args = parser.parse_args(argv)
-    for name in ("epochs", "batch_size", "lr"):
+    for name in ("epochs", "batch_size", "lr", "optimizer"):
         given = getattr(args, name)
         setattr(args, name, defaults[name] if given is None else (given, given))
     args.stage1 = args.stage1 or args.run / Stage1.checkpoint
@@ -170,7 +170,8 @@ class Run:
         self.model.decoding = {"beams": 3, "max_new_tokens": args.max_new_tokens}
 
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        self.optimizer = optimizer_for(self.parameters, args.lr[stage.number - 1], args.weight_decay, args.optimizer == "muon")
+        kind, lr = args.optimizer[stage.number - 1], args.lr[stage.number - 1]
+        self.optimizer = optimizer_for(self.parameters, lr, args.weight_decay, muon=kind == "muon")
         self.wrapped = distributed(stage.trained, processes)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=args.precision == "bf16")
         torch.manual_seed(args.seed + processes.rank)
@@ -387,9 +388,9 @@ def finished(stage, plan, args, settings, say):
 
 def settings_of(stage, args, processes, prepared):
     """What must be the same again when a run goes on: {option: value}."""
-    names = ("seed", "optimizer", "max_steps", "accumulate", "weight_decay", "warm_up", "clip", "precision")
+    names = ("seed", "max_steps", "accumulate", "weight_decay", "warm_up", "clip", "precision")
     return {**{f"--{name.replace('_', '-')}": getattr(args, name) for name in names},
-            **{f"--{name.replace('_', '-')}": getattr(args, name)[stage.number - 1] for name in ("epochs", "batch_size", "lr")},
+            **{f"--{name.replace('_', '-')}": getattr(args, name)[stage.number - 1] for name in ("epochs", "batch_size", "lr", "optimizer")},
             "the number of processes": processes.world, "the data set": data_digest(prepared), **stage.settings(args)}
 
 
