@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 def experiments(args, seed):
     """{experiment: {row: Row}} for one seed. Jobs whose settings come out equal, such as the preset's own, are one."""
-    common, made = train.arguments(shlex.split(args.train)), {}
+    made = {}
 
     def job(name, kind, after=None, *options):
         new = Job(name, seed, kind, after, options)
@@ -80,7 +80,8 @@ def experiments(args, seed):
     for percent in PERCENT:
         # As many steps whatever there is to see, else less data would also be less training; val chooses the checkpoint
         less = [() if percent == 100 else ("--data", str(args.runs / f"data-{percent}-{seed}"),
-                                           "--epochs", str(round(epochs * 100 / percent))) for epochs in common.epochs]
+                                           "--epochs", str(round(epochs * 100 / percent)))
+                for epochs in (train.arguments(common(args, kind)).epochs[i] for i, kind in enumerate(TRAINED))]
         aligned = job(f"stage1-{percent}", "align", None, *less[0])
         for variant in ("base", "trrg"):
             tuned = tune(f"{variant}-{percent}", "--variant", variant, *less[1], after=aligned)
@@ -92,10 +93,15 @@ def experiments(args, seed):
     return grid
 
 
+def common(args, kind):
+    """train.py's options of all jobs of a kind that trains."""
+    return shlex.split(f"{args.train} {args.train1 if kind == 'align' else args.train2}")
+
+
 def argv(args, job):
     """train.py's command line for a job that trains."""
     after = ("--stage1", str(checkpoint(args, job.after))) if job.after else ()
-    return ["--data", str(args.data), "--weights", str(args.weights), *shlex.split(args.train), *job.options, "--stage",
+    return ["--data", str(args.data), "--weights", str(args.weights), *common(args, job.kind), *job.options, "--stage",
             "1" if job.kind == "align" else "2", *after, "--seed", str(job.seed), "--run", str(folder(args, job))]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cosine_similarity
 
+from data.files import UserError
 from data.phantom import label
 from data.reports import LABELS, clean_report
 from inference import another_study, as_row, over_batches, zero_shot
@@ -51,12 +52,13 @@ def recognised(model, prepared, studies, processes):
     return Clues(*map(torch.stack, zip(*(done[number] for number in range(len(studies))))))
 
 
-def derangement(count, seed=0):
-    """For each of `count` studies another one: a shuffled circle, so none is its own."""
-    order = np.random.default_rng(seed).permutation(count)
-    others = np.empty(count, int)
-    others[order] = np.roll(order, 1)
-    return torch.from_numpy(others)
+def of_other_findings(studies, seed=0):
+    """For each study the number of one whose positive labels are not the same: its clues are wrong."""
+    dice, positive = np.random.default_rng(seed), np.array([study["labels"] for study in studies]) == 1
+    others = [np.flatnonzero((positive != own).any(1)) for own in positive]
+    if not all(map(len, others)):
+        raise UserError("all studies have the same labels, so no clues can be another study's; measure on more of them")
+    return torch.tensor([dice.choice(numbers) for numbers in others])
 
 
 def injected(bank, own, chosen, best):
@@ -71,7 +73,7 @@ def injected(bank, own, chosen, best):
 def swapped(model, own, studies, kind):
     """Other clues than the model's `own`, by `kind` of SWAPS, on the CPU."""
     if kind == "another":
-        return rows(own, derangement(len(studies)))
+        return rows(own, of_other_findings(studies))
     bank = copy.deepcopy(model.bank).cpu()
     prompts = [(bank.disease == disease).nonzero()[:, 0] for disease in range(len(LABELS))]
     best = torch.stack([numbers[0] for numbers in prompts]).repeat(len(studies), 1)
@@ -98,14 +100,15 @@ def swapped(model, own, studies, kind):
 def fitting(prompts, finding, report):
     """The number of the prompt that says most of what is true of a finding: its severity, side and zone.
 
-    Saying nothing is better than saying what is wrong. Among equals, the prompt whose further words all stand in the
-    report ("pacemaker", "displaced"), then the first, which is the most general.
+    Saying nothing is better than saying what is wrong. Among equals, the prompt with the most further words, if all of
+    them stand in the report ("pacemaker", "displaced"), then the first, which is the most general.
     """
     true, words = aspects(finding), re.findall("[a-z]+", report.lower())
 
     def points(prompt):
         right = sum((1 if said == actual else -1) for said, actual in zip(read(prompt), true) if said)
-        return right, set(prompt.split()) - set(prompts[0].split()) <= set(words)
+        further = set(prompt.split()) - set(prompts[0].split())
+        return right, len(further) if further <= set(words) else -1
 
     scores = [points(prompt) for prompt in prompts]
     return scores.index(max(scores))
@@ -151,12 +154,14 @@ def reports(model, prepared, studies, processes, kind="own", **decoding):
         clues = swapped(model, recognised(model, prepared, studies, processes), studies, kind)
     written = write(model, prepared, studies, processes, clues, **decoding)
     texts = [as_row(study, report.text, report.clues) for study, (report, _) in zip(studies, written)]
-    found = evaluate_texts(texts, ("coco",), labels_from=add_labels(texts, phantom_labels, "phantom rules"), draws=1)
+    found = evaluate_texts(texts, ("coco",), meteor_data=False, draws=1,
+                           labels_from=add_labels(texts, phantom_labels, "phantom rules"))
     language, grid = found["language"]["coco"], found["clinical"]["grid"]
     figures = {name: cell["value"] for name, cell in language.items() if name not in ("BLEU-1", "BLEU-2", "BLEU-3")}
     figures |= {f"{average} F1": grid[average]["14"]["positive"]["f1"]["value"] for average in ("micro", "macro")}
     figures |= {name.removesuffix("_per_report").replace("_", " "): cell["value"]
                 for name, cell in found["truth"].items()}
+    figures |= {f"{what} accuracy, n": found["truth"][f"{what}_accuracy"]["n"] for what in ("side", "severity")}
     if model.config.clues:
         right = [sum(study["labels"][i] == 1 for i in of_study) for study, (_, of_study) in zip(studies, written)]
         figures |= {"right clues": float(np.mean(right)),

@@ -6,7 +6,7 @@ from data.reports import LABELS
 from metrics.intervals import differences
 from tests.experiment_measures import measured
 
-REPORT = ("BLEU-4", "ROUGE-L", "METEOR", "CIDEr", "micro F1", "macro F1", "side accuracy", "severity accuracy",
+REPORT = ("BLEU-4", "ROUGE-L", "METEOR (exact+stem)", "CIDEr", "micro F1", "macro F1", "side accuracy", "severity accuracy",
           "invented", "missed")
 CLUES = ("right clues", "wrong clues")
 COLUMNS = {
@@ -18,6 +18,8 @@ COLUMNS = {
     "data": ("macro AUROC", *REPORT),
     "diagnosis": ("L_DC", "alike, E^v", "alike, E^c", "of its study, E^v", "of its study, E^c",
                   "CE", "CE + other clues", "CE + no clues", "CE + other picture")}
+NOTES = {"swap": "The true clues are at most k a study, those that the model itself finds likeliest; the prompt of each is "
+                 "the one of the bank that says most of what is true. Another study's are of one with other labels."}
 
 
 def tables(results, grids, experiment):
@@ -30,6 +32,8 @@ def tables(results, grids, experiment):
         blocks.append(differences_table(results, jobs, against))
     if experiment == "alignment":
         blocks.append(auroc_table(results, jobs))
+    if experiment in NOTES:
+        blocks.append([NOTES[experiment]])
     return [line for block in blocks for line in (*block, "")]
 
 
@@ -45,11 +49,10 @@ def mean(values, sign=""):
 
 
 def figure(results, job, column):
-    """A figure of a job, AUROC of the stage 1 that it stands on. METEOR has the name that it was computed under."""
+    """A figure of a job, AUROC of the stage 1 that it stands on."""
     if column == "macro AUROC":
         job = job.after
-    metrics = results.get((job.name, job.seed), {}).get("metrics", {})
-    return metrics.get(column, metrics.get(f"{column} (exact+stem)"))
+    return results.get((job.name, job.seed), {}).get("metrics", {}).get(column)
 
 
 def figures_table(results, columns, jobs):

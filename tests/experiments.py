@@ -11,9 +11,10 @@
     data       10, 30, 100 % of the training studies, base against trrg, for as many steps
     diagnosis  what becomes of the queries and of L_DC, and how much the language model reads of the clues
 
-A job trains with train.py (whose presets and options hold: `--train "--epochs 2"`) and is measured with the program's
-own evaluation, in a process of its own. Its results are a line of tests/experiments.jsonl as soon as it ends. The same
-command goes on after an interruption: what stands there with the same settings is not run again, and train.py resumes.
+A job trains with train.py (whose presets and options hold: `--train "--epochs 2"`, or `--train1`, `--train2` for one
+stage alone) and is measured with the program's own evaluation, in a process of its own. Its results are a line of
+tests/experiments.jsonl as soon as it ends. The same command goes on after an interruption: what stands there with the
+same settings is not run again, and train.py resumes.
 """
 
 import argparse
@@ -27,9 +28,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -44,9 +45,10 @@ from tests import experiment_measures as measures  # noqa: E402
 from tests.experiment_grid import PERCENT, TRAINED, argv, checkpoint, experiments, folder, needs, part, with_needed  # noqa: E402
 from tests.experiment_tables import COLUMNS, tables  # noqa: E402
 
-# Options that change no result, or whose files are known by their digests.
+# Options that change no result, or stand in the settings by what was found of them.
 PLACES = ("run", "stage1", "data", "weights", "fresh", "dry_run", "stage", "workers", "save_every", "embed_base",
-          "checkpointing", "shard", "deterministic")
+          "checkpointing", "shard", "deterministic", "precision")
+FOUND = ("test", "weights", "precision")           # what the machine had; the same for all jobs of a table
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -63,18 +65,35 @@ def digest_of_weights(path):
     return weights_digest(path / "swin", path / "bert", path / "mistral")
 
 
-def settings(args, job):
-    """What a result depends on: {option: value}. The job before stands there as a digest of its own settings."""
-    found = {"kind": job.kind, "limit": args.limit, "beams": args.beams, "data": digest_of_data(args.data)}
+def options(args, job):
+    """What a result depends on, as far as the command line says: {option: value}."""
+    found = {"kind": job.kind, "limit": args.limit, "beams": args.beams}
     if job.kind in TRAINED:
-        options = vars(train.arguments(argv(args, job)))
-        found |= {"data": digest_of_data(options["data"]), "weights": digest_of_weights(args.weights)}
         of_stage = TRAINED.index(job.kind)                                        # of a pair, one is each stage's
-        found |= {name: value[of_stage] if isinstance(value, tuple) else value for name, value in options.items()
-                  if name not in PLACES}
-    if job.after:
-        found["after"] = hashlib.sha256(json.dumps(settings(args, job.after)).encode()).hexdigest()[:16]
+        found |= {name: value[of_stage] if isinstance(value, tuple) else value
+                  for name, value in vars(train.arguments(argv(args, job))).items() if name not in PLACES}
     return found
+
+
+def settings(args, job):
+    """What a result depends on: the options, what the machine had, and the job before by its `digest`."""
+    of_training = train.arguments(argv(args, job) if job.kind in TRAINED else shlex.split(args.train))
+    found = {**options(args, job), "test": digest_of_data(args.data), "weights": digest_of_weights(args.weights),
+             "precision": of_training.precision}
+    if job.kind in TRAINED:
+        found["data"] = digest_of_data(of_training.data)
+    return {**found, "after": digest(args, job.after)} if job.after else found
+
+
+def digest(args, job):
+    """A short name of all that a job's checkpoint depends on."""
+    found = {name: value for name, value in settings(args, job).items() if name not in ("limit", "beams")}
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+
+
+def done(args, job):
+    """The file that says that a job's training is over, and of which settings: a checkpoint is there before."""
+    return folder(args, job) / "done"
 
 
 def read_results(path):
@@ -92,14 +111,20 @@ def record(args, line):
             file.writelines(json.dumps(one, separators=(",", ":")) + "\n" for one in results.values())
 
 
+def trained(args, job):
+    """Whether a job's checkpoint is there, whole, and of these settings."""
+    end = done(args, job)
+    return checkpoint(args, job).is_file() and end.is_file() and end.read_text(encoding="utf-8") == digest(args, job)
+
+
 def outstanding(args, wanted):
     """The jobs to run, each after the one it needs. One that is done runs again where its checkpoint is needed."""
     results, todo = read_results(args.results), []
 
     def visit(job, needed):
         line = results.get((job.name, job.seed))
-        done = line is not None and line["settings"] == settings(args, job)
-        if job in todo or done and (not needed or checkpoint(args, job).is_file()):
+        measured = line is not None and line["settings"] == settings(args, job)
+        if job in todo or measured and (not needed or trained(args, job)):
             return
         if job.after:
             visit(job.after, needed=True)
@@ -116,8 +141,11 @@ def work(args, experiment, job):
     line = {"experiment": experiment, "name": job.name, "seed": job.seed}
     if trains:
         line["arguments"] = shlex.join(argv(args, job))
+        done(args, job).unlink(missing_ok=True)
         if code := train.main([*argv(args, job), *["--fresh"] * args.fresh]):
             return code
+        with whole_file(done(args, job)) as file:
+            file.write(digest(args, job))
     processes, prepared = Processes(), Prepared(args.data)
     model = trrg.load(checkpoint(args, job if trains else job.after), weights=args.weights, device=processes.device)
     on = model, prepared, prepared.split("test")[:args.limit], processes
@@ -181,6 +209,22 @@ def outcome(args, job, code):
 
 # ---------------------------------------------------------------------------------------------------------------------
 
+
+def shown(args, results, jobs):
+    """({(name, seed): line} that go into the tables, the names of those left out: made with other settings).
+
+    For --tables nothing but the results need be here, so what their machine had is only compared among them.
+    """
+    theirs = options if args.tables else settings
+    there = {(job.name, job.seed): job for job in jobs if (job.name, job.seed) in results}
+    keys = [key for key, job in there.items() if theirs(args, job).items() <= results[key]["settings"].items()]
+    if args.tables and keys:
+        had = {key: tuple(results[key]["settings"].get(name) for name in FOUND) for key in keys}
+        (most, _), *_ = Counter(had.values()).most_common()
+        keys = [key for key in keys if had[key] == most]
+    return {key: results[key] for key in keys}, [f"{name}, seed {seed}" for name, seed in there if (name, seed) not in keys]
+
+
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     count = train.at_least(int, 1)
@@ -189,7 +233,10 @@ def parser():
     p.add_argument("--seeds", type=count, default=3, help="seeds 0, 1, … (default: %(default)s)")
     p.add_argument("--jobs", type=count, default=1, help="at a time, sharing the cores (default: %(default)s)")
     p.add_argument("--train", default="", metavar="OPTIONS", help='train.py\'s, for all jobs: --train "--max-steps 20"')
-    p.add_argument("--fresh", action="store_true", help="start training over where it was begun with other settings")
+    p.add_argument("--train1", default="", metavar="OPTIONS", help="the same, for stage 1 alone")
+    p.add_argument("--train2", default="", metavar="OPTIONS", help="the same, for stage 2 alone")
+    p.add_argument("--fresh", action="store_true",
+                   help="start the training of all outstanding jobs over; one begun with other settings needs it")
     p.add_argument("--beams", type=count, help="beam width of the reports (default: the checkpoint's)")
     p.add_argument("--limit", type=count, metavar="N", help="measure on the first N test studies (default: all)")
     p.add_argument("--tables", action="store_true", help="print the tables of the results there are, and stop")
@@ -204,9 +251,9 @@ def parser():
 def command(args, experiment):
     """The command that makes an experiment's table."""
     words = ["python", "tests/experiments.py", "--only", experiment]
-    for name in ("seeds", "train", "beams", "limit"):
+    for name in ("seeds", "train", "train1", "train2", "beams", "limit"):
         if getattr(args, name) != parser().get_default(name):
-            words += [f"--{name}", str(getattr(args, name))]
+            words += [f"--{name}={getattr(args, name)}"]
     return shlex.join(words)
 
 
@@ -224,7 +271,8 @@ def main(argv=None):
             for seed, percent in product(range(args.seeds), PERCENT[:-1]) if "data" in args.only else ():
                 part(args, percent, seed)
             failed = run(args, outstanding(args, [job for grid in grids for job in with_needed(grid, args.only)]))
-        results = read_results(args.results)
+        results, left_out = shown(args, read_results(args.results),
+                                  [job for grid in grids for job in with_needed(grid, args.only)])
     except UserError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -233,6 +281,8 @@ def main(argv=None):
         return 130
     for experiment in args.only:
         print(f"### {experiment}\n", *tables(results, grids, experiment), f"    {command(args, experiment)}\n", sep="\n")
+    if left_out:
+        print(f"Left out, for they were made with other settings: {'; '.join(left_out)}")
     return 1 if failed else 0
 
 
