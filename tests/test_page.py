@@ -287,6 +287,8 @@ def test_charts_survive_odd_numbers():
     assert charts.curves("loss", [("loss", "train", [(1, nan)], "line")]) == ""
     assert charts.curves("one", [("loss", "train", [(7, 0.0)], "dots")])
     assert charts.ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1] and charts.ticks(3, 17) == [5, 10, 15]
+    last = re.search(r'x="([0-9.]+)"[^>]*>1500<', charts.curves("loss", [("loss", "train", [(1, 0), (1500, 1)], "line")], width=420))
+    assert float(last[1]) <= 420 - 16                                              # half of "1500" is 13 px: not cut off
     straight = np.array([(i, 2.0 * i) for i in range(50)])
     assert np.allclose(charts.smoothed(straight.tolist()), straight)
     assert charts.smoothed([(1, inf), *straight.tolist(), (60, nan)]) == charts.smoothed(straight.tolist())
