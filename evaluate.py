@@ -104,19 +104,7 @@ def labeler_of(args, device="cpu"):
     """(texts → [(labels, findings)], its name) as the options ask for; (None, None) where they name none."""
     if args.labeler:
         return phantom_labels, f"{args.labeler} rules"
-    return (remembered(chexbert_labels(args.chexbert, device)), "CheXbert") if args.chexbert else (None, None)
-
-
-def remembered(label):
-    """The labeler, reading each text once: a reference stands beside the report and beside every floor."""
-    known = {}
-
-    def labels(texts):
-        new = [text for text in dict.fromkeys(texts) if text not in known]
-        known.update(zip(new, label(new) if new else ()))
-        return [known[text] for text in texts]
-
-    return labels
+    return (chexbert_labels(args.chexbert, device), "CheXbert") if args.chexbert else (None, None)
 
 
 def chexbert_settings(folder):
