@@ -13,6 +13,7 @@ import csv
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from data.files import UserError, file_digest, whole_file
@@ -24,15 +25,23 @@ from metrics.pairs import read_pairs
 from metrics.results import add_labels, chexbert_labels, evaluate_texts, missing_labels, phantom_labels
 
 
-def positive(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return value
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}; --help lists all options")
+
+
+def at_least(low):
+    """An argument's type: a whole number not below `low`."""
+    def number(text):
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low} on")
+        return int(text)
+    return number
 
 
 def parser():
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    positive = at_least(1)
+    p = Parser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     what = p.add_argument_group("what to evaluate (one of --ckpt, --reports)")
     what.add_argument("--ckpt", metavar="FILE", help="checkpoint of either stage")
     what.add_argument("--image", nargs="+", metavar="PICTURE", help="with --ckpt: report on these views of one study")
@@ -55,30 +64,64 @@ def parser():
     g.add_argument("--protocol", choices=(*PROTOCOLS, "both"), default="both",
                    help="coco: PTB tokens, full references; r2gen: as published rows were computed")
     g.add_argument("--cleaning", choices=tuple(CLEANINGS),
-                   help="whose cleaning function, for r2gen; default: mimic for a checkpoint of that preset, else iu")
+                   help="whose cleaning function, for r2gen; default: mimic for a checkpoint on MIMIC-CXR, else iu")
     g.add_argument("--reference-words", type=positive, metavar="N",
                    help="words left of a reference, for r2gen; default 60 (iu) or 100 (mimic)")
     g.add_argument("--meteor-data", metavar="DIR",
                    help="folder of meteor-1.5.jar and data/paraphrase-en.gz; default: an installed pycocoevalcap's")
     g.add_argument("--against", metavar="FILE", help="other reports on the same studies, for differences and p-values")
     g.add_argument("--draws", type=positive, default=1000, help="bootstrap resamples")
-    g.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    g.add_argument("--seed", type=at_least(0), default=0, help="of the bootstrap")
 
-    g = p.add_argument_group("clinical scores (labels in the file come first)")
+    g = p.add_argument_group("clinical scores (labels in a file of reports come first)")
     g.add_argument("--chexbert", metavar="DIR", help="label texts with CheXbert: folder of chexbert.pth and vocab.txt")
     g.add_argument("--labeler", choices=("phantom",), help="label texts with the phantom's own rules")
     g.add_argument("--labels-only", action="store_true", help="write labels.csv and stop")
     return p
 
 
-def label_rows(rows, args, path):
-    """Labels the rows and says where the labels come from; None where there are none and no labeler is named."""
+# Options that say nothing without another one, or beside it: {the other: …}.
+WITHOUT = {"ckpt": ("image", "split", "data", "weights", "limit", "batch_size", "beams", "decoding"),
+           "image": ("json", "explain")}
+BESIDE = {"image": ("out", "split", "data", "limit", "against", "chexbert", "labeler", "labels_only"),
+          "labels_only": ("against",)}
+
+
+def check(args, defaults):
+    """Raises UserError where the options do not go together: none is accepted and ignored."""
+    if bool(args.ckpt) == bool(args.reports):
+        raise UserError("name --ckpt FILE or --reports FILE, one of them; --help lists all options")
     if args.chexbert and args.labeler:
         raise UserError("--chexbert and --labeler: name one of them")
-    if args.chexbert:
-        return add_labels(rows, chexbert_labels(args.chexbert), "CheXbert")
+    for table, wrong, word in ((WITHOUT, False, "without"), (BESIDE, True, "beside")):
+        for other, names in table.items():
+            for name in names if bool(getattr(args, other)) == wrong else ():
+                if getattr(args, name) != defaults(name):
+                    raise UserError(f"--{name} does nothing {word} --{other}; leave it out".replace("_", "-"))
+
+
+def labeler_of(args, device="cpu"):
+    """(texts → [(labels, findings)], its name) as the options ask for; (None, None) where they name none."""
     if args.labeler:
-        return add_labels(rows, phantom_labels, f"{args.labeler} rules")
+        return phantom_labels, f"{args.labeler} rules"
+    return (chexbert_labels(args.chexbert, device), "CheXbert") if args.chexbert else (None, None)
+
+
+def chexbert_settings(folder):
+    """What labelled the texts; {} where it was not CheXbert."""
+    if not folder:
+        return {}
+    import torch
+
+    return {"chexbert": str(folder), "chexbert_sha256_16": file_digest(Path(folder) / "chexbert.pth"),
+            "vocabulary_sha256_16": file_digest(Path(folder) / "vocab.txt"), "torch": torch.__version__}
+
+
+def label_rows(rows, labeler, path):
+    """Labels the rows and says where the labels come from; None where there are none and no labeler is named."""
+    label, name = labeler
+    if label:
+        return add_labels(rows, label, name)
     missing = missing_labels(rows)
     if missing and any(row.get("labels") for row in rows):
         row, side = missing[0]
@@ -91,8 +134,9 @@ def score_reports(args):
     """--reports: reads, labels, scores, writes, prints."""
     path = Path(args.reports)
     rows = read_pairs(path)
-    out = Path(args.out) if args.out else path.parent / f"eval-{path.stem}"
-    labels_from = label_rows(rows, args, path)
+    out = results_folder(args.out or path.parent / f"eval-{path.stem}", path, args.against)
+    labeler = labeler_of(args)
+    labels_from = label_rows(rows, labeler, path)
     if args.labels_only:
         if labels_from is None:
             raise UserError(f"{path}: holds no labels; name --chexbert DIR or --labeler phantom")
@@ -101,15 +145,33 @@ def score_reports(args):
     against = None
     if args.against:
         against = read_pairs(args.against)
-        if labels_from and not label_rows(against, args, args.against):
+        if labels_from and not label_rows(against, labeler, args.against):
             raise UserError(f"{args.against}: holds no labels, though {path} does; name --chexbert or --labeler")
-    settings = {"reports": str(path), "sha256": file_digest(path)}
-    if args.against:
-        settings |= {"against": str(args.against), "against_sha256": file_digest(args.against)}
-    if args.chexbert:
-        settings |= {"chexbert": str(args.chexbert), "chexbert_sha256": file_digest(Path(args.chexbert) / "chexbert.pth")}
-    write_results(out, score(rows, args, labels_from, against), settings, rows, title=str(path),
-                  labeler=phantom_labels if args.labeler else None)
+    settings = {"reports": str(path), "sha256_16": file_digest(path),
+                **against_settings(args), **chexbert_settings(args.chexbert)}
+    write_results(out, score(rows, args, labels_from, against), settings, rows, title=str(path), labeler=labeler[0])
+
+
+def against_settings(args):
+    return {"against": str(args.against), "against_sha256_16": file_digest(args.against)} if args.against else {}
+
+
+RESULTS = ("reports.jsonl", "metrics.json", "report.html", "labels.csv")
+
+
+def results_folder(out, *read):
+    """The folder `out`, made and tried before any work. Raises UserError, also where a result would replace a file `read`."""
+    out = Path(out)
+    for path in filter(None, read):
+        if Path(path).resolve() in [(out / name).resolve() for name in RESULTS]:
+            raise UserError(f"{path}: would be overwritten by the results; name another folder with --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(f"{out}: results can't be written there ({error.strerror}); name another folder with --out") from None
+    return out
 
 
 def score(rows, args, labels_from, against=None):
@@ -119,9 +181,10 @@ def score(rows, args, labels_from, against=None):
 
 
 def log_beside(checkpoint):
-    """The rows of the run's log.jsonl, where it lies beside the checkpoint."""
-    path = Path(checkpoint).parent / "log.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else None
+    """The rows of the run's log.jsonl, as far as it lies beside the checkpoint."""
+    from progress import read_rows  # torch, which scoring given texts should not have to load
+
+    return read_rows(Path(checkpoint).parent / "log.jsonl")
 
 
 def writable(text):
@@ -217,15 +280,14 @@ def prepared_for(model, args):
 
     prepared = Prepared(args.data or model.header["data"])
     studies = prepared.split(args.split)[:args.limit]
-    out = Path(args.out) if args.out else Path(args.ckpt).parent / f"eval-{args.split}"
-    return prepared, studies, out
+    return prepared, studies, results_folder(args.out or Path(args.ckpt).parent / f"eval-{args.split}", args.against)
 
 
 def checkpoint_settings(model, args, prepared, studies):
     import torch
 
-    settings = {"checkpoint": str(args.ckpt), "sha256": file_digest(args.ckpt), "stage": model.header["stage"], "data": str(prepared.folder),
-                "split": args.split, "n": len(studies), "torch": torch.__version__}
+    settings = {"checkpoint": str(args.ckpt), "sha256_16": file_digest(args.ckpt), "stage": model.header["stage"],
+                "data": str(prepared.folder), "split": args.split, "n": len(studies), "torch": torch.__version__}
     return settings if args.limit is None else settings | {"limit": args.limit}
 
 
@@ -233,6 +295,9 @@ def evaluate_alignment(model, args, processes):
     """A stage-1 checkpoint: zero-shot recognition and retrieval."""
     from inference import zero_shot
 
+    for option, given in (("--against", args.against), ("--labels-only", args.labels_only)):
+        if given:
+            raise UserError(f"{args.ckpt}: a stage-1 checkpoint writes no reports; {option} wants the file of stage 2")
     prepared, studies, out = prepared_for(model, args)
     metrics, scores = zero_shot(model, prepared, studies, processes)
     if processes.rank:
@@ -251,33 +316,78 @@ def evaluate_trrg(model, args, processes):
     from inference import another_study, as_row, most_frequent_report, write_reports
 
     prepared, studies, out = prepared_for(model, args)
-    decoding = decoding_of(model, args)
-    args.cleaning = args.cleaning or ("mimic" if model.header.get("preset") == "mimic_cxr" else "iu")
-    reports, maps = zip(*write_reports(model, prepared, studies, processes, args.batch_size, maps=True, **decoding))
+    decoding, data = decoding_of(model, args), data_named(model, prepared)
+    args.cleaning = args.cleaning or ("mimic" if data == "mimic_cxr" else "iu")
+    if data == "phantom" and not args.chexbert:
+        args.labeler = "phantom"
+    labeler = labeler_of(args, processes.device)
+    if args.labels_only and labeler == (None, None):
+        raise UserError(f"{prepared.folder}: --labels-only needs a labeler of its texts; name --chexbert DIR or "
+                        "--labeler phantom")
+    others = others_on(studies, args)
+
+    def row(study, text, clues=()):
+        found = as_row(study, text, clues)
+        if labeler[0] and data != "phantom":
+            found.pop("labels", None)           # one labeler reads both sides; only the phantom's labels are the truth
+        return found
+
+    reports, maps = zip(*write_reports(model, prepared, studies, processes, args.batch_size, maps=not args.labels_only,
+                                       **decoding))
+    rows = [row(study, report.text, report.clues) for study, report in zip(studies, reports)]
+    if args.labels_only:
+        if not processes.rank:
+            label_rows(rows, labeler, args.ckpt)
+            write_labels(out / "labels.csv", rows)
+        return
     blind = write_reports(model, prepared, studies, processes, args.batch_size, another_study(studies),
                           what="floor: other studies' pictures", **decoding)
     if processes.rank:
         return
-    rows = [as_row(study, report.text, report.clues) for study, report in zip(studies, reports)]
-    common = most_frequent_report(prepared.split("train"))
-    floors = {"permuted_pictures": [as_row(study, report.text) for study, (report, _) in zip(studies, blind)],
-              "most_frequent_report": [as_row(study, common) for study in studies]}
-    if prepared.manifest.get("options", {}).get("source") == "phantom" and not args.chexbert:
-        args.labeler = "phantom"
-    labels_from = label_rows(rows, args, args.ckpt) if args.labeler or args.chexbert else None
-    metrics = score(rows, args, labels_from)
+    floors = {"permuted_pictures": [row(study, report.text) for study, (report, _) in zip(studies, blind)]}
+    if seen := [study for study in prepared.studies if study["split"] == "train"]:
+        common = most_frequent_report(seen)
+        floors["most_frequent_report"] = [row(study, common) for study in studies]
+    against = others and [row(study, other["hypothesis"]) | {"reference": other["reference"]}
+                          for study, other in zip(studies, others)]
+
+    def labelled(rows):
+        return label_rows(rows, labeler, args.ckpt) if labeler[0] else None
+
+    if against:
+        labelled(against)
+    metrics = score(rows, args, labelled(rows), against)
     metrics["floors"] = {}
     for name, floor in floors.items():
-        scored = score(floor, args, label_rows(floor, args, args.ckpt) if labels_from else None)
+        scored = score(floor, args, labelled(floor))
         metrics["floors"][name] = {part: scored[part] for part in ("language", "clinical", "truth") if part in scored}
-    if args.labels_only:
-        write_labels(out / "labels.csv", rows)
-        return
-    settings = checkpoint_settings(model, args, prepared, studies) | {"variant": model.config.variant, "decoding": decoding}
+    settings = (checkpoint_settings(model, args, prepared, studies) | {"variant": model.config.variant, "decoding": decoding}
+                | against_settings(args) | chexbert_settings(args.chexbert))
     write_results(out, metrics, settings, rows, title=f"{args.ckpt}, {args.split}", curves=log_beside(args.ckpt),
                   pictures=lambda i: list(prepared.pictures(studies[i]).numpy()), maps=lambda i: maps[i],
-                  labeler=phantom_labels if args.labeler else None, preset=model.header.get("preset"))
+                  labeler=labeler[0], data=data)
     print_floors(metrics)
+
+
+def data_named(model, prepared):
+    """Which data set this is: "phantom", "iu_xray", "mimic_cxr", or "" where nothing tells.
+
+    R2Gen's annotation files have one form for both real sets: of these the checkpoint's preset is believed.
+    """
+    names = {"phantom": "phantom", "openi": "iu_xray", "mimic_cxr": "mimic_cxr", "r2gen": model.header.get("preset")}
+    return names.get(prepared.manifest.get("options", {}).get("source"), "")
+
+
+def others_on(studies, args):
+    """--against: its rows in the order of the studies, or None. Raises UserError before any report is written."""
+    if not args.against:
+        return None
+    rows = {row["id"]: row for row in read_pairs(args.against)}
+    ids = [study["id"] for study in studies]
+    if different := rows.keys() ^ set(ids):
+        raise UserError(f"{args.against}: a paired comparison needs the same studies, but id {min(different)!r} is on one "
+                        "side only; give --split, --limit and --data as for those reports")
+    return [rows[study] for study in ids]
 
 
 # CheXbert's CSV form: blank, 1 positive, 0 negative, -1 uncertain.
@@ -381,6 +491,8 @@ def print_floors(metrics):
             if own[name]["value"] is not None and scores[name]["value"] is not None and own[name]["low"] <= scores[name]["high"]:
                 print(f"  NEAR ITS FLOOR: {name} {own[name]['value']:.4f} against {scores[name]['value']:.4f} ({floor}): "
                       "these reports hardly depend on the pictures")
+    if "most_frequent_report" not in metrics["floors"]:
+        print("  the data set has no training studies, so there is no most frequent report to compare with")
 
 
 def print_zero_shot(metrics):
@@ -400,20 +512,25 @@ def print_zero_shot(metrics):
 
 
 def main(argv=None):
-    p = parser()
-    args = p.parse_args(argv)
     try:
-        if bool(args.ckpt) == bool(args.reports):
-            raise UserError("name --ckpt FILE or --reports FILE, one of them; --help lists all options")
+        p = parser()
+        args = p.parse_args(argv)
+        check(args, p.get_default)
         if args.reports:
             score_reports(args)
         else:
             evaluate_checkpoint(args)
+        sys.stdout.flush()
     except UserError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has gone
+    except OSError as error:
+        if error.filename is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left of our output has nowhere to go
+        if isinstance(error, BrokenPipeError):                              # its reader has gone
+            return 0
+        print(f"{error.filename or 'the output'}: {error.strerror or error}; what was written before is whole", file=sys.stderr)
+        return 1
     return 0
 
 

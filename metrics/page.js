@@ -123,6 +123,18 @@ const ORDERS = {
   "most disputed first": (a, b) => disputes(b) - disputes(a) || a.l - b.l,
 };
 
+// Whether a study holds all the words, and the finding (null: any) of that kind (null: any). A finding that is in both
+// reports counts as a match however it differs: so do the table's counts.
+function wanted(study, words, finding, kind) {
+  return words.every(word => study.words.includes(word)) && ((finding === null && kind === null)
+    || study.f.some(([label, how]) => (finding === null || label === finding)
+      && (kind === null || how === kind || (finding !== null && kind === "match" && how === "differs"))));
+}
+
+function textOf(study) {
+  return [study.id, ...study.h.map(p => p[0]), ...study.r.map(p => p[0]), ...study.c.map(c => c[0])].join(" ").toLowerCase();
+}
+
 function labelled(text, control) {
   return el("label", "", el("span", "", text), control);
 }
@@ -135,8 +147,7 @@ function options(select, names) {
 function gallery() {
   const tools = document.getElementById("tools"), cards = document.getElementById("cards");
   const more = document.getElementById("more"), count = document.getElementById("count");
-  const haystack = DATA.studies.map(s => [s.id, ...s.h.map(p => p[0]), ...s.r.map(p => p[0]), ...s.c.map(c => c[0])].join(" ").toLowerCase());
-  DATA.studies.forEach((study, i) => { study.words = haystack[i]; });
+  for (const study of DATA.studies) study.words = textOf(study);
 
   const order = options(el("select"), Object.keys(ORDERS).filter(name => DATA.labelled || !name.includes("disputed")));
   const search = el("input");
@@ -154,15 +165,10 @@ function gallery() {
     more.hidden = shown >= found.length;
     count.textContent = `${found.length} of ${DATA.studies.length} studies` + (more.hidden ? "" : `, ${shown} shown`);
   }
-  function wanted(study, words) {
-    if (!words.every(word => study.words.includes(word))) return false;
-    if (!DATA.labelled || (finding.selectedIndex === 0 && kind.selectedIndex === 0)) return true;
-    return study.f.some(([label, how]) => (finding.selectedIndex === 0 || label === finding.value)
-      && (kind.selectedIndex === 0 || how === kind.value || (kind.value === "match" && finding.selectedIndex && how === "differs")));
-  }
   function refresh() {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    found = DATA.studies.filter(study => wanted(study, words));
+    const chosen = select => select.selectedIndex > 0 ? select.value : null;
+    found = DATA.studies.filter(study => wanted(study, words, chosen(finding), chosen(kind)));
     if (ORDERS[order.value]) found.sort(ORDERS[order.value]);
     cards.replaceChildren();
     shown = 0;
@@ -174,6 +180,7 @@ function gallery() {
   document.querySelectorAll("button.count").forEach(button => button.addEventListener("click", () => {
     finding.value = button.dataset.finding;
     kind.value = button.dataset.kind;
+    search.value = "";                             // the count knows of no search
     refresh();
     document.getElementById("gallery").scrollIntoView();
   }));

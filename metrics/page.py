@@ -21,8 +21,8 @@ from metrics.charts import intervals, number, roc, smoothed
 from metrics.published import ROWS
 from metrics.zero_shot import roc_curve
 
-# What is drawn of log.jsonl, a panel each: title, the figure, and the figure of validation rows that belongs to it.
-PANELS = (("loss", "loss", "validation_loss"), ("cross-entropy a token", "ce", None), ("L_DC, Eq. (4)", "dc", None),
+# What is drawn of log.jsonl, a panel each: title, the figure, and the figure of a validation that belongs to it.
+PANELS = (("loss", "loss", "loss"), ("cross-entropy a token", "ce", None), ("L_DC, Eq. (4)", "dc", None),
           ("temperature τ", "tau", None), ("learning rate", "lr", None), ("gradient norm", "gradient_norm", None),
           ("studies a second", "studies_per_s", None))
 RAW = ("loss", "ce", "dc", "gradient_norm", "studies_per_s")           # noisy: a smoothed line over the raw one
@@ -31,18 +31,18 @@ KINDS = (("match", "both reports have it"), ("differs", "both have it, on anothe
          ("denied", "missed, and the sentence says it is absent"))
 
 
-def write_page(path, metrics, rows, *, title, pictures=None, maps=None, labeler=None, curves=None, preset=None):
+def write_page(path, metrics, rows, *, title, pictures=None, maps=None, labeler=None, curves=None, data=None):
     """The page of a stage-2 checkpoint, or of given texts.
 
     metrics: as in metrics.json, parts may be absent. rows: as in reports.jsonl. pictures(i) → uint8 arrays (S, S) of
     row i, a view each, or None. maps(i) → {"clues": [(prompt, weight, (V, g, g))], "queries": (V, g, g) or None,
     "cover": the middle part of the picture's side that the grid lies over}, or None. labeler(texts) → [(14 labels, …)]
-    marks single sentences. curves: the rows of log.jsonl. preset: whose published rows stand beside ours. Raises
-    OSError.
+    marks single sentences. curves: the rows of log.jsonl. data: the data set whose published rows stand beside ours.
+    Raises OSError.
     """
     known = gallery.labelled(rows)
     shown, left = gallery.studies(rows, pictures, maps, labeler)
-    sections = [("scores", "Scores", scores_section(metrics, preset))]
+    sections = [("scores", "Scores", scores_section(metrics, data))]
     if metrics.get("floors"):
         sections.append(("floors", "Floors", floors_section(metrics)))
     if "clinical" in metrics:
@@ -53,8 +53,8 @@ def write_page(path, metrics, rows, *, title, pictures=None, maps=None, labeler=
     if curves:
         sections.append(("training", "Training", training_section(curves)))
     sections.append(("settings", "Settings", settings_section(metrics.get("settings", {}))))
-    data = {"studies": shown, "labelled": known, "labels": [LABELS[i] for i in gallery.DISEASES]}
-    write(path, title, f"{metrics.get('settings', {}).get('n', len(rows))} reports", tiles(metrics), sections, data)
+    drawn = {"studies": shown, "labelled": known, "labels": [LABELS[i] for i in gallery.DISEASES]}
+    write(path, title, f"{metrics.get('settings', {}).get('n', len(rows))} reports", tiles(metrics), sections, drawn)
 
 
 def write_alignment_page(path, metrics, *, title, scores=None, labels=None, curves=None):
@@ -95,13 +95,13 @@ def tiles(metrics):
     return "".join(tile(name, cell, floor.get(name)) for name, cell in tables.headline(metrics))
 
 
-def scores_section(metrics, preset):
-    parts = [tables.score_table(metrics, preset)]
+def scores_section(metrics, data):
+    parts = [tables.score_table(metrics, data)]
     protocols = metrics.get("settings", {}).get("protocols", {})
     parts += [paragraph(f"<b>{escape(name)}</b>: {escape(text)}.", "note") for name, text in protocols.items()]
     parts.append(paragraph("Small figures: 95 % interval over studies. A row counts one way only, so figures of "
                            "different rows compare only where the last column says the same.", "note"))
-    if ROWS.get(preset):
+    if ROWS.get(data):
         parts.append(paragraph("Rows below ours are other papers’, and users’ own runs of released code (dashed). The "
                                "protocol of each is what it <em>appears</em> to be: few papers state it. A blank is a "
                                "figure we have no source for.", "note"))
@@ -195,11 +195,11 @@ def training_section(rows):
         mine = [row for row in rows if row.get("stage", "") == stage]
         figures = []
 
-        def points_of(name):
-            return [(row["step"], row[name]) for row in mine if isinstance(row.get(name), (int, float))]
+        def points_of(name, figures=lambda row: row):
+            return [(row["step"], figures(row)[name]) for row in mine if isinstance(figures(row).get(name), (int, float))]
 
         for title, name, validation in PANELS:
-            points, held_out = points_of(name), points_of(validation)
+            points, held_out = points_of(name), points_of(validation, lambda row: row.get("validation", {}))
             if not points:
                 continue
             lines = [(name, "train", points, "raw" if name in RAW else "line")]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from data.dataset import Prepared
 from data.reports import LABELS
 from data.tokenizers import SentencePiece
 from inference import another_study, most_frequent_report
+from metrics.chexbert import CheXbert, Labeler
 from tests import tiny
 
 
@@ -119,11 +121,106 @@ def test_one_image_prints_its_report_and_clues(run, capsys):
     (["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/ckpt.safetensors"], "ckpt.safetensors"),
     (["--ckpt", "{run}/stage1.safetensors", "--image", "{run}/frontal.png"], "stage-1 checkpoint writes no reports"),
     ([], "name --ckpt FILE or --reports FILE"),
+    (["--ckpt", "{run}/ckpt.safetensors", "--limit", "some"], "some is not a whole number from 1 on"),
+    (["--ckpt", "{run}/ckpt.safetensors", "--seed", "-1"], "-1 is not a whole number from 0 on"),
+    (["--ckpt", "{run}/ckpt.safetensors", "--exam"], "--exam; --help lists all options"),
+    (["--ckpt", "{run}/ckpt.safetensors", "--explain"], "--explain does nothing without --image"),
+    (["--ckpt", "{run}/ckpt.safetensors", "--json"], "--json does nothing without --image"),
+    (["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/frontal.png", "--out", "x"], "--out does nothing beside --image"),
+    (["--ckpt", "{run}/ckpt.safetensors", "--labels-only"], "needs a labeler"),
+    (["--ckpt", "{run}/ckpt.safetensors", "--chexbert", "{run}/nowhere"], "nowhere"),
+    (["--ckpt", "{run}/ckpt.safetensors", "--against", "{run}/nothing.jsonl"], "nothing.jsonl"),
+    (["--ckpt", "{run}/stage1.safetensors", "--against", "{run}/nothing.jsonl"], "--against wants the file of stage 2"),
+    (["--ckpt", "{run}/ckpt.safetensors", "--out", "{run}/frontal.png"], "name another folder with --out"),
 ])
 def test_a_mistake_is_one_line_and_exit_code_2(run, capsys, arguments, message):
     assert evaluate.main([argument.format(run=run) for argument in arguments]) == 2
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message in told and "Traceback" not in told
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1                  # no bar either: it is said before any work
+
+
+def changed(folder, change):
+    """The data set's studies, each changed in place or, where `change` gives False, left out."""
+    path = folder / "studies.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows if change(row) is not False), encoding="utf-8")
+
+
+def test_a_set_without_training_studies_and_a_torn_log(run, tmp_path, capsys):
+    """A kill may cut off the log's last line; the floor of the most frequent report is then left out."""
+    for name in ("data", "ckpt.safetensors"):
+        (shutil.copytree if name == "data" else shutil.copy)(run / name, tmp_path / name)
+    changed(tmp_path / "data", lambda row: row["split"] == "test")
+    (tmp_path / "log.jsonl").write_text('{"stage": "stage2", "step": 1, "loss": 1.5}\n{"stage": "sta', encoding="utf-8")
+    assert evaluate.main(["--ckpt", str(tmp_path / "ckpt.safetensors"), "--data", str(tmp_path / "data"), "--draws", "5"]) == 0
+    metrics = json.loads((tmp_path / "eval-test/metrics.json").read_text(encoding="utf-8"))
+    assert list(metrics["floors"]) == ["permuted_pictures"]
+    assert "no training studies" in capsys.readouterr().out
+    assert '<section id="training">' in (tmp_path / "eval-test/report.html").read_text(encoding="utf-8")
+
+
+def test_a_checkpoint_against_other_reports(run, tmp_path, capsys):
+    command = ["--ckpt", str(run / "ckpt.safetensors"), "--draws", "20", "--protocol", "coco", "--labeler", "phantom"]
+    assert evaluate.main([*command, "--out", str(tmp_path / "one")]) == 0
+    path = tmp_path / "one/reports.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    against = [*command, "--out", str(tmp_path / "two"), "--against", str(path)]
+    for row in rows:
+        row["hypothesis"] = row["reference"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[::-1]), encoding="utf-8")      # in any order
+    assert evaluate.main(against) == 0
+    metrics = json.loads((tmp_path / "two/metrics.json").read_text(encoding="utf-8"))
+    own, cell = (part["language"]["coco"]["BLEU-1"] for part in (metrics, metrics["against"]))
+    assert cell["other"] == pytest.approx(1) and cell["difference"] == pytest.approx(own["value"] - 1)
+    assert metrics["against"]["clinical"]["grid"]["micro"]["14"]["positive"]["f1"]["other"] == 1
+    assert len(metrics["settings"]["against_sha256_16"]) == 16 and "p, two-sided" in capsys.readouterr().out
+    for change in ({"id": "test-9"}, {"reference": "Another one."}):
+        path.write_text("".join(json.dumps(row) + "\n" for row in [rows[0] | change, *rows[1:]]), encoding="utf-8")
+        assert evaluate.main(against) == 2
+        assert "paired comparison" in capsys.readouterr().err
+    assert evaluate.main([*against, "--out", str(tmp_path / "one")]) == 2
+    assert "would be overwritten" in capsys.readouterr().err
+
+
+def test_chexbert_reads_both_sides_once(run, tmp_path, monkeypatch):
+    """Labels of the data set, as MIMIC-CXR's CSV has them, are another labeler's: both sides are CheXbert's."""
+    folder, words = tmp_path / "chexbert", tiny.words()
+    folder.mkdir()
+    bert = tiny.bert(len(words))
+    bert.save_pretrained(folder)
+    words.save_pretrained(folder)
+    torch.manual_seed(3)
+    network = CheXbert(bert.config)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    torch.save({"model_state_dict": {f"module.{name}": tensor for name, tensor in network.state_dict().items()}},
+               folder / "chexbert.pth")
+    shutil.copytree(run / "data", tmp_path / "data")
+    changed(tmp_path / "data", lambda row: row.update(labels=[3] * 14))
+    loaded, texts, read = [], set(), []
+    load, encode, forward = Labeler.from_pretrained, Labeler.encode, CheXbert.forward
+    monkeypatch.setattr(Labeler, "from_pretrained", lambda *a: loaded.append(a) or load(*a))
+    monkeypatch.setattr(Labeler, "encode", lambda self, text: texts.add(text) or encode(self, text))
+    monkeypatch.setattr(CheXbert, "forward", lambda self, ids, mask: read.extend(ids) or forward(self, ids, mask))
+    command = ["--ckpt", str(run / "ckpt.safetensors"), "--data", str(tmp_path / "data"), "--chexbert", str(folder)]
+    assert evaluate.main([*command, "--out", str(tmp_path / "out"), "--draws", "5", "--protocol", "coco"]) == 0
+    assert len(loaded) == 1 and len(read) == len(texts) and {*tiny.REPORTS, "No pneumothorax."} <= texts
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))
+    assert metrics["clinical"]["labels_from"] == "CheXbert" and "clinical" in metrics["floors"]["permuted_pictures"]
+    assert {"chexbert", "chexbert_sha256_16", "vocabulary_sha256_16", "torch"} <= metrics["settings"].keys()
+    rows = [json.loads(line) for line in (tmp_path / "out/reports.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["labels"]["reference"] for row in rows] == load(folder)([row["reference"] for row in rows], progress=False)
+    assert "no labeler was at hand" not in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert evaluate.main([*command, "--out", str(tmp_path / "labels"), "--labels-only"]) == 0
+    assert [path.name for path in (tmp_path / "labels").iterdir()] == ["labels.csv"]
+
+
+@pytest.mark.parametrize("source, preset, data", [
+    ("phantom", "mimic_cxr", "phantom"), ("openi", "demo", "iu_xray"), ("mimic_cxr", "iu_xray", "mimic_cxr"),
+    ("r2gen", "iu_xray", "iu_xray"), ("r2gen", "demo", "demo"), (None, "mimic_cxr", "")])
+def test_published_rows_belong_to_the_data_not_to_the_preset(source, preset, data):
+    prepared = SimpleNamespace(manifest={"options": {"source": source} if source else {}})
+    assert evaluate.data_named(SimpleNamespace(header={"preset": preset}), prepared) == data
 
 
 def test_the_permuted_floor_shows_every_study_another_ones_pictures(run):

@@ -64,7 +64,7 @@ def test_files_and_tables(tmp_path, capsys, no_data):
     assert found == pytest.approx(grid["macro"]["14"]["positive"]["f1"])
     assert clinical["per_class"]["positive"]["Cardiomegaly"]["support"] == 1
     settings = result["settings"]
-    assert settings["n"] == 6 and len(settings["sha256"]) == 16 and "60 words" in settings["protocols"]["r2gen"]
+    assert settings["n"] == 6 and len(settings["sha256_16"]) == 16 and "60 words" in settings["protocols"]["r2gen"]
     lines = (tmp_path / "eval-mine" / "reports.jsonl").read_text(encoding="utf-8").splitlines()
     written = [json.loads(line) for line in lines]
     assert [row["id"] for row in written] == [row["id"] for row in rows()]
@@ -119,6 +119,14 @@ def test_labels_only(tmp_path):
     (lambda rows: rows, ["--against", "/nowhere.jsonl"], "/nowhere.jsonl"),
     (lambda rows: rows, ["--ckpt", "x.safetensors"], "one of them"),
     (lambda rows: rows, ["--labeler", "phantom", "--chexbert", "x"], "one of them"),
+    (lambda rows: rows, ["--limit", "3"], "--limit does nothing without --ckpt"),
+    (lambda rows: rows, ["--split", "val"], "--split does nothing without --ckpt"),
+    (lambda rows: rows, ["--beams", "3"], "--beams does nothing without --ckpt"),
+    (lambda rows: rows, ["--image", "a.png"], "--image does nothing without --ckpt"),
+    (lambda rows: rows, ["--labeler", "phantom", "--labels-only", "--against", "x"], "--against does nothing beside --labels-only"),
+    (lambda rows: rows, ["--seed", "-1"], "--seed: -1 is not a whole number from 0 on"),
+    (lambda rows: rows, ["--protocol", "bleu"], "--help lists all options"),
+    (lambda rows: rows, ["--out", "/dev/null"], "name another folder with --out"),
 ])
 def test_mistakes_exit_with_2_and_one_line(tmp_path, capsys, change, options, words):
     path = write(tmp_path / "a.jsonl", change(rows()))
@@ -126,6 +134,31 @@ def test_mistakes_exit_with_2_and_one_line(tmp_path, capsys, change, options, wo
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
     assert not (tmp_path / "eval-a" / "metrics.json").exists()
+
+
+def test_no_result_replaces_what_was_read(tmp_path, capsys):
+    path = write(tmp_path / "reports.jsonl", rows())
+    before, other = path.read_bytes(), write(tmp_path / "other.jsonl", rows(0))
+    for command in (["--reports", str(path)], ["--reports", str(other), "--against", str(path)]):
+        assert evaluate.main([*command, "--out", str(tmp_path)]) == 2
+        assert "would be overwritten" in capsys.readouterr().err and path.read_bytes() == before
+
+
+def test_a_failing_disk_is_one_line_and_exit_code_1(tmp_path, capfd):
+    path = write(tmp_path / "a.jsonl", rows())
+    (tmp_path / "eval-a" / "report.html").mkdir(parents=True)
+    assert evaluate.main(["--reports", str(path), "--draws", "5"]) == 1
+    error = capfd.readouterr().err
+    assert "report.html" in error and error.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_output_is_one_line_and_exit_code_1(tmp_path):
+    path = write(tmp_path / "a.jsonl", rows())
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-B", "evaluate.py", "--reports", str(path), "--draws", "5", "--protocol", "coco"],
+                              cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "No space left" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_against_other_studies(tmp_path, capsys):

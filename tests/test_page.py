@@ -50,11 +50,11 @@ def written(tmp_path_factory):
     metrics["settings"]["checkpoint"] = HOSTILE
     rows[0]["id"], rows[0]["hypothesis"] = HOSTILE, rows[0]["hypothesis"] + " " + HOSTILE
     log = [{"stage": "stage1", "step": step, "loss": 8.0 - step / 50, "tau": 0.07} for step in range(1, 120)]
-    log.append({"stage": "stage1", "step": 119, "validation_loss": 6.0})
+    log.append({"stage": "stage1", "step": 119, "validation": {"loss": 6.0}})
     path = tmp_path_factory.mktemp("page") / "report.html"
     page.write_page(path, metrics, rows, title=f"Title {HOSTILE}", maps=maps, labeler=phantom_labels,
                     pictures=lambda i: [phantom.draw(picture, 64) for picture in studies[i].pictures], curves=log,
-                    preset="mimic_cxr")
+                    data="mimic_cxr")
     return path.read_text(encoding="utf-8"), rows, metrics
 
 
@@ -118,14 +118,19 @@ def test_the_script_in_the_page_is_the_one_its_policy_allows(written):
 CHROME = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 
 
+def drawn_by_browser(text, folder):
+    """The document after its scripts have run."""
+    (folder / "report.html").write_text(text, encoding="utf-8")
+    return subprocess.run([
+        CHROME, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={folder / 'profile'}",
+        "--dump-dom", f"file://{folder / 'report.html'}"],
+        capture_output=True, encoding="utf-8", timeout=60, check=True).stdout
+
+
 @pytest.mark.skipif(not CHROME, reason="no chromium or google-chrome to draw the page in")
 def test_a_browser_draws_the_studies_as_text(written, tmp_path):
-    (tmp_path / "report.html").write_text(written[0], encoding="utf-8")
-    drawn = subprocess.run([
-        CHROME, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
-        "--dump-dom", f"file://{tmp_path / 'report.html'}"],
-        capture_output=True, encoding="utf-8", timeout=60, check=True).stdout
+    drawn = drawn_by_browser(written[0], tmp_path)
     cards = drawn[drawn.index('<div id="cards">'):drawn.index('<button id="more"')]
     assert cards.count("<article") == 6
     views = sum(len(study["v"]) for study in data_of(written[0])["studies"])
@@ -135,10 +140,74 @@ def test_a_browser_draws_the_studies_as_text(written, tmp_path):
         assert image.startswith('<img src="data:image/jpeg;base64,') and "onerror" not in image.partition(" alt=")[0]
 
 
+def counts_of(text):
+    """{(finding, kind): the count on its button}."""
+    buttons = re.findall(r'<button class="count[^>]*data-finding="([^"]+)" data-kind="(\w+)"[^>]*>(\d+)<', text)
+    return {(html.unescape(finding), kind): int(count) for finding, kind, count in buttons}
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="no node to run the page's script in")
+def test_sorting_searching_and_filtering(written, tmp_path):
+    """The script's pure parts: a count's studies are as many as it says."""
+    text = written[0]
+    studies, counts = data_of(text)["studies"], counts_of(text)
+    assert len(counts) == 39 and sum(counts.values()) > 6
+    script = f"""const document = {{getElementById: () => ({{textContent: "null"}})}};
+        {Reader(text).scripts[1]}
+        const studies = {json.dumps(studies)};
+        for (const study of studies) study.words = textOf(study);
+        const number = (words, finding, kind) => studies.filter(study => wanted(study, words, finding, kind)).length;
+        console.log(JSON.stringify({{
+          counts: {json.dumps(list(counts))}.map(pair => number([], ...pair)),
+          all: number([], null, null), word: number(["study-3"], null, null), none: number(["study-3", "qqq"], null, null),
+          differs: number([], null, "differs"),
+          orders: Object.fromEntries(Object.entries(ORDERS).filter(([, order]) => order).map(
+            ([name, order]) => [name, [...studies].sort(order).map(study => study.id)]))}}));"""
+    (tmp_path / "page.cjs").write_text(script, encoding="utf-8")
+    found = json.loads(subprocess.run(["node", str(tmp_path / "page.cjs")], capture_output=True, encoding="utf-8",
+                                      timeout=60, check=True).stdout)
+    assert dict(zip(counts, found["counts"])) == counts
+    assert (found["all"], found["word"], found["none"]) == (6, 1, 0)
+    assert found["differs"] == sum(any(kind == "differs" for _, kind, _ in study["f"]) for study in studies)
+
+    def disputes(study):
+        return sum({"match": 0, "differs": 0.5}.get(kind, 1) for _, kind, _ in study["f"])
+
+    for name, key in (("best first", lambda s: (-s["s"], -s["l"])), ("worst first", lambda s: (s["s"], s["l"])),
+                      ("most disputed first", lambda s: (-disputes(s), s["l"]))):
+        assert found["orders"][name] == [study["id"] for study in sorted(studies, key=key)], name
+
+
+PRESSES = """<script>
+const seen = {}, cards = () => document.querySelectorAll("#cards article"), tool = document.querySelector("#tools");
+const set = (control, value) => { control.value = value; control.dispatchEvent(new Event("input")); };
+const [order, finding, kind] = tool.querySelectorAll("select"), search = tool.querySelector("input");
+set(search, "study-3"); seen.searched = cards().length;
+set(search, "nowhere"); seen.nowhere = cards().length;
+const button = document.querySelector("button.count:not(:disabled)");
+button.click(); seen.pressed = cards().length; seen.says = +button.textContent; seen.left = search.value;
+set(finding, "any finding"); set(kind, "in any way"); set(order, "worst first"); seen.first = cards()[0].querySelector(".id").textContent;
+const map = cards()[0].querySelector("button.clue"), large = () => cards()[0].querySelectorAll(".pictures canvas").length;
+seen.maps = [large()]; map.click(); seen.maps.push(large()); map.click(); seen.maps.push(large());
+document.title = JSON.stringify(seen);
+</script></body>"""
+
+
+@pytest.mark.skipif(not CHROME, reason="no chromium or google-chrome to press buttons in")
+def test_presses(written, tmp_path):
+    studies = data_of(written[0])["studies"]
+    text = re.sub("<meta http-equiv[^>]*>", "", written[0]).replace("</body>", PRESSES)         # its policy allows no other script
+    seen = json.loads(html.unescape(re.search("<title>(.*?)</title>", drawn_by_browser(text, tmp_path), re.S)[1]))
+    worst = min(studies, key=lambda study: (study["s"], study["l"]))
+    assert (seen["searched"], seen["nowhere"]) == (1, 0) and seen["pressed"] == seen["says"] > 0 and seen["left"] == ""
+    assert seen["first"] == worst["id"] and seen["maps"] == [0, len(worst["v"]), 0]
+
+
 def test_it_shows_every_part(written):
     text, _, metrics = written
     for name in ("scores", "floors", "clinical", "findings", "gallery", "training", "settings"):
         assert f'<section id="{name}">' in text
+    assert re.search(r'<circle class="held-out"[^>]*><title>validation, step 119: 6</title>', text)
     assert f'{metrics["language"]["coco"]["BLEU-4"]["value"]:.3f}' in text
     assert "prefers-color-scheme: dark" in text and "@media print" in text and "width=device-width" in text
     for row_ in published.ROWS["mimic_cxr"]:
@@ -203,11 +272,12 @@ def test_many_studies_are_thinned_from_both_ends(monkeypatch):
 def test_five_hundred_studies_stay_below_ten_megabytes():
     """From the size of a few: two views of 128 px, long reports, three heat maps and the queries'."""
     studies, rows, _ = phantom_rows(8)
-    pictures = {i: [phantom.draw(picture, 256) for picture in study.pictures] for i, study in enumerate(studies)}
+    pictures = {i: [phantom.draw(study.pictures[0]._replace(view=view), 256) for view in phantom.VIEWS]
+                for i, study in enumerate(studies)}
     for r in rows:
         r["hypothesis"] = r["reference"] = " ".join([r["reference"]] * 2)
     shown, _ = gallery.studies(rows, pictures.get, maps, phantom_labels)
-    assert len(page.in_script(shown)) / len(rows) * 500 < 8e6
+    assert all(len(study["v"]) == 2 for study in shown) and len(page.in_script(shown)) / len(rows) * 500 < 8e6
 
 
 def test_charts_survive_odd_numbers():
@@ -217,8 +287,11 @@ def test_charts_survive_odd_numbers():
     assert charts.curves("loss", [("loss", "train", [(1, nan)], "line")]) == ""
     assert charts.curves("one", [("loss", "train", [(7, 0.0)], "dots")])
     assert charts.ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1] and charts.ticks(3, 17) == [5, 10, 15]
+    last = re.search(r'x="([0-9.]+)"[^>]*>1500<', charts.curves("loss", [("loss", "train", [(1, 0), (1500, 1)], "line")], width=420))
+    assert float(last[1]) <= 420 - 16                                              # half of "1500" is 13 px: not cut off
     straight = np.array([(i, 2.0 * i) for i in range(50)])
     assert np.allclose(charts.smoothed(straight.tolist()), straight)
+    assert charts.smoothed([(1, inf), *straight.tolist(), (60, nan)]) == charts.smoothed(straight.tolist())
     assert len(charts.thinned([(i, 0) for i in range(10_000)])) <= charts.POINTS
     assert charts.bar({"value": None}) == "" and charts.number(-0.5) == "−0.500"
 
