@@ -11,6 +11,7 @@ import pytest
 
 import evaluate
 import metrics
+from data.files import UserError
 from data.reports import LABELS
 from metrics.clinical import clinical_scores
 from metrics.meteor_data import find_data
@@ -133,6 +134,17 @@ def test_against_other_studies(tmp_path, capsys):
     for other in (rows()[:-1], [rows()[0] | {"id": "new"}, *rows()[1:]], [rows()[0] | {"reference": "x"}, *rows()[1:]]):
         assert evaluate.main(["--reports", str(mine), "--against", str(write(tmp_path / "b.jsonl", other))]) == 2
         assert "id '" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("one, other, same", [
+    ("abc", ["abc"], True), (["p", "q"], ["p", "q"], True), (["p", "q"], ["p", "r"], False), ("ab", ["ab", "zzz"], False)])
+def test_against_compares_every_reference(no_data, one, other, same):
+    mine, theirs = ([{"id": "1", "hypothesis": "x", "reference": reference}] for reference in (one, other))
+    if same:
+        evaluate_texts(mine, against=theirs, draws=2)
+    else:
+        with pytest.raises(UserError, match="different references for id '1'"):
+            evaluate_texts(mine, against=theirs, draws=2)
 
 
 def test_strange_texts_are_scored(tmp_path, no_data):
