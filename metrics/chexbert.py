@@ -44,10 +44,14 @@ class CheXbert(nn.Module):
 
 
 class Labeler:
-    """Texts → labels, with a model and its tokenizer. Reads no more than the longest position of the model."""
+    """Texts → labels, with a model and its tokenizer. Reads no more than the longest position of the model.
+
+    What it has read it remembers: a text costs its time once, whoever asks for it again.
+    """
 
     def __init__(self, model, tokenizer, device="cpu"):
         self.model, self.tokenizer, self.device = model.to(device).eval(), tokenizer, device
+        self.known = {}
 
     @classmethod
     def from_pretrained(cls, folder, device="cpu"):
@@ -68,10 +72,9 @@ class Labeler:
     @torch.inference_mode()
     def __call__(self, texts, batch_size=32, progress=True):
         """Labels (N, 14), values 0 blank, 1 positive, 2 negative, 3 uncertain. Equal texts are read once."""
-        unique = {text: self.encode(text) for text in texts}
+        unique = {text: self.encode(text) for text in texts if text not in self.known}
         # Sorted by length, so that a batch holds little padding.
         order = sorted(unique, key=lambda text: len(unique[text]))
-        labels = {}
         quiet = None if progress else True  # None: silent where nobody watches
         for start in tqdm(range(0, len(order), batch_size), "CheXbert", unit="batch", disable=quiet):
             batch = order[start : start + batch_size]
@@ -81,5 +84,5 @@ class Labeler:
             mask = torch.arange(ids.shape[1]) < lengths[:, None]
             logits = self.model(ids.to(self.device), mask.to(self.device))
             found = torch.stack([scores.argmax(-1) for scores in logits], dim=-1).tolist()
-            labels.update(zip(batch, found))
-        return [labels[text] for text in texts]
+            self.known.update(zip(batch, found))
+        return [list(self.known[text]) for text in texts]

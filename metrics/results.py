@@ -8,6 +8,7 @@ With several references the first is the one that labels are read from.
 """
 
 import platform
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -157,8 +158,9 @@ def phantom_labels(texts):
     return [label(text) for text in texts]
 
 
+@lru_cache(maxsize=1)
 def chexbert_labels(folder, device="cpu"):
-    """A function texts → [(labels, None)] by the CheXbert model in a folder. Raises UserError."""
+    """A function texts → [(labels, None)] by the CheXbert model in a folder, loaded once a run. Raises UserError."""
     from metrics.chexbert import Labeler  # torch, which scoring given texts should not have to load
 
     labeler = Labeler.from_pretrained(folder, device)

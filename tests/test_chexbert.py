@@ -1,6 +1,7 @@
 """The labeler against an independent statement of CheXbert's network, on transformers' BertModel."""
 
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,11 @@ from transformers import BertConfig as ReferenceConfig
 from transformers import BertModel, BertTokenizer
 
 from data.files import UserError
-from metrics.chexbert import CLASSES, Labeler
+from metrics import chexbert
+from metrics.chexbert import CLASSES, RENAME, CheXbert, Labeler
+from metrics.results import chexbert_labels
+from model import checkpoint
+from model.bert import BertConfig
 from tests.record_metrics import nasty_texts
 
 SIZES = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96,
@@ -84,6 +89,37 @@ def test_logits_do_not_depend_on_the_batch(folder):
             assert torch.allclose(ours, theirs, atol=1e-4) and torch.allclose(ours[0], ours[1], atol=1e-5)
             assert torch.allclose(ours[:1], single, atol=1e-4)
     assert [scores.shape[1] for scores in alone] == CLASSES == [4] * 13 + [2]
+
+
+def test_published_names_and_shapes():
+    """The published size against transformers' BertModel under DataParallel's prefix: only the pooler is dropped."""
+    with torch.device("meta"):
+        published = {f"module.{name}": tensor for name, tensor in Reference(ReferenceConfig()).state_dict().items()}
+    model = checkpoint.load_state(lambda: CheXbert(BertConfig(vocab_size=30522)), published, "chexbert.pth", RENAME,
+                                  torch.float32)
+    names = set(model.state_dict())
+    assert {f"module.{name}" for name in names} == published.keys() - {
+        "module.bert.pooler.dense.weight", "module.bert.pooler.dense.bias"}
+    assert len(names) == 5 + 12 * 16 + 14 * 2 and len(published) == len(names) + 2
+
+
+def test_a_folder_as_published_has_no_config(folder, tmp_path, monkeypatch):
+    path, _ = folder
+    for name in ("vocab.txt", "chexbert.pth"):
+        (tmp_path / name).symlink_to(path / name)
+    texts = ["no effusion", "pneumothorax"]
+    wanted = Labeler.from_pretrained(path)(texts)
+    monkeypatch.setattr(chexbert, "BertConfig", partial(BertConfig, **SIZES))       # the test's small network as "base"
+    assert Labeler.from_pretrained(tmp_path)(texts) == wanted
+
+
+def test_loaded_once_a_run_and_no_text_read_twice(folder, monkeypatch):
+    label, read = chexbert_labels(str(folder[0])), []
+    assert chexbert_labels(str(folder[0])) is label
+    encode = Labeler.encode
+    monkeypatch.setattr(Labeler, "encode", lambda self, text: read.append(text) or encode(self, text))
+    first = label(["no effusion", "heart"])
+    assert label(["heart", "lungs", "no effusion"])[::2] == first[::-1] and read == ["no effusion", "heart", "lungs"]
 
 
 def test_512_token_rule():
