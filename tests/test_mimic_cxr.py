@@ -84,6 +84,8 @@ def test_target_text(report, target, text):
 
 def test_the_54_odd_studies():
     assert len(mimic_cxr.ODD_SECTION_OF) == 23 and len(mimic_cxr.ODD_RANGES) == 23 and len(mimic_cxr.ODD_EMPTY) == 8
+    lists = json.dumps([mimic_cxr.ODD_SECTION_OF, mimic_cxr.ODD_RANGES, sorted(mimic_cxr.ODD_EMPTY)], sort_keys=True)
+    assert hashlib.sha256(lists.encode()).hexdigest().startswith("3b8d492b11d5a3a9")
     recommended = TITLE + " RECOMMENDATION(S):  Lungs clear.\n COMPARISON: none\n"
     for target in ("findings", "impression", "both"):
         assert target_text(recommended, "s50913680", target) == "Lungs clear."

@@ -258,17 +258,23 @@ def test_other_rules_on_the_published_reports(real, options, number):
         round(0.7 * number), round(0.8 * number) - round(0.7 * number), number - round(0.8 * number)]
 
 
-def test_published_reports_with_stand_in_pictures(real, tmp_path):
-    """A stand-in for every name of 60 reports, the whole way."""
-    raw = tmp_path / "raw"
-    (raw / "NLMCXR_png").mkdir(parents=True)
-    for path in sorted(real[0].glob("ecgen-radiology/*.xml"))[:60]:
-        (raw / path.name).write_bytes(path.read_bytes())
+def test_published_reports_with_stand_in_pictures(real, tmp_path, capsys):
+    """A stand-in for every one of the 7,470 names, the whole way."""
+    raw, annotation = real
+    (raw / "NLMCXR_png").mkdir()
+    drawn = {}
+    for path in raw.glob("ecgen-radiology/*.xml"):
         for name in openi._parse(path)["pictures"]:
-            Image.new("L", (5, 6), sum(name.encode()) % 200 + 50).save(raw / f"NLMCXR_png/{name}.png")
-    assert command(raw, tmp_path / "set") == 0
+            level = sum(name.encode()) % 200 + 50
+            if level not in drawn:
+                Image.new("L", (5, 6), level).save(tmp_path / "one.png")
+                drawn[level] = (tmp_path / "one.png").read_bytes()
+            (raw / f"NLMCXR_png/{name}.png").write_bytes(drawn[level])
+    assert len(list((raw / "NLMCXR_png").iterdir())) == 7470
+    assert command(raw, tmp_path / "set", "--split-from", str(annotation)) == 0
+    assert "2,069 / 296 / 590 studies" in capsys.readouterr().out
     prepared = Prepared(tmp_path / "set")
-    assert len(prepared.studies) > 30 and len(prepared.images) == 2 * len(prepared.studies)
+    assert len(prepared.studies) == 2955 and len(prepared.images) == 5910
     for study in prepared.studies:
         levels = [int(picture.max()) for picture in prepared.pictures(study)]
         assert levels == [sum(name.encode()) % 200 + 50 for name in study["view_names"]]
