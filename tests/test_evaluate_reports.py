@@ -179,6 +179,13 @@ def test_real_pairs(tmp_path, no_data):
     assert language["r2gen"]["BLEU-1"]["value"] > language["coco"]["BLEU-1"]["value"]
 
 
+@pytest.mark.skipif(find_data() is None or not PEER.exists(), reason="needs METEOR's data and the real pairs of ../shared")
+def test_full_meteor_of_the_real_pairs():
+    pairs = [json.loads(line) for line in PEER.read_text(encoding="utf-8").splitlines()]
+    scores = metrics.score(*([row[side] for row in pairs] for side in ("hypothesis", "reference")))
+    assert scores["METEOR"] == pytest.approx(0.14893836762232462, abs=1e-12)         # the jar's
+
+
 @pytest.mark.skipif(find_data() is None, reason="METEOR's data is not installed (pycocoevalcap)")
 def test_full_meteor_is_named_so(tmp_path, capsys):
     assert evaluate.main(["--reports", str(write(tmp_path / "a.jsonl", rows())), "--draws", "10"]) == 0
