@@ -23,8 +23,10 @@ def test_recorded_texts_are_identical():
     ("doesn't cannot patient's they'll be", "does n't can not patient 's they 'll be"),
     ("1 1/2 cm at T8-T9 and/or +/-", "1\u00a01/2 cm at t8-t9 and/or + /"),
     ("type B. The lung. type A. no", "type b the lung type a. no"),
+    ("type A. <b> x", "type a <b> x"),
     ("no. 3 is no. Fig. 2", "no. 3 is no fig. 2"),
     ("normal.The effusion,no effusion,left-sided", "normal.the effusion no effusion,left-sided"),
+    ("al.-2.5 Rt.-a Rt.-sided", "al. -2.5 rt. a rt.-sided"), ("[a[b]@c.org] a@b.com>", "-lsb- a[b]@c.org] a@b.com>"),
     ("", ""), ("...", ""), ("\u200b\ufeff", ""),
 ])
 def test_worked_examples(text, tokens):
