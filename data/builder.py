@@ -36,8 +36,9 @@ def build(studies, read, out, *, size, workers, options, skipped=(), found=None,
 
     `read(picture, size)` gives (size, size) uint8 or raises UserError or OSError, whose message becomes the reason for
     leaving the study out; with `read` None there are no pictures (views stay empty). `skipped` and `found` (counts)
-    are the source's own and go into the manifest; `origin` is what a message calls it. A killed build goes on where it stopped; the bytes written do not
-    depend on that or on `workers`. Raises UserError where `out` holds a data set made with other options.
+    are the source's own and go into the manifest; `origin` is what a message calls it. A killed build goes on where it
+    stopped; the bytes written do not depend on that or on `workers`. Raises UserError where `out` holds a data set made
+    with other options.
     """
     out, options = Path(out), {**options, "size": None if read is None else size}
     done = finished(out, options)

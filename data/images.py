@@ -30,8 +30,8 @@ BRIGHTNESS, CONTRAST, GAMMA = 0.1, 0.1, 0.15  # the widest jitter: ± of the ran
 def read(picture, size, name=None):
     """A picture file or a PIL image → (size, size) uint8: gray, long side to `size` with antialiasing, black padding.
 
-    8 bit gray, colour and palette, 16 bit gray; what is transparent is black; the EXIF orientation is obeyed. All pixels are
-    decoded, so a truncated file is noticed. Raises UserError, which calls the picture `name` (default: its path).
+    8 bit gray, colour and palette, 16 bit gray; what is transparent is black; the EXIF orientation is obeyed. All pixels
+    are decoded, so a truncated file is noticed. Raises UserError, which calls the picture `name` (default: its path).
     """
     if isinstance(picture, Image.Image):
         _check_depth(picture, name or "the picture")

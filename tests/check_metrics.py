@@ -61,8 +61,8 @@ def main():
         corpus, wanted = meteor_lines(items, *options)
         value, found = meteor(*zip(*items), data)
         wrong = differing(found, wanted, items)
-        print(f"METEOR {name}: {wrong:,} of {len(items):,} items differ; the corpus value by {abs(value - corpus):.1e}; of "
-              f"the {len(pairs):,} pairs alone it is {meteor(*zip(*items[:len(pairs)]), data)[0]!r}")
+        print(f"METEOR {name}: {wrong:,} of {len(items):,} items differ; the corpus value by {abs(value - corpus):.1e}; "
+              f"of the {len(pairs):,} pairs alone it is {meteor(*zip(*items[:len(pairs)]), data)[0]!r}")
         total += wrong
     return int(total > 0)
 

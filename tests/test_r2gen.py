@@ -142,7 +142,8 @@ def test_hostile_annotations(tmp_path, capsys, text, words):
 def test_another_annotation_is_not_taken_for_the_finished_one(tmp_path, capsys):
     raw = small(tmp_path / "raw")
     assert command(raw, tmp_path / "set") == command(raw, tmp_path / "set") == 0
-    (raw / "annotation.json").write_text((raw / "annotation.json").read_text("utf-8").replace("Lungs clear", "Lungs small"), "utf-8")
+    path = raw / "annotation.json"
+    path.write_text(path.read_text("utf-8").replace("Lungs clear", "Lungs small"), "utf-8")
     capsys.readouterr()
     refused(tmp_path, capsys, raw, "another annotation")
     refused(tmp_path, capsys, tmp_path / "none", "no such folder")
