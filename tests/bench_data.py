@@ -82,17 +82,22 @@ def bench_preparing(folder, pictures):
         print(f"  {rate(call, paths):8.1f}  {name}")
     entries = [{"id": path.stem, "report": "Lungs clear.", "image_path": [path.name]} for path in paths]
     (folder / "annotation.json").write_text(json.dumps({"train": entries, "val": [], "test": []}))
-    print(f"The whole command on them, its start included, by the clock (load {os.getloadavg()[0]:.1f} of "
-          f"{os.cpu_count()} cores): pictures a second, the best of three")
-    for workers in (1, 2):
+    print(f"The whole command on them, by the clock (load {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores), the best of "
+          "three: seconds, and pictures a second with and without its start")
+    for options in (["--text-only"], ["--workers", "1"], ["--workers", "2"]):
         seconds = []
         for _ in range(3):
             start = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "data.prepare", "r2gen", "--raw", folder, "--out", folder / "set",
-                            "--workers", str(workers)], check=True, capture_output=True)
+            subprocess.run([sys.executable, "-m", "data.prepare", "r2gen", "--raw", folder, "--out", folder / "set", *options],
+                           check=True, capture_output=True)
             seconds.append(time.perf_counter() - start)
             shutil.rmtree(folder / "set")
-        print(f"  {pictures / min(seconds):8.1f}  {workers} worker{'s' * (workers > 1)} ({min(seconds):.1f} s)")
+        if options == ["--text-only"]:
+            alone = min(seconds)
+            print(f"  {alone:8.1f}  its start alone (--text-only)")
+        else:
+            print(f"  {min(seconds):8.1f}  {' '.join(options)}: {pictures / min(seconds):.1f} and "
+                  f"{pictures / (min(seconds) - alone):.1f}")
 
 
 def picture_file(file, rows):
