@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -30,29 +31,31 @@ CHUNK = 8  # pictures a worker is given at a time
 SAVE_EVERY = 5.0  # seconds of work that a kill can cost
 
 
-def build(studies, read, out, *, size, workers, options, skipped=(), found=None):
+def build(studies, read, out, *, size, workers, options, skipped=(), found=None, origin="the source"):
     """Reads every picture of `studies` and writes the prepared data set `out`; returns its manifest.
 
     `read(picture, size)` gives (size, size) uint8 or raises UserError or OSError, whose message becomes the reason for
     leaving the study out; with `read` None there are no pictures (views stay empty). `skipped` and `found` (counts)
-    are the source's own and go into the manifest. A killed build goes on where it stopped; the bytes written do not
-    depend on that or on `workers`. Raises UserError where `out` holds a data set made with other options.
+    are the source's own and go into the manifest; `origin` is what a message calls it. A killed build goes on where it
+    stopped; the bytes written do not depend on that or on `workers`. Raises UserError where `out` holds a data set made
+    with other options.
     """
     out, options = Path(out), {**options, "size": None if read is None else size}
     done = finished(out, options)
     if done is not None:
         return done
-    studies, skipped = _usable(studies, skipped)
+    studies, skipped = _usable(studies, skipped, origin)
     out.mkdir(parents=True, exist_ok=True)
     work = _Work(out, studies, options)
     if not work.described():
         reasons = {} if read is None else work.read_all(read, workers)
         kept = [study for n, study in enumerate(studies) if not reasons.keys() & set(work.rows[n])]
-        for study, rows in zip(studies, work.rows, strict=True):
-            why = [reasons[row] for row in rows if row in reasons]
-            skipped += [{"id": study.id, "why": why[0]}] if why else []
+        unreadable = [{"id": study.id, "why": why[0]} for study, rows in zip(studies, work.rows, strict=True)
+                      if (why := [reasons[row] for row in rows if row in reasons])]
         if not kept:
-            raise UserError(f"{out}: no study is left; the first was left out because of: {skipped[0]['why']}")
+            work.discard()
+            raise _nothing_left(unreadable, origin)
+        skipped += unreadable
         work.describe(studies, reasons, _manifest(kept, skipped, options, found))
     return work.finish()
 
@@ -75,22 +78,36 @@ def finished(out, options):
     return manifest if all((Path(out) / name).is_file() for name in files) else None
 
 
-def _usable(studies, skipped):
+def kind_of(why):
+    """A reason without the file's name."""
+    return why.split(": ", 1)[-1]
+
+
+def _nothing_left(skipped, origin):
+    """The UserError that gives the most frequent reason, by its first example."""
+    if not skipped:
+        return UserError(f"{origin}: no study is left: the source is empty; give the folder of the whole download")
+    kind, number = Counter(kind_of(entry["why"]) for entry in skipped).most_common(1)[0]
+    why = next(entry["why"] for entry in skipped if kind_of(entry["why"]) == kind)
+    return UserError(f"{origin}: no study is left; {number:,} of {len(skipped):,} were left out like the first of them, "
+                     f"because of: {why}; compare the files and options with the README, section Data")
+
+
+def _usable(studies, skipped, origin):
     """(the studies with words in their report, skipped and the others). UserError for an impossible id or split."""
     seen, usable, skipped = set(), [], list(skipped)
     for study in studies:
         if study.id in seen:
-            raise UserError(f"two studies have the id {study.id!r}; ids must be unique")
+            raise UserError(f"{origin}: two studies have the id {study.id!r}; ids must be unique, remove one")
         if study.split not in SPLITS:
-            raise UserError(f"study {study.id!r}: split {study.split!r} is none of {', '.join(SPLITS)}")
+            raise UserError(f"{origin}: study {study.id!r}: split {study.split!r} is none of {', '.join(SPLITS)}")
         seen.add(study.id)
         if sentences(study.report):
             usable.append(study)
         else:
             skipped.append({"id": study.id, "why": "no words in the report"})
     if not usable:
-        raise UserError("no study is left" + (f"; the first was left out because of: {skipped[0]['why']}" if skipped
-                                              else ": the source is empty"))
+        raise _nothing_left(skipped, origin)
     return usable, skipped
 
 
@@ -129,10 +146,13 @@ class _Work:
             plan.update(repr(tuple(study)).encode("utf-8", "backslashreplace"))
         self.plan = plan.digest()
         if not self.state.exists() or self.state.read_bytes()[:32] != self.plan:
-            for path in (self.state, self.manifest, self.images):
-                path.unlink(missing_ok=True)
+            self.discard()
             with whole_file(self.state, "wb") as file:
                 file.write(self.plan + bytes(len(self.pictures)))
+
+    def discard(self):
+        for path in (self.state, self.manifest, self.images):
+            path.unlink(missing_ok=True)
 
     def described(self):
         """Whether all pictures are read and only `finish` is left."""

@@ -152,7 +152,7 @@ class Visits(torch.utils.data.Dataset):
     def __init__(self, prepared, studies, stage, crop, seed=None, sentences=1):
         if crop > prepared.size:
             raise UserError(f"{prepared.folder}: pictures of {prepared.size} px cannot give crops of {crop} px; "
-                            f"prepare the data set again with --size {round(crop * 8 / 7)}")
+                            f"prepare the data set again with --size {64 * -(-crop // 56)}")  # 256 for 224, 448 for 384
         self.prepared, self.studies, self.stage, self.crop, self.seed = prepared, studies, stage, crop, seed
         self.sentences = sentences
         self.texts = [self._text(study) for study in studies]

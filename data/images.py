@@ -6,6 +6,7 @@ costophrenic angles that the report speaks of.
 """
 
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -29,19 +30,22 @@ BRIGHTNESS, CONTRAST, GAMMA = 0.1, 0.1, 0.15  # the widest jitter: ± of the ran
 def read(picture, size, name=None):
     """A picture file or a PIL image → (size, size) uint8: gray, long side to `size` with antialiasing, black padding.
 
-    8 and 16 bit, gray, colour, palette; what is transparent is black; the EXIF orientation is obeyed. All pixels are
-    decoded, so a truncated file is noticed. Raises UserError, which calls the picture `name` (default: its path).
+    8 bit gray, colour and palette, 16 bit gray; what is transparent is black; the EXIF orientation is obeyed. All pixels
+    are decoded, so a truncated file is noticed. Raises UserError, which calls the picture `name` (default: its path).
     """
     if isinstance(picture, Image.Image):
+        _check_depth(picture, name or "the picture")
         return _square(_gray(ImageOps.exif_transpose(picture)), size)
     name = name or str(picture)
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a corrupt EXIF, which then counts as none
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(picture, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UserError(f"{name}: claims {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; "
                                     "refused")
+                _check_depth(image, name)
                 # JPEG only: decode at 1/2, 1/4 or 1/8, never below twice the size asked for. The resize does the rest.
                 image.draft("L", (2 * size, 2 * size))
                 if image.getexif().get(ORIENTATION, 1) != 1:
@@ -75,6 +79,13 @@ def locate(root, name):
 def read_below(root, name, size):
     """`read` for the picture `name` of the folder `root`, never outside it."""
     return read(locate(root, name), size, name=name)
+
+
+def _check_depth(image, name):
+    """UserError for 16-bit colour or gray with alpha: Pillow keeps the high byte, and 12-bit values turn black."""
+    if not image.mode.startswith("I") and any(re.search(";16[BLN]", str(tile[3])) for tile in getattr(image, "tile", ())):
+        raise UserError(f"{name}: has 16 bits a colour or an alpha, which cannot be read whole; save it as 16-bit gray "
+                        "or with 8 bits")
 
 
 def _gray(image):

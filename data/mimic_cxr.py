@@ -94,9 +94,9 @@ def collect(raw, target="findings", views=2, count="studies"):
     raw = Path(raw)
     if not raw.is_dir():
         raise UserError(f"{raw}: no such folder; --raw is the folder of the download")
-    tables, report_tree, picture_tree = _look_around(raw)
+    tables, report_tree, picture_tree = look_around(raw)
     records = _records(tables["split"])
-    position = dict(read_csv(tables["metadata"], "dicom_id", "ViewPosition"))
+    position = _positions(tables["metadata"])
     labels = _labels(tables["chexpert"]) if "chexpert" in tables else {}
 
     studies, skipped = [], []
@@ -120,6 +120,8 @@ def collect(raw, target="findings", views=2, count="studies"):
     images = {split: sum(len(record[2]) for record in records.values() if record[0] == split) for split in SPLITS}
     numbers = (sum(images.values()), len(records), len({record[1] for record in records.values()}), *images.values())
     found = {what: (number, PUBLISHED[what]) for what, number in zip(PUBLISHED, numbers, strict=True)}
+    found["images without a metadata row"] = (
+        sum(dicom not in position for record in records.values() for dicom in record[2]), 0)
     found["studies with CheXpert labels"] = (len(labels), 227827)
     return studies, skipped, found, picture_tree
 
@@ -201,7 +203,7 @@ def read_csv(path, *columns):
         raise UserError(f"{path}: cannot be read ({error}); download it again") from None
 
 
-def _look_around(raw):
+def look_around(raw):
     """({table: path}, tree of reports, tree of pictures) somewhere below `raw`; a tree is a folder with p10 … p19."""
     tables, trees = {}, []
     level = [raw]
@@ -259,12 +261,25 @@ def _records(path):
     return records
 
 
+def _positions(path):
+    """{dicom: ViewPosition}"""
+    positions = {}
+    for dicom, position in read_csv(path, "dicom_id", "ViewPosition"):
+        if dicom in positions:
+            raise UserError(f"{path}: the dicom_id {dicom} stands there twice; download it again")
+        positions[dicom] = position
+    return positions
+
+
 def _labels(path):
     """{"s50414267": 14 values in CheXbert's order and coding}; the csv's columns are taken by name."""
     labels = {}
     for study, *values in read_csv(path, "study_id", *LABELS):
         if not CODE_OF.keys() >= set(values):
-            raise UserError(f"{path}: study {study} has a value other than 1.0, 0.0, -1.0 and blank: {values}")
+            raise UserError(f"{path}: study {study} has a value other than 1.0, 0.0, -1.0 and blank: {values}; "
+                            "download it again")
+        if f"s{study}" in labels:
+            raise UserError(f"{path}: the study_id {study} stands there twice; download it again")
         labels[f"s{study}"] = [CODE_OF[value] for value in values]
     return labels
 

@@ -6,6 +6,10 @@
 
 R2Gen's 2,955 studies are those with findings and at least two pictures, and its pictures are the first two that the
 report names. An id here is R2Gen's: the first picture's name without its last part.
+
+Choice: of a study with more pictures than `views` the first ones are taken, as R2Gen does; only where Kaggle's table
+knows a frontal picture of the study and none of those is one does the first frontal take the last one's place. They
+are put in the order frontal, unknown, lateral.
 """
 
 import hashlib
@@ -52,19 +56,26 @@ def collect(raw, target="findings", views=2, seed=0, split_from=None, text_only=
     views_of = _views(Path(raw) / "indiana_projections.csv")
     split_of = _published_split(split_from) if split_from else None
     enough = min(2, views)
-    studies, skipped = [], []
+    studies, skipped, path_of = [], [], {}
     for report in parsed:
         text = _text(report, target)
-        names = report["pictures"][:views]
+        names = report["pictures"]
         study_id = (names[0].rpartition("-")[0] or names[0]) if names else report["uid"]
         if not text:
             skipped.append({"id": study_id, "why": f"no {'text' if target == 'both' else target} in the report"})
-        elif len(report["pictures"]) < enough:
+        elif len(names) < enough:
             skipped.append({"id": study_id, "why": f"fewer than {enough} pictures"})
         elif split_of is not None and study_id not in split_of:
             skipped.append({"id": study_id, "why": f"not in {Path(split_from).name}"})
         else:
-            # Choice: R2Gen's pair is kept, and only put in order: frontal, unknown, lateral.
+            if study_id in path_of:
+                raise UserError(f"{report['path']}: two studies have the id {study_id!r}, this one and that of "
+                                f"{path_of[study_id]}; remove one of the two")
+            path_of[study_id] = report["path"]
+            frontal = [name for name in names if views_of.get(name) == "frontal"]
+            names = names[:views]
+            if frontal and not set(frontal) & set(names):
+                names = names[:-1] + frontal[:1]
             names = sorted(names, key=lambda name: ("frontal", "", "lateral").index(views_of.get(name, "")))
             pictures = [str(pngs[name].relative_to(raw)) if name in pngs else f"{name}.png" for name in names]
             extra = {"view_names": names}
@@ -85,7 +96,7 @@ def collect(raw, target="findings", views=2, seed=0, split_from=None, text_only=
 
 
 def _parse(path):
-    """{"uid", "FINDINGS", "IMPRESSION", "pictures"} of one report."""
+    """{"path", "uid", "FINDINGS", "IMPRESSION", "pictures"} of one report."""
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -100,11 +111,11 @@ def _parse(path):
     uid = root.find("uId")
     if uid is None or not uid.get("id"):
         raise UserError(f"{path}: no uId, so this is no Open-i report; move it out of the folder")
-    report = {"uid": uid.get("id"), "FINDINGS": "", "IMPRESSION": "",
+    report = {"path": path, "uid": uid.get("id"), "FINDINGS": "", "IMPRESSION": "",
               "pictures": [image.get("id", "") for image in root.iter("parentImage")]}
     for section in root.iter("AbstractText"):
         if section.get("Label") in report:
-            report[section.get("Label")] = (section.text or "").strip()
+            report[section.get("Label")] = "".join(section.itertext()).strip()
     return report
 
 

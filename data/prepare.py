@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 
 from data import images, mimic_cxr, openi, phantom as phantom_source, r2gen
-from data.builder import build, finished
-from data.files import UserError
+from data.builder import build, finished, kind_of
+from data.files import UserError, file_digest
 
 
 def phantom(out, counts=(2000, 300, 500), seed=0, size=128, workers=1):
@@ -28,8 +28,13 @@ def phantom(out, counts=(2000, 300, 500), seed=0, size=128, workers=1):
                          workers=workers, options=options)
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}; --help lists all options")
+
+
 def _arguments(argv):
-    parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m data.prepare", description=__doc__.splitlines()[0])
     sources = parser.add_subparsers(dest="source", required=True, metavar="{openi,r2gen,mimic_cxr,phantom}")
 
     def source(name, text, size):
@@ -49,7 +54,7 @@ def _arguments(argv):
     command = source("openi", "Open-i's Indiana University chest X-rays", 256)
     command.add_argument("--target", choices=targets, default="findings", help="the text to generate")
     command.add_argument("--split-from", type=Path, help="R2Gen's annotation.json, whose split to take")
-    command.add_argument("--seed", type=int, default=0, help="of the 70/10/20 split, without --split-from")
+    command.add_argument("--seed", type=_natural, default=0, help="of the 70/10/20 split, without --split-from")
     source("r2gen", "R2Gen's annotation.json with images/", 256)
     command = source("mimic_cxr", "MIMIC-CXR-JPG with the reports of MIMIC-CXR", 256)
     command.add_argument("--target", choices=targets, default="findings", help="the text to generate")
@@ -58,30 +63,46 @@ def _arguments(argv):
     command = source("phantom", "drawn chest X-rays with reports that fit", 128)
     command.add_argument("--studies", type=_positive, nargs=3, default=[2000, 300, 500],
                          metavar=("TRAIN", "VAL", "TEST"), help="studies per split")
-    command.add_argument("--seed", type=int, default=0, help="of everything drawn")
+    command.add_argument("--seed", type=_natural, default=0, help="of everything drawn")
     return parser.parse_args(argv)
 
 
+def _natural(text, low=0):
+    if not text.isdecimal() or int(text) < low:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} on")
+    return int(text)
+
+
 def _positive(text):
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
+    return _natural(text, low=1)
+
+
+def _digest(path):
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; R2Gen's layout is annotation.json beside images/")
+    return file_digest(path)
 
 
 def _prepare(args):
     if args.source == "phantom":
         options = {"source": "phantom", "studies": args.studies, "seed": args.seed}
     else:
+        if not args.raw.is_dir():
+            raise UserError(f"{args.raw}: no such folder; --raw is the folder of the download")
         keys = {"openi": ("target", "views", "seed"), "r2gen": ("views",), "mimic_cxr": ("target", "views", "count")}
         options = {"source": args.source, **{key: getattr(args, key) for key in keys[args.source]}}
+        # By the contents of the file that decides the split: another one under the same name is another data set.
         if args.source == "openi" and args.split_from:
-            options["seed"] = None
-            options["split_from"] = args.split_from.name
-        elif args.source == "mimic_cxr" and args.count == "images":
-            if args.views > 2:
-                raise UserError("--views has no meaning with --count images, where every picture is its own example")
-            options["views"] = 1
+            options |= {"seed": None, "split_from": _digest(args.split_from)}
+        elif args.source == "r2gen":
+            options["annotation"] = _digest(args.raw / "annotation.json")
+        elif args.source == "mimic_cxr":
+            options["split_file"] = file_digest(mimic_cxr.look_around(args.raw)[0]["split"])
+            if args.count == "images":
+                if args.views > 2:
+                    raise UserError("--views has no meaning with --count images, where every picture is its own example; "
+                                    "leave it out")
+                options["views"] = 1
     text_only = args.source != "phantom" and args.text_only
     manifest = finished(args.out, {**options, "size": None if text_only else args.size})
     if manifest is not None:
@@ -89,8 +110,6 @@ def _prepare(args):
     elif args.source == "phantom":
         manifest = phantom(args.out, args.studies, args.seed, args.size, args.workers)
     else:
-        if not args.raw.is_dir():
-            raise UserError(f"{args.raw}: no such folder; --raw is the folder of the download")
         if args.source == "openi":
             collected = openi.collect(args.raw, args.target, args.views, args.seed, args.split_from, text_only)
         elif args.source == "r2gen":
@@ -99,7 +118,7 @@ def _prepare(args):
             collected = mimic_cxr.collect(args.raw, args.target, args.views, args.count)
         studies, skipped, found, folder = collected
         manifest = build(studies, None if text_only else partial(images.read_below, folder), args.out, size=args.size,
-                         workers=args.workers, options=options, skipped=skipped, found=found)
+                         workers=args.workers, options=options, skipped=skipped, found=found, origin=folder)
     _print_summary(args.out, manifest)
 
 
@@ -107,8 +126,8 @@ def _print_summary(out, manifest):
     for what, (number, published) in manifest["found"].items():
         note = "" if published is None else f" (published: {published:,}{'' if number == published else '; DIFFERS'})"
         print(f"  {number:>9,}  {what}{note}")
-    for why, number in Counter(_kind(entry["why"]) for entry in manifest["skipped"]).most_common():
-        ids = [entry["id"] for entry in manifest["skipped"] if _kind(entry["why"]) == why]
+    for why, number in Counter(kind_of(entry["why"]) for entry in manifest["skipped"]).most_common():
+        ids = [entry["id"] for entry in manifest["skipped"] if kind_of(entry["why"]) == why]
         print(f"  {number:>9,}  left out: {why} ({', '.join(ids[:3])}{', …' if len(ids) > 3 else ''})")
     counts = manifest["counts"]
     print(f"{out}: {counts['train']:,} / {counts['val']:,} / {counts['test']:,} studies (train / val / test), "
@@ -119,16 +138,10 @@ def _print_summary(out, manifest):
                   "split")
 
 
-def _kind(why):
-    """A reason without the file's name."""
-    return why.split(": ", 1)[-1]
-
-
 def main(argv=None):
     """Runs the command; returns its exit code."""
-    args = _arguments(argv)
     try:
-        _prepare(args)
+        _prepare(_arguments(argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -68,8 +68,8 @@ def read_annotation(path):
                     and entry["image_path"] and all(isinstance(name, str) for name in entry["image_path"])):
                 raise UserError(f"{path}: entry {number} of {split!r} lacks an id, a report text or a list image_path")
             try:
-                entry["report"].encode("utf-8")
+                json.dumps(entry, ensure_ascii=False).encode("utf-8")
             except UnicodeEncodeError:
-                raise UserError(f"{path}: the report of {entry['id']!r} is no valid Unicode text; mend it") from None
+                raise UserError(f"{path}: entry {entry['id']!r} holds text that is no valid Unicode; mend it") from None
             entries.append((split, entry))
     return entries

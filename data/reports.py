@@ -18,7 +18,8 @@ MARK = re.compile(r"(?:_{2,}|X{4,})+(?:'[a-z]\b)?")
 X_RAY = re.compile(r"\b([xX])-X{4,}")  # Open-i masks the second half of "x-ray"
 TITLED_MARK = re.compile(r"\b(?:Drs?|Mrs?|Ms|Prof)\.?\s+(?=_{2,}|X{4,})", re.IGNORECASE)
 
-LIST_NUMBER = re.compile(r"(?<![\w.,/])(\d{1,2})[.)],?\s+(?=\S)")
+# "1. Lucency", and "1.Lucency" where the blank was forgotten; never "1.4 cm".
+LIST_NUMBER = re.compile(r"(?<![\w.,/])(\d{1,2})[.)],?(?:\s+|(?=[A-Z][a-z]))(?=\S)")
 # After these words a number belongs to the sentence: "grade 2. Stable", "the right rib 4. The heart".
 NUMBERED = re.compile(
     r"\b(?:ribs?|grade|stage|type|level|class|segment|zone|number|image|[CLST]|and|or|to|of|than|the)$", re.IGNORECASE)

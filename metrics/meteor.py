@@ -166,6 +166,9 @@ def _align(found, hypothesis_length):
             else:
                 grown.append((key + CHUNK if end >= 0 else key, used, next_word, -1, chain))
         paths = grown
+    # The last step's paths, too, are cut to the beam, and that before their open chunks count.
+    paths.sort(key=itemgetter(0))
+    del paths[BEAM:]
     best = min(paths, key=lambda path: path[0] + CHUNK if path[3] >= 0 else path[0])
     chosen, chain = [], best[4]
     while chain:

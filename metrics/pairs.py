@@ -47,7 +47,8 @@ def _json_lines(path, text):
             try:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}: line {number} is not JSON ({error})") from error
+                raise UserError(f"{path}: line {number} is not JSON ({error}); write one object a line, or name the file "
+                                ".csv") from error
 
 
 def _csv(path, text):
@@ -55,10 +56,12 @@ def _csv(path, text):
     reader = csv.DictReader(text.splitlines(keepends=True) if "\r" in text and "\n" not in text
                             else re.findall(r"[^\n]*\n|[^\n]+", text), strict=True)
     try:
-        missing = {"id", "hypothesis", "reference"} - set(reader.fieldnames or ())
-        if missing:
-            raise UserError(f"{path}: the header has no {' and no '.join(sorted(missing))}; the first line names the "
-                            "columns id, hypothesis, reference")
+        columns = reader.fieldnames or []
+        for name in ("hypothesis", "id", "reference"):
+            if columns.count(name) != 1:
+                raise UserError(f"{path}: the header has {'no' if name not in columns else 'more than one'} {name}; the "
+                                f"first line names the columns id, hypothesis, reference, separated by commas, here "
+                                f"{', '.join(map(repr, columns))[:300] or 'nothing'}")
         for row in reader:
             if None in row or None in row.values():
                 raise UserError(f"{path}: line {reader.reader.line_num} has not as many fields as the header; "
@@ -77,7 +80,9 @@ def _checked(row, where):
         raise UserError(f'{where} is no object; write {{"id", "hypothesis", "reference"}}')
     missing = [name for name in ("id", "hypothesis", "reference") if row.get(name) is None]
     if missing:
-        raise UserError(f"{where} has no {' and no '.join(missing)}")
+        raise UserError(f"{where} has no {' and no '.join(missing)}; add it, or remove the line")
+    if row["id"] == "" or str(row["id"]).isspace():
+        raise UserError(f"{where}: the id is empty; give each pair its own id")
     if isinstance(row["id"], bool) or not isinstance(row["id"], (str, int)):
         raise UserError(f"{where}: the id is a string or a whole number")
     hypothesis, reference = row["hypothesis"], row["reference"]

@@ -16,6 +16,10 @@ Traps
   sees one token there, BLEU and CIDEr see two.
 - The original reads all texts of a run as one file, so a line separator inside a text shifts every later text, and the
   next text can change this one. Choice: text by text, each as a line that another line follows.
+
+Known to differ (tests/check_metrics.py --drawn 12000: about one made-up text in a thousand; none of the real ones), all
+of them pieces glued together: a_b, a number, a dot or a mark to a letter beyond ASCII, a www. or an e-mail address; ' to a
+backtick or an accented letter; an opening quote to the letter before it; the smiley ;[ before asterisks.
 """
 
 import re
@@ -40,6 +44,7 @@ _APOSTROPHE = r"['\u2019\u0092]"
 _HYPHEN = r"[-\u058a\u2010\u2011]"
 _SPACE = r"[ \t\u00a0\u2000-\u200a\u3000\n]"
 _INITIALS = r"(?:[A-Za-z]\.)+"
+_TAG = r"(?:<[!?/]?[A-Za-z][^<>\n]*>|<!--[^\n]*?-->)"
 
 # Abbreviations that keep their dot: any case; capital first only; not in all capitals; only before a number.
 _ABBREVIATIONS = """adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bhd bldg blvd brig bros calif
@@ -77,10 +82,10 @@ _WEAK = rf"(?i:{_any(_YIELD_TO_WORD)})\."
 
 # (pattern, what takes its place, or None for the text itself). Where there is a group, it is the token.
 _RULES = [
-    (r"<[!?/]?[A-Za-z][^<>\n]*>|<!--[^\n]*?-->", None),
+    (_TAG, None),
     (r"(?i:&amp;)", "&"), (r"(?i:&lt;)", "<"), (r"(?i:&gt;)", ">"), (r"(?i:&quot;|&apos;)", "'"), (r"&[mn]dash;", "--"),
     (r"&#[0-9]+;", None),
-    (rf"({_STRONG})\S", None),
+    (rf"({_STRONG})(?:-[A-Za-z0-9]|\S)", None),
     (r"(?i:(can)not|(gon|wan)na|(got)ta|(lem|gim)me|(more)'n)(?![A-Za-z0-9])|('t)(?i:is|was)", None),
     (rf"((?:[A-Za-z]*[A-MO-Za-mo-z]))[nN]{_APOSTROPHE}[tT]", None),
     (rf"[nN]{_APOSTROPHE}[tT]{_LETTER}*", None),
@@ -112,10 +117,10 @@ _RULES = [
     (rf"((?i:{_any(_BEFORE_NUMBER)})\.){_SPACE}?[0-9]", None),
     (_INITIALS, None),
     (rf"((?:{_WORD}|[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*)\.)[,;:]", None),
-    (rf"([A-Za-z])\.{_SPACE}+{_any(_SENTENCE_OPENERS)}{_SPACE}", None),
+    (rf"([A-Za-z])\.{_SPACE}+(?:{_any(_SENTENCE_OPENERS)}|{_TAG}){_SPACE}", None),
     (r"https?://[^ \t\n\f\r\"<>|(){}]+[^ \t\n\f\r\"'<>|.!?(){},-]", None),
     (r"(?:[^\s\"`'<>|.!?(){}\[\],;:$/-]+\.)+(?:com|net|org|edu)(?![A-Za-z])", None),
-    (r"[A-Za-z0-9][^\s\"<>|(){}@]*@[^\s\"<>|(){}]*[^\s\"<>|(){}.]", None),                       # e-mail
+    (r"[A-Za-z0-9][^\s\"<>|(){}@]*@[^\s\"<>|(){}]*[^\s\"<>|(){}.]>?", None),                       # e-mail
     (r"@[A-Za-z_][A-Za-z_0-9]*", None), (r"#[A-Za-z]+", None),
     (r"([:;=8][-^]?[()DPp])[^A-Za-z0-9]", None),                                                  # smileys
     (r"[A-Z]*\$", None), (r"\u00a3", "#"), (r"\u00a2", "cents"), (r"[\u0080\u20ac]", "$"),
@@ -150,7 +155,8 @@ def _lex(text):
         token = best[best.lastindex] if best.lastindex else best[0]
         place += len(token)
         if instead is None:
-            instead = token.replace("\u00ad", "").replace(" ", "\u00a0").translate(_IN_TOKEN)
+            instead = token.replace("\u00ad", "").replace(" ", "\u00a0")
+            instead = instead if "@" in token else instead.translate(_IN_TOKEN)  # e-mail addresses keep theirs
             instead = re.sub("^(n?)[\u2019\u0092](?=(?:[tsmd]|re|ve|ll)$)", r"\1'", instead)
         tokens.append(instead.lower())
     return tokens

@@ -21,8 +21,12 @@ from metrics.meteor_data import JAR, TABLE, find_data, read_lexicon
 from metrics.truth import judged, measure_truth
 
 
+def references_of(row):
+    return [row["reference"]] if isinstance(row["reference"], str) else row["reference"]
+
+
 def reference_text(row):
-    return row["reference"] if isinstance(row["reference"], str) else row["reference"][0]
+    return references_of(row)[0]
 
 
 def missing_labels(rows):
@@ -126,7 +130,7 @@ def _matched(rows, others):
                         "a paired comparison needs the same studies")
     matched = [by_id[row["id"]] for row in rows]
     for row, other in zip(rows, matched):
-        if reference_text(row) != reference_text(other) or len(row["reference"]) != len(other["reference"]):
+        if references_of(row) != references_of(other):
             raise UserError(f"the two sets of reports have different references for id {row['id']!r}; "
                             "a paired comparison needs the same ones")
     return matched

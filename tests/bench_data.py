@@ -1,13 +1,20 @@
 """Times what the README promises about data, by hand: python -m tests.bench_data [--pictures 40] [--rows 370000]
 
-1. Preparing full-size radiographs: data.images.read against Pillow's and torchvision's plain ways, one core.
-2. Training's reading: random rows of 370,000 pictures (a sparse file), with augmentation.
+1. Preparing full-size radiographs: data.images.read against Pillow's and torchvision's plain ways, one core; then the
+   whole command `python -m data.prepare`, by the clock, with one worker and with two.
+2. Training's reading: random rows of 370,000 pictures (a sparse file), with augmentation; memory after many of them;
+   and whole visits of either stage, one at a time.
 3. Reading alone: random rows of a warm file of 500 MB, next to a memory map of it.
 """
 
 import argparse
+import json
+import os
 import resource
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,7 +25,7 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms.v2.functional import resize, to_image
 
-from data.dataset import PictureFile
+from data.dataset import PictureFile, Prepared, Visits
 from data.images import augment, read
 
 
@@ -64,14 +71,33 @@ def memory():
 def bench_preparing(folder, pictures):
     rng = np.random.default_rng(0)
     paths = []
+    (folder / "images").mkdir()
     for number in range(pictures):
-        paths.append(folder / f"{number}.jpg")
+        paths.append(folder / "images" / f"{number}.jpg")
         radiograph(rng).save(paths[-1], quality=95)
     megabytes = sum(path.stat().st_size for path in paths) / pictures / 1e6
     print(f"{pictures} gray JPEGs of 2544 x 3056, {megabytes:.2f} MB each, to 256 px: pictures a second and core")
     for name, call in (("data.images.read", lambda path: read(path, 256)), ("Pillow, RGB first", pillow_way),
                        ("torchvision decode_jpeg", torchvision_way), ("torchvision over Pillow", torchvision_pil_way)):
         print(f"  {rate(call, paths):8.1f}  {name}")
+    entries = [{"id": path.stem, "report": "Lungs clear.", "image_path": [path.name]} for path in paths]
+    (folder / "annotation.json").write_text(json.dumps({"train": entries, "val": [], "test": []}))
+    print(f"The whole command on them, by the clock (load {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores), the best of "
+          "three: seconds, and pictures a second with and without its start")
+    for options in (["--text-only"], ["--workers", "1"], ["--workers", "2"]):
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "data.prepare", "r2gen", "--raw", folder, "--out", folder / "set", *options],
+                           check=True, capture_output=True)
+            seconds.append(time.perf_counter() - start)
+            shutil.rmtree(folder / "set")
+        if options == ["--text-only"]:
+            alone = min(seconds)
+            print(f"  {alone:8.1f}  its start alone (--text-only)")
+        else:
+            print(f"  {min(seconds):8.1f}  {' '.join(options)}: {pictures / min(seconds):.1f} and "
+                  f"{pictures / (min(seconds) - alone):.1f}")
 
 
 def picture_file(file, rows):
@@ -103,6 +129,14 @@ def bench_training(folder, rows):
         for batch in rng.integers(0, rows, (2000, 8)).tolist():
             visit(batch)
         print(f"  after {step * 16_000:,} more: {memory()[0] - before[0]:+d} MB private, {memory()[1] - before[1]:+d} MB of files' pages")
+    report = "The heart is normal in size. The lungs are clear. No effusion or pneumothorax. There is a 4 mm nodule."
+    studies = [{"id": str(n), "split": "train", "report": report, "views": [2 * n, 2 * n + 1]} for n in range(2000)]
+    (folder / "studies.jsonl").write_text("".join(json.dumps(study) + "\n" for study in studies))
+    (folder / "manifest.json").write_text("{}")
+    for stage, views in ((1, 1), (2, 2)):
+        visits = Visits(Prepared(folder), studies, stage, 224, seed=0)
+        print(f"  {rate(visits.__getitem__, [(0, n) for n in range(2000)]) * views:8.0f}  in visits of stage {stage}, "
+              f"{views} a visit")
     print(f"  peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024:,} MB resident")
 
 

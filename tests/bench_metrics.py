@@ -3,9 +3,10 @@
     python tests/bench_metrics.py [--pairs 3269] [--words 51] [--reports FILE.jsonl]
 
 Needs pycocoevalcap and Java. Pairs are drawn from sentences of a radiology vocabulary unless a file is given; its pairs
-are then repeated in new orders of their sentences until there are enough. Prints wall seconds a step, the largest
-difference between the two sets of scores, the peak memory of this program's part, how the cost grows with the number of
-pairs, and the time of one pair of two 500-word texts.
+are then repeated in new orders of their sentences until there are enough. Prints, for both protocols, wall seconds a
+step and the peak memory of this program's part; then how the cost grows with the number of pairs (reading METEOR's data
+costs the same for any number), the time of one pair of long texts, and the largest difference between the two sets of
+scores.
 """
 
 import argparse
@@ -21,9 +22,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np  # noqa: E402
+
 import metrics  # noqa: E402
-from metrics.intervals import with_intervals  # noqa: E402
+from metrics.bleu import bleu_from, bleu_statistics  # noqa: E402
+from metrics.cider import cider  # noqa: E402
+from metrics.intervals import Measured, with_intervals  # noqa: E402
 from metrics.meteor_data import find_data, read_lexicon  # noqa: E402
+from metrics.rouge import rouge_l  # noqa: E402
 
 SENTENCES = [
     "The heart is normal in size.",
@@ -82,30 +88,51 @@ def file_pairs(path, count, rng):
     return pairs
 
 
-def ours(pairs, meteor):
-    """(seconds, scores) of tokens, scores and intervals."""
-    start = time.perf_counter()
-    hypotheses, references = metrics.prepare(*zip(*pairs))
+class Steps(dict):
+    """Wall seconds by name: each call ends a step."""
+
+    def __init__(self):
+        self.last = time.perf_counter()
+
+    def __call__(self, name):
+        self[name], self.last = time.perf_counter() - self.last, time.perf_counter()
+
+    def __str__(self):
+        return f"{sum(self.values()):.1f} s (" + ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.items()) + ")"
+
+
+def ours(pairs, meteor, protocol="coco"):
+    """(Steps, scores) of tokens, scores and intervals."""
+    steps = Steps()
+    hypotheses, references = metrics.prepare(*zip(*pairs), protocol)
+    steps("tokens")
     folder = find_data() if meteor == "full" else None
     lexicon = read_lexicon(folder, [*hypotheses, *(text for several in references for text in several)])
+    steps("METEOR's data")
     measured = metrics.measure(hypotheses, references, lexicon)
+    steps("scores")
     figures = with_intervals(measured)
-    return time.perf_counter() - start, {name: figure["value"] for name, figure in figures.items()}
+    steps("intervals")
+    return steps, {name: figure["value"] for name, figure in figures.items()}
 
 
 def without_meteor(pairs):
-    from metrics.bleu import bleu
-    from metrics.cider import cider
-    from metrics.rouge import rouge_l
-
-    steps, start = {}, time.perf_counter()
-    prepared = metrics.prepare(*zip(*pairs))
-    steps["tokens"] = time.perf_counter() - start
-    for scorer in (bleu, rouge_l, cider):
-        start = time.perf_counter()
-        scorer(*prepared)
-        steps[scorer.__name__] = time.perf_counter() - start
-    return steps
+    """(Steps, None) of tokens, BLEU, ROUGE-L, CIDEr and their intervals."""
+    steps = Steps()
+    hypotheses, references = metrics.prepare(*zip(*pairs))
+    steps("tokens")
+    bleu = bleu_statistics(hypotheses, references)
+    steps("BLEU")
+    rouge = rouge_l(hypotheses, references)[1]
+    steps("ROUGE-L")
+    consensus = cider(hypotheses, references)[1]
+    steps("CIDEr")
+    with_intervals(Measured(
+        np.column_stack([bleu, rouge, consensus, np.ones(len(pairs))]),
+        lambda summed: {("BLEU-1",): bleu_from(summed[..., :-3])[..., 0], ("BLEU-4",): bleu_from(summed[..., :-3])[..., 3],
+                        ("ROUGE-L",): summed[..., -3] / summed[..., -1], ("CIDEr",): summed[..., -2] / summed[..., -1]}))
+    steps("intervals")
+    return steps, None
 
 
 def theirs(pairs):
@@ -115,16 +142,14 @@ def theirs(pairs):
     from pycocoevalcap.rouge.rouge import Rouge
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    steps, scores = {}, {}
-    start = time.perf_counter()
+    steps, scores = Steps(), {}
     tokenizer = PTBTokenizer()
     results = tokenizer.tokenize({i: [{"caption": hypothesis}] for i, (hypothesis, _) in enumerate(pairs)})
     truths = tokenizer.tokenize({i: [{"caption": reference}] for i, (_, reference) in enumerate(pairs)})
-    steps["tokens"] = time.perf_counter() - start
+    steps("tokens")
     for name, scorer in (("BLEU", Bleu(4)), ("ROUGE-L", Rouge()), ("CIDEr", Cider()), ("METEOR", None)):
-        start = time.perf_counter()
         value, _ = (scorer or Meteor()).compute_score(truths, results, *((0,) if name == "BLEU" else ()))
-        steps[name] = time.perf_counter() - start
+        steps(name)
         scores |= {f"BLEU-{k + 1}": v for k, v in enumerate(value)} if name == "BLEU" else {name: value}
     return steps, scores
 
@@ -155,20 +180,19 @@ def main():
     mean = sum(len(text.split()) for pair in pairs for text in pair) / (2 * len(pairs))
     print(f"{len(pairs)} pairs, {mean:.1f} words a text; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
           f"Python {sys.version.split()[0]}")
-    steps, _ = child(without_meteor, pairs)
-    print(f"without METEOR: {sum(steps.values()):.1f} s (" + ", ".join(f"{k} {v:.1f}" for k, v in steps.items()) + ")")
-    for meteor in ("exact+stem", "full") if find_data() else ("exact+stem",):
-        (seconds, scores), memory = child(ours, pairs, meteor)
-        print(f"all with METEOR {meteor} and intervals: {seconds:.1f} s, peak {memory:.0f} MB")
+    print(f"without METEOR, with intervals: {child(without_meteor, pairs)[0][0]}")
+    kinds = ("exact+stem", "full") if find_data() else ("exact+stem",)
+    scores = {}
+    for meteor in kinds:
+        for protocol in metrics.PROTOCOLS:
+            (steps, scores[protocol]), memory = child(ours, pairs, meteor, protocol)
+            print(f"all with METEOR {meteor} and intervals, {protocol}: {steps}, peak {memory:.0f} MB")
     for part in (len(pairs) // 4, len(pairs) // 2):
-        (seconds, _), _ = child(ours, pairs[:part], "exact+stem")
-        print(f"  {part} pairs, exact+stem: {seconds:.1f} s")
-    long = drawn_pairs(1, 500, rng) + drawn_pairs(1, 20, rng)
-    (seconds, _), _ = child(ours, long, "exact+stem")
-    print(f"one pair of 500-word texts, exact+stem: {seconds:.2f} s")
-    repeated = [("no effusion . " * 250, "no pneumothorax . " * 250), ("a", "b")]
-    (seconds, _), _ = child(ours, repeated, "exact+stem")
-    print(f"one pair of 750 repeated words, exact+stem: {seconds:.2f} s")
+        print(f"  {part} pairs, {kinds[-1]}, coco: {child(ours, pairs[:part], kinds[-1])[0][0]}")
+    for name, pair in (("two 500-word texts", drawn_pairs(1, 500, rng)[0]),
+                       ("two texts of 750 repeated words", ("no effusion . " * 250, "no pneumothorax . " * 250))):
+        for meteor in kinds:
+            print(f"a pair of {name}, {meteor}: {child(ours, [pair, ('a', 'b')], meteor)[0][0]}")
     if args.ours_only:
         return
     try:
@@ -177,9 +201,8 @@ def main():
     except (ImportError, OSError) as error:
         print(f"pycocoevalcap with Java is not there ({error}): nothing to compare with")
         return
-    print(f"pycocoevalcap with its JVMs: {sum(steps.values()):.1f} s ("
-          + ", ".join(f"{name} {seconds:.1f}" for name, seconds in steps.items()) + ")")
-    print("largest difference of a score:", max(abs(scores[name] - value) for name, value in other.items()))
+    print(f"pycocoevalcap with its JVMs, without intervals: {steps}")
+    print("largest difference of a score, coco:", max(abs(scores["coco"][name] - other[name]) for name in other))
 
 
 if __name__ == "__main__":

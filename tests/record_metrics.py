@@ -1,16 +1,20 @@
 """Records what pycocoevalcap 1.2 (with Java) and snowballstemmer 2.2 say of made-up reports, for tests that run without
 them.
 
-    python tests/record_metrics.py            writes tests/golden/ptb.json, language.json, stems.json
+    python tests/record_metrics.py            writes tests/golden/ptb.json, language.json, meteor.json, stems.json
 
 The texts are drawn here, from sentences and from the pieces that tokenizers stumble over; no report of a data set is in
-them. METEOR is recorded twice: as the wrapper calls the jar, and with the jar's `-m "exact stem"`.
+them. METEOR is recorded twice: as the wrapper calls the jar, and with the jar's `-m "exact stem"`. A third time it is
+given a small synonym folder and paraphrase table of our own (meteor.json), with which the whole metric is tested where
+the jar and its data are not.
 """
 
+import gzip
 import json
 import random
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -63,6 +67,63 @@ def language_pairs(rng):
               ("", ["normal"]),
               ("the lungs are clear", [""]), ("big heart . painful", ["large cardiac silhouette . sore"])]
     return pairs
+
+
+# In METEOR's format: a word, then the numbers of the sets it is in; a base form, then its irregular forms.
+SYNSETS = dict(heart="1 2", cardiac="1", ticker="2", large="3", big="3", enlarge="3 4", widen="4", opacity="5",
+               density="5 6", shadow="6", lung="7", pulmonary="7", effusion="8", fluid="8", normal="9", unremarkable="9",
+               clear="9 10", clean="10", small="11", little="11", minor="11", mild="11", vertebra="12", spine="12",
+               spinal="12", see="13", view="13", break_="14", fracture="14", catheter="15", line="15", tip="16", end="16",
+               rib="17", bone="17", osseous="17", stable="18", unchange="18", be="19", exist="19", box="20", case="20")
+EXCEPTIONS = dict(vertebra="vertebrae", see="saw seen", be="am are is was were", good="better best")
+
+
+def own_meteor_data(rng, pairs):
+    """{"synsets", "exceptions", "paraphrases": [[phrase, paraphrase], …]}: phrases are cut from the pairs' own texts."""
+    def phrase(text):
+        words = text.split()
+        start = rng.randrange(len(words))
+        return " ".join(words[start:start + rng.choice([1, 1, 2, 2, 3, 4, 7])])
+
+    rows = [[phrase(hypothesis), phrase(reference)][::rng.choice([1, -1])]
+            for hypothesis, (reference, *_) in pairs for _ in range(12) if hypothesis.split() and reference.split()]
+    rows += [[b, a] for a, b in rows[::5]] + [["enlarged heart", "cardiomegaly"], ["none", "no"]]
+    synsets = {word.strip("_"): numbers for word, numbers in SYNSETS.items()}
+    rows = dict.fromkeys((a, b) for a, b in rows if a != b)
+    return {"synsets": synsets, "exceptions": EXCEPTIONS, "paraphrases": list(map(list, rows))}
+
+
+def write_meteor_data(data, folder):
+    """The same as files: the two word lists (the jar takes their folder), and the table; returns the table's path."""
+    for name in ("synsets", "exceptions"):
+        (folder / f"english.{name}").write_text("".join(f"{word}\n{rest}\n" for word, rest in data[name].items()))
+    (folder / "english.relations").write_text("")
+    table = "".join(f"0.5\n{phrase}\n{other}\n" for phrase, other in data["paraphrases"])
+    (folder / "paraphrase-en.gz").write_bytes(gzip.compress(table.encode()))
+    return folder / "paraphrase-en.gz"
+
+
+def own_meteor(rng, pairs):
+    """meteor.json: our data, pairs that it has much to say of, and the jar's (corpus, items) with it."""
+    synonyms = [["the enlarged heart is widened", ["big cardiac silhouettes are large"]],
+                ["vertebrae saw minor fractures", ["spine seen with little breaks", "the vertebra is broken"]],
+                ["boxes are unchanged", ["case is stable"]], ["pulmonary densities", ["lung opacity", "lungs shadowed"]],
+                ["catheters ending at ribs", ["line tips at the bone"]], ["fluids exist", ["effusions were there"]]]
+    # More paths than the beam holds, up to the last word.
+    crowded = [["clear lung clean vertebrae lung clear little vertebrae little vertebrae lung lungs",
+                ["little lungs lung vertebrae clear density lungs"]],
+               [". . spine spine opacity opacity lungs opacity clean vertebrae lungs",
+                [". clean opacity vertebrae and lungs cardiac opacity clean vertebrae"]]]
+    words = "the no ribs rib fractures fracture clear clean opacity density lungs lung small little vertebrae spine".split()
+    for _ in range(40):
+        some = rng.sample(words, rng.randint(3, 12))
+        hypothesis, reference = (" ".join(rng.choices(some, k=rng.randint(3, 25))) for _ in range(2))
+        crowded.append([hypothesis, [reference]])
+    data = own_meteor_data(rng, pairs)
+    pairs = pairs + synonyms + crowded
+    with tempfile.TemporaryDirectory() as folder:
+        table = write_meteor_data(data, Path(folder))
+        return data | {"pairs": pairs, "scores": meteor_lines(pairs, "-d", folder, "-a", str(table))}
 
 
 def meteor_lines(pairs, *options):
@@ -128,6 +189,7 @@ def main():
     scores["meteor"] = meteor_lines(pairs)
     scores["meteor exact+stem"] = meteor_lines(pairs, "-m", "exact stem")
     write("language.json", {"pairs": pairs, "scores": scores})
+    write("meteor.json", own_meteor(random.Random(5), [[a, b] for a, b in pairs[:100:2]]))
 
     words = sorted({"".join(c for c in word.lower() if c.isalpha() or c == "'") for text in texts
                     for word in text.split()} - {""})

@@ -156,6 +156,8 @@ def test_too_small_pictures_name_the_remedy(folder):
     prepared = Prepared(folder)
     with pytest.raises(UserError, match="--size 256"):
         Visits(prepared, prepared.split("train"), 2, 224)
+    with pytest.raises(UserError, match="--size 448"):
+        Visits(prepared, prepared.split("train"), 2, 384)
     with pytest.raises(UserError, match="no study in the split 'val'"):
         rewrite(folder, lambda rows: [row.update(split="train") for row in rows])
         Prepared(folder).split("val")

@@ -11,6 +11,7 @@ import pytest
 
 import evaluate
 import metrics
+from data.files import UserError
 from data.reports import LABELS
 from metrics.clinical import clinical_scores
 from metrics.meteor_data import find_data
@@ -168,6 +169,17 @@ def test_against_other_studies(tmp_path, capsys):
         assert "id '" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("one, other, same", [
+    ("abc", ["abc"], True), (["p", "q"], ["p", "q"], True), (["p", "q"], ["p", "r"], False), ("ab", ["ab", "zzz"], False)])
+def test_against_compares_every_reference(no_data, one, other, same):
+    mine, theirs = ([{"id": "1", "hypothesis": "x", "reference": reference}] for reference in (one, other))
+    if same:
+        evaluate_texts(mine, against=theirs, draws=2)
+    else:
+        with pytest.raises(UserError, match="different references for id '1'"):
+            evaluate_texts(mine, against=theirs, draws=2)
+
+
 def test_strange_texts_are_scored(tmp_path, no_data):
     strange = ["", " ", "a\u2028b", "\x00\x85", "." * 300, "no " * 200, "x" * 5000, "||| a ||| b", "<unk> &amp; \ud83d",
                "9" * 400, "'" * 50,
@@ -198,6 +210,13 @@ def test_real_pairs(tmp_path, no_data):
               "CIDEr": 0.18921918951699124}
     assert {name: cell["value"] for name, cell in language["coco"].items()} == pytest.approx(wanted, abs=1e-12)
     assert language["r2gen"]["BLEU-1"]["value"] > language["coco"]["BLEU-1"]["value"]
+
+
+@pytest.mark.skipif(find_data() is None or not PEER.exists(), reason="needs METEOR's data and the real pairs of ../shared")
+def test_full_meteor_of_the_real_pairs():
+    pairs = [json.loads(line) for line in PEER.read_text(encoding="utf-8").splitlines()]
+    scores = metrics.score(*([row[side] for row in pairs] for side in ("hypothesis", "reference")))
+    assert scores["METEOR"] == pytest.approx(0.14893836762232462, abs=1e-12)         # the jar's
 
 
 @pytest.mark.skipif(find_data() is None, reason="METEOR's data is not installed (pycocoevalcap)")

@@ -82,6 +82,23 @@ def test_12_bit_pixels_in_a_16_bit_file_use_their_own_range(tmp_path):
     assert far(read(tmp_path / "deep.png", 256), (deep / 16.06).round()) <= 1
 
 
+@pytest.mark.parametrize("colour, channels", [(2, 3), (4, 2), (6, 4)])
+def test_16_bit_colour_is_refused_by_name(tmp_path, colour, channels):
+    """Pillow reads its high byte only: 12-bit values would be black."""
+    rows = b"".join(b"\0" + np.full((8, channels), 4095, ">u2").tobytes() for _ in range(8))
+    (tmp_path / "deep.png").write_bytes(png(8, 8, rows, bits=16, colour=colour))
+    for picture in (tmp_path / "deep.png", Image.open(tmp_path / "deep.png")):
+        with pytest.raises(UserError, match="16-bit gray"):
+            read(picture, 8)
+
+
+def test_a_corrupt_exif_says_nothing(tmp_path, recwarn):
+    garbage = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\x40\0\0abc\0\0\0\0\0"
+    Image.fromarray(ramp()).save(tmp_path / "x.jpg", exif=garbage, quality=95)
+    assert far(read(tmp_path / "x.jpg", 90)[15:75], ramp()) <= 4
+    assert not recwarn.list
+
+
 def test_32_bit_and_8_bit_values_in_wide_types():
     assert far(read(Image.fromarray(ramp(90).astype(np.int32)), 90), ramp(90)) == 0
     with pytest.raises(UserError, match="floating-point"):
@@ -143,20 +160,18 @@ def test_damaged_files_are_noticed_by_their_pixels(tmp_path):
         read(tmp_path, 64)
 
 
-def claiming(width, height):
-    """A PNG whose header claims so many pixels."""
+def png(width, height, data, bits=8, colour=0):
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
-            + chunk(b"IEND", b""))
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("sides", [(100_000, 100_000), (12_000, 12_000), (9_100, 9_100), (2**31 - 1, 2**31 - 1)])
 def test_a_picture_that_claims_too_many_pixels_is_not_decoded(tmp_path, sides, recwarn):
-    (tmp_path / "bomb.png").write_bytes(claiming(*sides))
+    (tmp_path / "bomb.png").write_bytes(png(*sides, bytes(1000)))
     with pytest.raises(UserError, match="refused|cannot be read"):
         read(tmp_path / "bomb.png", 64)
     assert not recwarn.list

@@ -17,6 +17,7 @@ from metrics.meteor import meteor
 from metrics.meteor_data import find_data, java_hash, normalize
 from metrics.rouge import common_length, rouge_l
 from metrics.stemmer import stem
+from tests.record_metrics import write_meteor_data
 
 GOLDEN = Path(__file__).parent / "golden"
 RECORDED = json.loads((GOLDEN / "language.json").read_text(encoding="utf-8"))
@@ -41,6 +42,22 @@ def test_meteor_exact_stem_equals_the_recorded():
 @pytest.mark.skipif(find_data() is None, reason="METEOR's data is not installed (pycocoevalcap)")
 def test_meteor_full_equals_the_recorded():
     assert_equal(meteor(HYPOTHESES, REFERENCES), "meteor")
+
+
+def test_meteor_full_equals_the_jar_on_data_of_our_own(tmp_path):
+    """Synonyms, irregular forms and paraphrases of up to seven words, on any machine; the jar was given the same data."""
+    recorded = json.loads((GOLDEN / "meteor.json").read_text(encoding="utf-8"))
+    (tmp_path / "data").mkdir()
+    write_meteor_data(recorded, tmp_path / "data")
+    with zipfile.ZipFile(tmp_path / "meteor-1.5.jar", "w") as jar:
+        for name in ("english.synsets", "english.exceptions"):
+            jar.write(tmp_path / "data" / name, f"synonym/{name}")
+    hypotheses, references = zip(*recorded["pairs"])
+    corpus, items = meteor(hypotheses, references, tmp_path)
+    assert corpus == pytest.approx(recorded["scores"][0], abs=1e-12)
+    assert items == pytest.approx(recorded["scores"][1], abs=1e-12)
+    short = meteor(hypotheses, references, False)[1]
+    assert sum(abs(a - b) > 1e-6 for a, b in zip(items, short)) > 40, "the data has a say in most pairs"
 
 
 def test_recorded_pairs_make_every_shortcut_show():

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data import mimic_cxr, prepare
 from data.dataset import Prepared
-from data.files import UserError
+from data.files import UserError, file_digest
 from data.mimic_cxr import NoText, section_name, sections, target_text
 from data.reports import LABELS
 
@@ -84,6 +84,8 @@ def test_target_text(report, target, text):
 
 def test_the_54_odd_studies():
     assert len(mimic_cxr.ODD_SECTION_OF) == 23 and len(mimic_cxr.ODD_RANGES) == 23 and len(mimic_cxr.ODD_EMPTY) == 8
+    lists = json.dumps([mimic_cxr.ODD_SECTION_OF, mimic_cxr.ODD_RANGES, sorted(mimic_cxr.ODD_EMPTY)], sort_keys=True)
+    assert hashlib.sha256(lists.encode()).hexdigest().startswith("3b8d492b11d5a3a9")
     recommended = TITLE + " RECOMMENDATION(S):  Lungs clear.\n COMPARISON: none\n"
     for target in ("findings", "impression", "both"):
         assert target_text(recommended, "s50913680", target) == "Lungs clear."
@@ -113,7 +115,7 @@ def rows():
 
 def write_csv(path, header, some, packed=True):
     text = "\n".join(",".join(map(str, row)) for row in [header, *some]) + "\n"
-    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    path.write_bytes(gzip.compress(text.encode(), mtime=0) if packed else text.encode())
 
 
 def tree(raw, pictures="files", reports="files", tables=".", packed=True):
@@ -182,8 +184,9 @@ def test_counted_by_image_as_r2gen_counts(tmp_path):
     assert {study["report"] for study in prepared.studies[:4]} == {"The lungs are\n clear."}
     assert all(len(study["views"]) == 1 for study in prepared.studies)
     assert prepared.manifest["counts"] == {"train": 4, "val": 2, "test": 1}
-    assert prepared.manifest["options"] == {"source": "mimic_cxr", "target": "findings", "views": 1, "count": "images",
-                                            "size": 16}
+    assert prepared.manifest["options"] == {
+        "source": "mimic_cxr", "target": "findings", "views": 1, "count": "images", "size": 16,
+        "split_file": file_digest(tmp_path / "raw/mimic-cxr-2.0.0-split.csv.gz")}
 
 
 def test_views_of_single_images_make_no_sense(tmp_path, capsys):
@@ -214,8 +217,10 @@ def test_views_and_targets(tmp_path):
 def test_texts_beside_the_pictures_or_merged(tmp_path, where):
     command(tree(tmp_path / "a"), tmp_path / "set_a")
     command(tree(tmp_path / "b", **where), tmp_path / "set_b")
-    for name in ("studies.jsonl", "images.npy", "manifest.json"):
+    for name in ("studies.jsonl", "images.npy"):
         assert (tmp_path / "set_a" / name).read_bytes() == (tmp_path / "set_b" / name).read_bytes()
+    a, b = (json.loads((tmp_path / name / "manifest.json").read_text("utf-8")) for name in ("set_a", "set_b"))
+    assert (a["options"].pop("split_file") == b["options"].pop("split_file")) == where.get("packed", True) and a == b
 
 
 def test_a_tree_may_be_a_link_and_a_picture_may_not(tmp_path):
@@ -264,6 +269,8 @@ def change(path, edit):
     ("split", lambda h, r: (h, r + [["z", "1", "2", "dev"]]), "a row that cannot be"),
     ("split", lambda h, r: (h, r + [["z", "1"]]), "only 2 columns"),
     ("chexpert", lambda h, r: (h, [row[:-1] + ["maybe"] for row in r]), "a value other than"),
+    ("chexpert", lambda h, r: (h, r + [r[0][:2] + ["1.0"] * 14]), "50000001 stands there twice"),
+    ("metadata", lambda h, r: (h, r + [r[0][:3] + ["AP"]]), "d-lat stands there twice"),
 ])
 def test_hostile_tables(tmp_path, capsys, table, edit, words):
     raw = tree(tmp_path / "raw")
@@ -276,6 +283,31 @@ def refused(raw, out, capsys, *words):
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and all(word in message for word in words), message
     assert not out.exists()
+
+
+def test_images_without_a_metadata_row_are_counted(tmp_path, capsys):
+    raw = tree(tmp_path / "raw")
+    change(raw / "mimic-cxr-2.0.0-metadata.csv.gz", lambda h, r: (h, r[:-3]))
+    assert command(raw, tmp_path / "set") == 0
+    assert "3  images without a metadata row (published: 0; DIFFERS)" in capsys.readouterr().out
+
+
+def test_without_its_pictures_the_folder_and_the_reason_are_named(tmp_path, capsys):
+    raw = tree(tmp_path / "raw")
+    for path in list(raw.rglob("*.jpg")):
+        path.unlink()
+    assert command(raw, tmp_path / "set") == 2
+    message = capsys.readouterr().err
+    assert f"{raw}/files: no study is left; 3 of 3" in message and "jpg: no such file; compare" in message
+    assert not any((tmp_path / "set").iterdir())
+
+
+def test_another_download_is_not_taken_for_the_finished_one(tmp_path, capsys):
+    raw = tree(tmp_path / "raw")
+    assert command(raw, tmp_path / "set") == command(raw, tmp_path / "set") == 0
+    assert command(tmp_path / "none", tmp_path / "set") == 2 and "no such folder" in capsys.readouterr().err
+    change(raw / "mimic-cxr-2.0.0-split.csv.gz", lambda h, r: (h, r[:-1]))
+    assert command(raw, tmp_path / "set") == 2 and "another split_file" in capsys.readouterr().err
 
 
 def test_damaged_tables(tmp_path, capsys):

@@ -113,6 +113,9 @@ def test_the_split_of_r2gens_file(tmp_path, capsys):
     prepared = Prepared(tmp_path / "set")
     assert {study["id"]: study["split"] for study in prepared.studies} == {
         "CXR10_IM-0010": "train", "CXR1_1_IM-0001": "val", "CXR2_IM-0002": "test"}
+    path.write_text(path.read_text().replace("val", "other").replace("test", "val").replace("other", "test"))
+    assert command(raw, tmp_path / "set", "--split-from", str(path)) == 2, "the same name, another split"
+    assert "another split_from" in capsys.readouterr().err
     why = {one["id"]: one["why"] for one in prepared.manifest["skipped"]}
     assert why["CXR7_IM-0007-1001"] == "not in annotation.json"
     assert why["CXR999_IM-1"] == "in annotation.json, but no such report in the download"
@@ -128,6 +131,31 @@ def test_kaggles_table_puts_frontal_first(tmp_path):
     assert found["CXR2_IM-0002"].pictures == [f"NLMCXR_png/{name}.png" for name in names(2, 2)[::-1]]
     assert found["CXR10_IM-0010"].extra["view_positions"] == ["frontal", ""]
     assert found["CXR7_IM-0007-1001"].extra["view_positions"] == ["", "lateral"]
+
+
+@pytest.mark.parametrize(("views", "taken"), [(1, [2]), (2, [2, 0]), (3, [2, 0, 1])])
+def test_a_known_frontal_is_never_lost(tmp_path, views, taken):
+    """The third of three pictures is the only frontal one."""
+    raw = small(tmp_path / "raw")
+    (raw / "indiana_projections.csv").write_text("uid,filename,projection\n" + "".join(
+        f"2,2_IM-0002-{n + 1}001.dcm.png,{view}\n" for n, view in enumerate(("Lateral", "Lateral", "Frontal"))))
+    found = {study.id: study for study in openi.collect(raw, views=views)[0]}["CXR2_IM-0002"]
+    assert found.extra["view_names"] == [names(2, 3)[n] for n in taken]
+    assert found.extra["view_positions"][0] == "frontal"
+
+
+def test_marked_up_text_is_read_whole(tmp_path):
+    raw = tree(tmp_path / "raw", {"1.xml": report(1, names(1, 2), findings="Heart <b>big</b>. Lungs clear.")})
+    assert openi.collect(raw)[0][0].report == "Heart big. Lungs clear."
+
+
+def test_pictures_under_other_names_are_the_reason(tmp_path, capsys):
+    raw = small(tmp_path / "raw")
+    for path in sorted(raw.rglob("*.png")):
+        path.rename(path.with_name(path.stem.removeprefix("CXR") + ".dcm.png"))
+    assert command(raw, tmp_path / "set") == 2
+    assert f"{raw}: no study is left; 4 of 4 were left out" in (message := capsys.readouterr().err)
+    assert "CXR1_1_IM-0001-3001.png: no such file; compare" in message and not any((tmp_path / "set").iterdir())
 
 
 def test_missing_and_broken_pictures_are_named(tmp_path):
@@ -157,7 +185,7 @@ OUTSIDE = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/hostname">]>'
     ("9.xml", b"<html></html>", "no uId"),
     ("9.xml", b"", "broken XML"),
     ("sub/1.xml", report(1, names(1, 2)).encode(), "has the same name"),
-    ("11.xml", report(10, names(10, 2)).encode(), "two studies have the id"),
+    ("11.xml", report(10, names(10, 2)).encode(), "two studies have the id 'CXR10_IM-0010', this one and that of"),
     ("9.xml", report(9, ["../../secret", "CXR9_2"]).encode(), None),
 ])
 def test_hostile_reports(tmp_path, capsys, file, content, words):
@@ -230,17 +258,23 @@ def test_other_rules_on_the_published_reports(real, options, number):
         round(0.7 * number), round(0.8 * number) - round(0.7 * number), number - round(0.8 * number)]
 
 
-def test_published_reports_with_stand_in_pictures(real, tmp_path):
-    """A stand-in for every name of 60 reports, the whole way."""
-    raw = tmp_path / "raw"
-    (raw / "NLMCXR_png").mkdir(parents=True)
-    for path in sorted(real[0].glob("ecgen-radiology/*.xml"))[:60]:
-        (raw / path.name).write_bytes(path.read_bytes())
+def test_published_reports_with_stand_in_pictures(real, tmp_path, capsys):
+    """A stand-in for every one of the 7,470 names, the whole way."""
+    raw, annotation = real
+    (raw / "NLMCXR_png").mkdir()
+    drawn = {}
+    for path in raw.glob("ecgen-radiology/*.xml"):
         for name in openi._parse(path)["pictures"]:
-            Image.new("L", (5, 6), sum(name.encode()) % 200 + 50).save(raw / f"NLMCXR_png/{name}.png")
-    assert command(raw, tmp_path / "set") == 0
+            level = sum(name.encode()) % 200 + 50
+            if level not in drawn:
+                Image.new("L", (5, 6), level).save(tmp_path / "one.png")
+                drawn[level] = (tmp_path / "one.png").read_bytes()
+            (raw / f"NLMCXR_png/{name}.png").write_bytes(drawn[level])
+    assert len(list((raw / "NLMCXR_png").iterdir())) == 7470
+    assert command(raw, tmp_path / "set", "--split-from", str(annotation)) == 0
+    assert "2,069 / 296 / 590 studies" in capsys.readouterr().out
     prepared = Prepared(tmp_path / "set")
-    assert len(prepared.studies) > 30 and len(prepared.images) == 2 * len(prepared.studies)
+    assert len(prepared.studies) == 2955 and len(prepared.images) == 5910
     for study in prepared.studies:
         levels = [int(picture.max()) for picture in prepared.pictures(study)]
         assert levels == [sum(name.encode()) % 200 + 50 for name in study["view_names"]]

@@ -51,11 +51,11 @@ def test_labels_and_findings(tmp_path):
 
 
 @pytest.mark.parametrize("text, words", [
-    (line() + "\n{bad", "line 2 is not JSON"),
+    (line() + "\n{bad", "line 2 is not JSON"), ("[\n " + line() + "]", "line 1 is not JSON.*one object a line.*\\.csv"),
     (line() + "\n[1]", "line 2 is no object"),
     (line() + "\n" + line(), "line 2.*'a' is there already, on line 1"),
     (line(id=1) + "\n" + line(id="1"), "there already"),
-    (line(hypothesis=None), "line 1 has no hypothesis"),
+    (line(hypothesis=None), "line 1 has no hypothesis; add it, or"), (line(id=""), "id is empty"),
     ('{"id": 1}', "no hypothesis and no reference"),
     (line(id=True), "the id"), (line(id=[1]), "the id"),
     (line(hypothesis=3), "hypothesis is one text"), (line(hypothesis=["a", "b"]), "hypothesis is one text"),
@@ -74,9 +74,11 @@ def test_broken_json_lines(tmp_path, text, words):
 
 
 @pytest.mark.parametrize("text, words", [
-    ("", "no hypothesis and no id"), ("id,hypothesis\n1,2\n", "no reference"),
+    ("", "no hypothesis.*nothing"), ("id;hypothesis;reference\n1;2;3\n", "by commas, here 'id;hypothesis;reference'"),
+    ("id,hypothesis,hypothesis,reference\n1,2,3,4\n", "more than one hypothesis"), ("id,hypothesis\n1,2\n", "no reference"),
     ("id,hypothesis,reference\n1,a\n", "line 2"),
     ("id,hypothesis,reference\n1,a,b,c\n", "line 2"), ("id,hypothesis,reference\n", "holds no pairs"),
+    (",hypothesis,reference\n1,2,3\n", "no id"), ("id,hypothesis,reference\n ,a,b\n", "line 2: the id is empty"),
     ('id,hypothesis,reference\n1,"a,b\n', "line 2"), ("id,hypothesis,reference\n1,a,b\n1,c,d\n", "line 3.*line 2"),
 ])
 def test_broken_csv(tmp_path, text, words):

@@ -236,12 +236,16 @@ def test_what_cannot_be_a_data_set(tmp_path):
         build(tmp_path / "x", some=studies()[:2] + studies()[1:2])
     with pytest.raises(UserError, match="split 'dev' is none"):
         build(tmp_path / "x", some=[studies()[0]._replace(split="dev")])
-    with pytest.raises(UserError, match="no study is left; the first .* no words in the report"):
-        build(tmp_path / "x", some=[studies()[0]._replace(report=" ___. 12 ")])
+    with pytest.raises(UserError, match="RAW: no study is left; 1 of 1 .* no words in the report; compare .* README"):
+        build(tmp_path / "x", some=[studies()[0]._replace(report=" ___. 12 ")], origin="RAW")
     assert not (tmp_path / "x").exists()
-    with pytest.raises(UserError, match="no study is left; the first .* broken"):
-        build(tmp_path / "x", some=studies()[:1], reader=read_some)
-    assert not list((tmp_path / "x").glob("[!.]*"))
+    with pytest.raises(UserError, match="no study is left: the source is empty"):
+        build(tmp_path / "x", some=[])
+    # What the source itself left out is not why: the pictures are.
+    others = [{"id": str(n), "why": "no findings in the report"} for n in range(5)]
+    with pytest.raises(UserError, match="RAW: no study is left; 1 of 1 .* 0-1.png: broken"):
+        build(tmp_path / "x", some=studies()[:1], reader=read_some, skipped=others, origin="RAW")
+    assert not list((tmp_path / "x").iterdir()), "no parts stay behind"
     manifest = build(tmp_path / "y", some=studies()[:3] + [studies()[3]._replace(report="XXXX.")])
     assert manifest["skipped"] == [{"id": "s3", "why": "no words in the report"}]
 
@@ -270,7 +274,8 @@ def test_the_command(tmp_path, capsys):
     before = digest(tmp_path / "set")
     assert prepare.main(command) == 0
     assert "already prepared" in capsys.readouterr().out and digest(tmp_path / "set") == before
-    for wrong in (command + ["--seed", "1"], ["openi", "--raw", str(tmp_path / "no"), "--out", str(tmp_path / "x")]):
+    for wrong in (command + ["--seed", "1"], command + ["--seed", "-1"], command + ["--size", "a"], command + ["--wrong"],
+                  [], ["openi", "--raw", str(tmp_path / "no"), "--out", str(tmp_path / "x")]):
         assert prepare.main(wrong) == 2
         message = capsys.readouterr().err
         assert message.startswith("error: ") and message.count("\n") == 1

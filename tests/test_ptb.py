@@ -10,9 +10,9 @@ from metrics.ptb import _REACHES_OVER_BLANK, DROPPED, _lex, tokenize
 RECORDED = json.loads((Path(__file__).parent / "golden" / "ptb.json").read_text(encoding="utf-8"))
 
 
-def test_recorded_texts_are_identical_but_for_half_a_per_cent():
+def test_recorded_texts_are_identical():
     wrong = [(text, wanted, tokenize(text)) for text, wanted in RECORDED if tokenize(text) != wanted]
-    assert len(wrong) <= 0.005 * len(RECORDED), wrong
+    assert not wrong and len(RECORDED) == 440
 
 
 @pytest.mark.parametrize("text, tokens", [
@@ -23,8 +23,10 @@ def test_recorded_texts_are_identical_but_for_half_a_per_cent():
     ("doesn't cannot patient's they'll be", "does n't can not patient 's they 'll be"),
     ("1 1/2 cm at T8-T9 and/or +/-", "1\u00a01/2 cm at t8-t9 and/or + /"),
     ("type B. The lung. type A. no", "type b the lung type a. no"),
+    ("type A. <b> x", "type a <b> x"),
     ("no. 3 is no. Fig. 2", "no. 3 is no fig. 2"),
     ("normal.The effusion,no effusion,left-sided", "normal.the effusion no effusion,left-sided"),
+    ("al.-2.5 Rt.-a Rt.-sided", "al. -2.5 rt. a rt.-sided"), ("[a[b]@c.org] a@b.com>", "-lsb- a[b]@c.org] a@b.com>"),
     ("", ""), ("...", ""), ("\u200b\ufeff", ""),
 ])
 def test_worked_examples(text, tokens):

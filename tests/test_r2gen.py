@@ -124,6 +124,9 @@ def test_images_may_itself_be_a_link(tmp_path):
     (b'{"train": [{"id": "A", "report": "x", "image_path": "x"}]}', ["entry 0 of 'train'"]),
     (b'{"train": [{"id": "A", "report": "x", "image_path": []}]}', ["entry 0 of 'train'"]),
     (b'{"train": [{"id": "A", "report": "\\ud800", "image_path": ["x"]}]}', ["'A'", "Unicode"]),
+    (b'{"train": [{"id": "A\\ud800", "report": "x", "image_path": ["x"]}]}', ["'A\\ud800'", "Unicode"]),
+    (b'{"train": [{"id": "A", "report": "x", "image_path": ["x\\ud800"]}]}', ["'A'", "Unicode"]),
+    (b'{"train": [{"id": "A", "report": "x", "image_path": ["x"], "study_id": "\\udfff"}]}', ["'A'", "Unicode"]),
     (b'{"train": [{"id": "A", "report": "x", "image_path": ["x"], "split": "test"}]}', ["'A'", "'test'"]),
     (b'{"train": [{"id": "A", "report": "x", "image_path": ["x"]}], "test": [{"id": "A", "report": "x", '
      b'"image_path": ["x"]}]}', ["two entries", "'A'"]),
@@ -134,6 +137,16 @@ def test_hostile_annotations(tmp_path, capsys, text, words):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw/annotation.json").write_bytes(text)
     refused(tmp_path, capsys, tmp_path / "raw", *words)
+
+
+def test_another_annotation_is_not_taken_for_the_finished_one(tmp_path, capsys):
+    raw = small(tmp_path / "raw")
+    assert command(raw, tmp_path / "set") == command(raw, tmp_path / "set") == 0
+    path = raw / "annotation.json"
+    path.write_text(path.read_text("utf-8").replace("Lungs clear", "Lungs small"), "utf-8")
+    capsys.readouterr()
+    refused(tmp_path, capsys, raw, "another annotation")
+    refused(tmp_path, capsys, tmp_path / "none", "no such folder")
 
 
 def test_no_annotation(tmp_path, capsys):
