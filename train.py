@@ -187,9 +187,11 @@ class Run:
         self.signal, self.batches = StopSignal(), self.loader()
         try:
             while True:
-                if self.plan.validates(self.step) and self.facts["validated"] < self.step and not self.stopping:
+                due = self.plan.validates(self.step) and self.facts["validated"] < self.step and not self.stopping
+                if due or self.stopping or self.step % self.args.save_every == 0:
+                    self.save()         # before a validation too, which may take hours
+                if due:
                     self.validate()
-                if self.stopping or self.step % self.args.save_every == 0 or self.step == self.plan.steps:
                     self.save()
                 if self.stopping:
                     raise Stopped(f"{self.stage.name}: told to stop after step {self.step} of {self.plan.steps}; the same "
