@@ -15,6 +15,7 @@ import errno
 import math
 import os
 import sys
+import time
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -185,6 +186,7 @@ class Run:
         log = self.args.run / "log.jsonl"
         self.log = Log(log, self.stage.name, self.step, self.facts["validated"], self.plan.steps) if self.lead else NoLog()
         self.signal, self.batches = StopSignal(), self.loader()
+        self.begun = time.perf_counter() - self.facts["seconds"]
         try:
             while True:
                 due = self.plan.validates(self.step) and self.facts["validated"] < self.step and not self.stopping
@@ -244,7 +246,6 @@ class Run:
 
         self.step, self.stopping, studies = self.step + 1, told > 0, sum(map(len, planned))
         facts["cut"], facts["studies"] = facts["cut"] + int(cut), facts["studies"] + studies
-        facts["seconds"] += sum(clock.laps.values())
         means = {name: term / total for name, term, total in zip(stage.term_names, terms, totals)}
         self.log.step({"step": self.step, "epoch": epoch, "loss": loss, **means, **stage.figures(), "lr": lr,
                        "gradient_norm": norm, "cut": int(cut)}, clock, studies, self.device)
@@ -322,6 +323,7 @@ class Run:
         now = self.step, self.facts["validated"]
         if self.saved != now:
             rngs = self.processes.gather_objects(rng_state(self.device))
+            self.facts["seconds"] = time.perf_counter() - self.begun
             if self.lead:
                 self.log.sync()
                 save_state(self.args.run / "state", self.stage.name, self.step, self.parameters, self.optimizer, rngs,

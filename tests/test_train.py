@@ -14,10 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import progress
 import schedule
 import train
 import trrg
 from data.dataset import PictureFile, Prepared
+from state import newest_state
 from tests import runs, tiny
 from tests.runs import ROOT
 
@@ -295,10 +297,12 @@ def test_generated_scores_choose_the_checkpoint_on_request(toy, one, tmp_path, m
     original = train.write_reports
     monkeypatch.setattr(train, "write_reports", lambda model, prepared, studies, *args, **more: (
         seen.append([study["id"] for study in studies]), original(model, prepared, studies, *args, **more))[1])
-    monkeypatch.setattr(train, "score", lambda *args, **more: {"BLEU-4": 0.5, "CIDEr": next(given)})
+    monkeypatch.setattr(train, "score", lambda *args, **more: time.sleep(0.3) or {"BLEU-4": 0.5, "CIDEr": next(given)})
     argv = [*toy[1], "--stage", "2", "--stage1", str(one / "stage1.safetensors"), "--run", str(tmp_path), "--select", "CIDEr", "--val-reports", "2",
             "--max-new-tokens", "4"]
     assert train.main(argv) == 0
+    _, header = newest_state(tmp_path / "state", "stage2")
+    assert header["facts"]["seconds"] > 0.6 + sum(sum(row["seconds"].values()) for row in progress.read_rows(tmp_path / "log.jsonl") if "loss" in row)
     assert seen == [["val-0", "val-2"]] * 2                     # a fixed subset of val, and never of test
     assert "best CIDEr on val: 0.3000 after step 4" in capfd.readouterr().out
     model = trrg.load(tmp_path / "ckpt.safetensors")
