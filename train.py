@@ -20,6 +20,9 @@ import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
+# Read as torch is imported: DDP remarks, past Python, that it need not look for unused parameters (see `distributed`).
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
@@ -359,8 +362,7 @@ def distributed(module, processes):
     """The module, its gradients averaged over all processes; all start equal, from the same files and seed."""
     if processes.world == 1:
         return module
-    for expected in ("find_unused_parameters=True was specified", "broadcast_buffers"):
-        warnings.filterwarnings("ignore", f".*{expected}.*")
+    warnings.filterwarnings("ignore", ".*broadcast_buffers.*")
     # Without find_unused_parameters, DDP lays its buckets out anew after the first step it sees, and three or more
     # processes would then add gradients in another order than the run that was interrupted.
     return DistributedDataParallel(module, broadcast_buffers=False, init_sync=False, find_unused_parameters=True)
@@ -408,6 +410,7 @@ def train(args, processes):
     if processes.device.type == "cuda" and args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False     # it guards against bugs, at the cost of a write
     prepared = Prepared(args.data)
     for stage_class in [Stage1, Stage2] if args.stage is None else [(Stage1, Stage2)[args.stage - 1]]:
         plan = Plan(stage_class, prepared, args, processes)

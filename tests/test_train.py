@@ -71,6 +71,7 @@ def test_four_processes_of_two_machines_train_as_one(toy, one):
     assert all(agent.returncode == 0 for agent in agents), outputs
     assert_close(one, folder / "four")
     assert sum(out.count("best loss on val") for out, _ in outputs) == 2         # one process alone speaks
+    assert not any("find_unused_parameters" in err for _, err in outputs)
     start = load_file(folder / "weights" / "bert" / "model.safetensors")["embeddings.word_embeddings.weight"]
     assert (load_file(one / "stage1.safetensors")["bert.embeddings.word_embeddings.weight"] - start).abs().max() > 0.01
 
