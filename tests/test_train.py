@@ -139,6 +139,55 @@ def test_evaluation_writes_the_same_bytes_from_three_processes(toy, one):
     assert [row["id"] for row in rows] == [f"test-{i}" for i in range(4)]
 
 
+def test_evaluation_of_one_and_two_views_in_batches_writes_the_same_bytes(toy, one):
+    """7 studies in batches of 2: groups of 4 with one view and of 3 with two, so the last batch is not full."""
+    folder, _ = toy
+    tiny.write_data(folder / "mixed", test=7)
+    rows = [json.loads(line) for line in (folder / "mixed" / "studies.jsonl").read_text().splitlines()]
+    for row in rows[-7::2]:
+        row["views"] = row["views"][:1]
+    (folder / "mixed" / "studies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for world in (1, 3):
+        code, _, err = runs.run("evaluate", ["--ckpt", one / "ckpt.safetensors", "--data", folder / "mixed", "--out", folder / f"mixed-{world}",
+                                             "--draws", "20", "--protocol", "coco", "--batch-size", "2", "--beams", "2"], folder / "out", world)
+        assert code == 0, err
+    for path in (folder / "mixed-1").iterdir():
+        assert path.read_bytes() == (folder / "mixed-3" / path.name).read_bytes(), path.name
+    assert len((folder / "mixed-3" / "reports.jsonl").read_text().splitlines()) == 7
+
+
+def test_generated_scores_are_the_same_on_two_processes(toy, one):
+    folder, argv = toy
+    argv = [*argv, "--stage", "2", "--stage1", one / "stage1.safetensors", "--select", "CIDEr", "--max-new-tokens", "4", "--max-steps", "2"]
+    for world, size in ((1, 8), (2, 4)):
+        code, out, err = runs.run("train", [*argv, "--batch-size", size, "--run", folder / f"scored{world}"], folder / "out", world)
+        assert code == 0 and out.count("best CIDEr on val") == 1, err
+    one, two = (next(row["validation"] for row in runs.log_of(folder / f"scored{world}") if "validation" in row) for world in (1, 2))
+    assert one == pytest.approx(two, rel=1e-4) and one.keys() == {"loss", "BLEU-4", "CIDEr"}
+
+
+def poison_a_gradient():
+    """On the second process, in the second step: √0 adds nothing to the loss, and NaN to a gradient."""
+    original, calls = train.Stage1.terms, []
+
+    def terms(self, *args):
+        calls.extend([1] * self.model.training)
+        (term,) = original(self, *args)
+        return (term + (0 * self.model.log_scale).sqrt() if len(calls) == 2 else term,)
+
+    if os.environ["RANK"] == "1":
+        train.Stage1.terms = terms
+
+
+def test_a_gradient_that_is_not_finite_on_one_process_is_left_out_on_all(toy):
+    folder, argv = toy
+    argv = [*argv, "--stage", "1", "--batch-size", "8", "--run", folder / "poisoned"]
+    code, out, err = runs.run("train", argv, folder / "out", 2, poison_a_gradient)
+    assert code == 0 and out.count("; left out") == 1, err
+    assert "stage1: step 2: loss " in out and "loss nan" not in out and "gradient norm nan; the studies: train-" in out
+    assert all(value.isfinite().all() for value in load_file(folder / "poisoned" / "stage1.safetensors").values())
+
+
 def test_a_dying_process_ends_the_run_with_a_reason(toy):
     folder, argv = toy
     (agent,) = torchrun([*argv, "--epochs", "2000", "--stage", "1", "--batch-size", "2", "--run-dir", folder / "dying"])
