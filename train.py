@@ -218,7 +218,7 @@ class Run:
         clock, stage, facts = Clock(self.device), self.stage, self.facts
         epoch, planned = self.plan.step(self.step)
         shares = [Share(batch, self.processes) for batch in planned]
-        inputs, cuts = zip(*(self.read() for _ in shares))
+        inputs, cuts = zip(*(self.read(next(self.batches)) for _ in shares))
         totals = self.processes.sum(*map(sum, zip(*map(stage.counts, inputs, shares))))
         clock.lap("data")
 
@@ -253,14 +253,18 @@ class Run:
         self.log.step({"step": self.step, "epoch": epoch, "loss": loss, **means, **stage.figures(), "lr": lr,
                        "gradient_norm": norm, "cut": int(cut)}, clock, studies, self.device)
 
-    def read(self):
-        """The next batch of this process, as the stage's `inputs` gives it."""
-        batch = next(self.batches)
+    def read(self, batch):
+        """What the stage's `inputs` makes of collated visits. Raises UserError, naming the study whose text is at fault."""
         try:
             return self.stage.inputs(batch, self.device)
-        except ValueError as error:
-            raise UserError(f"{self.prepared.folder}: a text of the studies {', '.join(batch['ids'])} can't be tokenized "
-                            f"({error}); mend it in studies.jsonl") from error
+        except ValueError:
+            for i, study in enumerate(batch["ids"]):
+                try:
+                    self.stage.inputs({name: values[i:i + 1] for name, values in batch.items()}, self.device)
+                except ValueError as error:
+                    raise UserError(f"{self.prepared.folder}: the text of the study {study!r} can't be tokenized ({error}); "
+                                    "mend it in studies.jsonl") from error
+            raise
 
     def skip(self, loss, norm, ids):
         """A step without an update; a fourth in a row ends the run."""
@@ -281,7 +285,7 @@ class Run:
         sums = [0.0] * (2 * len(stage.term_names))
         for batch in plan_epoch(views, args.batch_size[stage.number - 1] * processes.world):
             share = Share(batch, processes)
-            inputs, _ = stage.inputs(collate([self.held_out[0, i] for i in share.numbers]), self.device)
+            inputs, _ = self.read(collate([self.held_out[0, i] for i in share.numbers]))
             with self.autocast:
                 terms = stage.terms(stage.trained, inputs, share)
             *more, told = processes.sum(*(term.item() for term in terms), *stage.counts(inputs, share), self.signal.number > 0)
@@ -399,11 +403,27 @@ def settings_of(stage, args, processes, prepared):
             "the number of processes": processes.world, "the data set": data_digest(prepared), **stage.settings(args)}
 
 
+def make_demo(args):
+    """Makes what the demo lacks: its data at their own place alone, its weights there or where there is nothing yet.
+
+    Raises UserError elsewhere: a folder of the user's, or a misspelt one, is not to be filled.
+    """
+    if args.data != Path("datasets/demo"):
+        Prepared(args.data)
+    made = args.weights == Path("weights/demo") or (args.weights / "mistral" / "model.safetensors").is_file()
+    if not made and any(args.weights.glob("*")):
+        raise UserError(f"{args.weights}: holds something, but no mistral/model.safetensors of the demo's; give a new folder to "
+                        "make it in, or --preset iu_xray or mimic_cxr for published weights")
+    demo.prepare(args.data, args.weights, args.seed)
+
+
 def train(args, processes):
     """Every stage asked for, one after the other."""
     say = tqdm.write if processes.rank == 0 else lambda text: None
+    if args.shard and processes.world == 1:
+        raise UserError("--shard: there is one process, and nothing to spread over; start several with torchrun, or leave it out")
     if args.preset == "demo":
-        processes.lead_first(lambda: demo.prepare(args.data, args.weights, args.seed))
+        processes.lead_first(lambda: make_demo(args))
     lock = Lock(args.run) if processes.rank == 0 else None
     if lock:
         remove_leftovers(args.run)

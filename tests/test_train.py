@@ -217,7 +217,7 @@ def fails(capfd, argv):
     (["--preset", "nothing"], "--preset nothing: no such preset; there are demo, iu_xray, mimic_cxr"),
     (["--epochs", "0"], "--epochs: 0 is not a number from 1 on"), (["--lr", "nan"], "--lr: nan is not a number"),
     (["--lr", "x"], "argument --lr"), (["--k", "15"], "argument --k"), (["--speed"], "unrecognized arguments: --speed"),
-    (["--shard", "--embed-base"], "--shard"), (["--lora-dropout", "1"], "--lora-dropout 1.0: must be below 1"),
+    (["--shard", "--embed-base"], "--shard"), (["--preset", "iu_xray", "--shard"], "--shard: there is one process"), (["--lora-dropout", "1"], "--lora-dropout 1.0: must be below 1"),
     (["--preset", "iu_xray", "--data", "/nowhere"], "/nowhere: no prepared data set")])
 def test_mistakes_on_the_command_line_are_one_line(tmp_path, capfd, argv, message):
     assert message in fails(capfd, ["--run", tmp_path / "run", *argv])
@@ -225,6 +225,32 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, capfd, argv, messag
 
 def test_stage_2_wants_stage_1(toy, tmp_path, capfd):
     assert f"{tmp_path}/stage1.safetensors: no stage-1 checkpoint" in fails(capfd, [*toy[1], "--stage", "2", "--run", tmp_path])
+
+
+def test_the_demo_fills_no_folder_of_the_users(toy, tmp_path, monkeypatch, capfd):
+    made = []
+    monkeypatch.setattr(train.demo, "prepare", lambda data, weights, seed: made.append((str(data), str(weights))))
+    data, begun = toy[0] / "data", tmp_path / "begun"
+    (begun / "swin").mkdir(parents=True)
+    argv = ["--run", tmp_path / "run"]
+    assert f"{tmp_path}/typo: no prepared data set" in fails(capfd, [*argv, "--data", tmp_path / "typo"])
+    assert f"{begun}: no prepared data set" in fails(capfd, [*argv, "--data", begun])
+    assert f"{begun}: holds something, but no mistral/model.safetensors" in fails(capfd, [*argv, "--data", data, "--weights", begun])
+    assert not made and sorted(path.name for path in tmp_path.rglob("*")) == ["begun", "swin"]
+    monkeypatch.chdir(tmp_path)
+    for extra in ([], ["--data", data, "--weights", tmp_path / "new"], ["--data", data, "--weights", toy[0] / "weights"]):
+        train.make_demo(train.arguments([*map(str, extra)]))
+    assert made == [("datasets/demo", "weights/demo"), (str(data), f"{tmp_path}/new"), (str(data), f"{toy[0]}/weights")]
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_named(toy, one, tmp_path, capfd):
+    shutil.copytree(toy[0] / "weights", tmp_path / "weights")
+    tiny.bert(100).save_pretrained(tmp_path / "weights" / "bert")
+    tiny.mistral(100).save_pretrained(tmp_path / "weights" / "mistral")
+    for stage, part, file in (("1", "bert", "vocab.txt"), ("2", "mistral", "tokenizer.model")):
+        folder = tmp_path / "weights" / part
+        err = fails(capfd, [*toy[1], "--weights", tmp_path / "weights", "--stage", stage, "--stage1", one / "stage1.safetensors", "--run", tmp_path / "run"])
+        assert f"{folder / file}: has " in err and f" tokens, but {folder / 'config.json'} has room for 100;" in err
 
 
 def test_help_lists_every_default(capsys):
@@ -302,8 +328,8 @@ def test_a_text_and_a_picture_that_cannot_be_read_name_the_study(toy, one, tmp_p
     rows = (tmp_path / "data" / "studies.jsonl").read_text().splitlines()
     rows[3] = json.dumps({**json.loads(rows[3]), "report": "The heart \ud800 is normal."})
     (tmp_path / "data" / "studies.jsonl").write_text("\n".join(rows) + "\n")
-    argv = [*toy[1], "--stage", "1", "--batch-size", "1", "--run", str(tmp_path / "run"), "--data", str(tmp_path / "data")]
-    assert train.main(argv) == 2 and "a text of the studies train-3 can't be tokenized" in capfd.readouterr().err
+    argv = [*toy[1], "--stage", "1", "--batch-size", "4", "--run", str(tmp_path / "run"), "--data", str(tmp_path / "data")]
+    assert train.main(argv) == 2 and "the text of the study 'train-3' can't be tokenized" in capfd.readouterr().err
 
     original = PictureFile.read
 
