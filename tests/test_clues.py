@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from model.clues import ClueBank, clue_weights, cosine
+from model.clues import ClueBank, clue_weights
+from trrg import contrastive_loss
 
 
 def bank():
@@ -65,8 +66,9 @@ def test_autocast_changes_no_clue():
     common = torch.randn(256, generator=generator)
     cls, v = (common + 0.6 * torch.randn(rows, 256, generator=generator) for rows in (28, 40))
     close = ClueBank(torch.randn(28, 3, 256), cls, torch.ones(28, 3, dtype=torch.bool), torch.arange(28) // 2)
-    exact = close(v, torch.tensor(0.01), k=3)
+    exact, weights = close(v, torch.tensor(0.01), k=3), clue_weights(v, cls, 0.01)
+    loss = contrastive_loss(v[:28], cls, 0.01)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = close(v, torch.tensor(0.01), k=3)
-        assert torch.equal(clue_weights(v, cls, 0.01), torch.softmax(cosine(v, cls) / 0.01, -1))
+        assert torch.equal(clue_weights(v, cls, 0.01), weights) and contrastive_loss(v[:28], cls, 0.01) == loss       # Eq. (1)
     assert all(torch.equal(a, b) for a, b in zip(exact, mixed))
