@@ -113,7 +113,7 @@ def test_numbers_that_no_config_can_mean_are_refused(tmp_path, kind, config):
 @pytest.mark.parametrize("kind, name, value", [
     (Bert, "hidden_dropout_prob", 2.0), (Bert, "attention_probs_dropout_prob", -1), (Bert, "layer_norm_eps", float("nan")),
     (Swin, "mlp_ratio", 1e30), (Swin, "mlp_ratio", -1), (Swin, "drop_path_rate", 1.0), (Swin, "depths", []),
-    (Mistral, "rope_theta", 0), (Mistral, "rope_theta", -1), (Mistral, "rms_norm_eps", -1), (Mistral, "rope_theta", 10**400),
+    (Mistral, "rope_theta", 0), (Mistral, "rope_theta", -1), (Mistral, "rms_norm_eps", -1),
     (Mistral, "sliding_window", 10**30)])
 def test_such_a_number_is_named(tmp_path, kind, name, value):
     config = {Bert: TINY, Swin: SwinConfig(), Mistral: MistralConfig()}[kind].to_json()
