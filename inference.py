@@ -20,7 +20,9 @@ from metrics.zero_shot import retrieval, zero_shot_scores
 def over_batches(prepared, studies, crop, batch_size, processes, what, work):
     """Runs `work(visits)` on every batch of a split and returns {study number: result} on every process.
 
-    `work` takes collated visits (data/dataset.py) and gives one picklable result a study.
+    `work` takes collated visits (data/dataset.py) and gives one picklable result a study. A batch's studies have equally
+    many views, so their prompts are equally long, and nothing is left to sort; rows that end early leave the batch while
+    it is decoded (model/decode.py).
     """
     visits = Visits(prepared, studies, stage=2, crop=crop)
     batches = plan_epoch([len(study["views"]) for study in studies], batch_size)

@@ -30,6 +30,7 @@ class Stage1:
         self.args = args
         self.words = WordPiece.from_pretrained(args.weights / "bert")
         swin, bert = Swin.from_pretrained(args.weights / "swin"), Bert.from_pretrained(args.weights / "bert")
+        check_vocabulary(args.weights / "bert", "vocab.txt", self.words, bert)
         self.model = trrg.Alignment(swin, bert, trrg.AlignmentConfig(
             d=swin.config.width, same_sentence_positives=args.same_sentence_positives)).to(processes.device)
         # Weights are read in the type of their file; what trains is kept in fp32.
@@ -57,7 +58,7 @@ class Stage1:
     def terms(self, model, inputs, share):
         images, ids, mask, keys = inputs
         v, t, tau = model(images, ids, mask)
-        v = gather(v.float(), share.sizes)
+        v = gather(v.float(), share.sizes)              # in fp32, for its gradients are summed over processes
         losses = []
         for drawn, key in zip(t.float().split(len(images)), keys.split(len(images))):
             key = gather(key[:, None], share.sizes)
@@ -106,9 +107,10 @@ class Stage2:
         dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
         language_model = Mistral.from_pretrained(args.weights / "mistral", dtype=dtype)
         language_model.checkpoint = args.checkpointing
+        tokenizer = SentencePiece.from_pretrained(args.weights / "mistral")
+        check_vocabulary(args.weights / "mistral", "tokenizer.model", tokenizer, language_model)
         self.base = {"folder": str(args.weights / "mistral"), "digest": digest(language_model)}
-        self.model = trrg.on_alignment(alignment, alignment.words, language_model,
-                                       SentencePiece.from_pretrained(args.weights / "mistral"), stage2_config(args))
+        self.model = trrg.on_alignment(alignment, alignment.words, language_model, tokenizer, stage2_config(args))
         self.model.swin.to(dtype)
         self.model.image_projection.to(dtype)
         if args.shard:
@@ -146,6 +148,13 @@ class Stage2:
 
     def save(self, path, header):
         trrg.save(path, self.model, dict(header, base=self.base), embed_base=self.args.embed_base)
+
+
+def check_vocabulary(folder, file, tokenizer, model):
+    """Raises UserError where a tokenizer has tokens for which the model has no embedding."""
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(f"{folder / file}: has {len(tokenizer):,} tokens, but {folder / 'config.json'} has room for "
+                        f"{model.config.vocab_size:,}; take both from the same model")
 
 
 def stage2_config(args):

@@ -32,7 +32,7 @@ def set_rng_state(states, device):
 
 
 def save_state(folder, stage, step, parameters, optimizer, rngs, facts):
-    """Writes one state and drops all but the last two of its stage.
+    """Writes one state and drops all others of its stage but the one before.
 
     `parameters` {name: parameter} are those that train, `rngs` one `rng_state` a process, `facts` whatever of JSON
     goes with them. Raises FloatingPointError, and writes nothing, where a weight or moment is not finite.
@@ -51,8 +51,11 @@ def save_state(folder, stage, step, parameters, optimizer, rngs, facts):
     folder = Path(folder)
     draft = folder / f".{stage}-{step:08d}.draft"
     save_file(draft, tensors, {"stage": stage, "step": step, "facts": facts})
-    draft.rename(folder / f"{stage}-{step:08d}-{file_digest(draft)}.safetensors")
-    for old in saved_states(folder, stage)[:-2]:
+    path = draft.rename(folder / f"{stage}-{step:08d}-{file_digest(draft)}.safetensors")
+    others = [other for other in saved_states(folder, stage) if other != path]
+    # A later one is damaged, or the run would have gone on from it; of one step, this state knows more than another.
+    before = [other for other in others if other.name < f"{stage}-{step:08d}"]
+    for old in {*others} - {*before[-1:]}:
         old.unlink()
 
 

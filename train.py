@@ -15,9 +15,13 @@ import errno
 import math
 import os
 import sys
+import time
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
+
+# Read as torch is imported: DDP remarks, past Python, that it need not look for unused parameters (see `distributed`).
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -186,11 +190,14 @@ class Run:
         log = self.args.run / "log.jsonl"
         self.log = Log(log, self.stage.name, self.step, self.facts["validated"], self.plan.steps) if self.lead else NoLog()
         self.signal, self.batches = StopSignal(), self.loader()
+        self.begun = time.perf_counter() - self.facts["seconds"]
         try:
             while True:
-                if self.plan.validates(self.step) and self.facts["validated"] < self.step and not self.stopping:
+                due = self.plan.validates(self.step) and self.facts["validated"] < self.step and not self.stopping
+                if due or self.stopping or self.step % self.args.save_every == 0:
+                    self.save()         # before a validation too, which may take hours
+                if due:
                     self.validate()
-                if self.stopping or self.step % self.args.save_every == 0 or self.step == self.plan.steps:
                     self.save()
                 if self.stopping:
                     raise Stopped(f"{self.stage.name}: told to stop after step {self.step} of {self.plan.steps}; the same "
@@ -212,7 +219,7 @@ class Run:
         clock, stage, facts = Clock(self.device), self.stage, self.facts
         epoch, planned = self.plan.step(self.step)
         shares = [Share(batch, self.processes) for batch in planned]
-        inputs, cuts = zip(*(self.read() for _ in shares))
+        inputs, cuts = zip(*(self.read(next(self.batches)) for _ in shares))
         totals = self.processes.sum(*map(sum, zip(*map(stage.counts, inputs, shares))))
         clock.lap("data")
 
@@ -243,19 +250,22 @@ class Run:
 
         self.step, self.stopping, studies = self.step + 1, told > 0, sum(map(len, planned))
         facts["cut"], facts["studies"] = facts["cut"] + int(cut), facts["studies"] + studies
-        facts["seconds"] += sum(clock.laps.values())
         means = {name: term / total for name, term, total in zip(stage.term_names, terms, totals)}
         self.log.step({"step": self.step, "epoch": epoch, "loss": loss, **means, **stage.figures(), "lr": lr,
                        "gradient_norm": norm, "cut": int(cut)}, clock, studies, self.device)
 
-    def read(self):
-        """The next batch of this process, as the stage's `inputs` gives it."""
-        batch = next(self.batches)
+    def read(self, batch):
+        """What the stage's `inputs` makes of collated visits. Raises UserError, naming the study whose text is at fault."""
         try:
             return self.stage.inputs(batch, self.device)
-        except ValueError as error:
-            raise UserError(f"{self.prepared.folder}: a text of the studies {', '.join(batch['ids'])} can't be tokenized "
-                            f"({error}); mend it in studies.jsonl") from error
+        except ValueError:
+            for i, study in enumerate(batch["ids"]):
+                try:
+                    self.stage.inputs({name: values[i:i + 1] for name, values in batch.items()}, self.device)
+                except ValueError as error:
+                    raise UserError(f"{self.prepared.folder}: the text of the study {study!r} can't be tokenized ({error}); "
+                                    "mend it in studies.jsonl") from error
+            raise
 
     def skip(self, loss, norm, ids):
         """A step without an update; a fourth in a row ends the run."""
@@ -276,7 +286,7 @@ class Run:
         sums = [0.0] * (2 * len(stage.term_names))
         for batch in plan_epoch(views, args.batch_size[stage.number - 1] * processes.world):
             share = Share(batch, processes)
-            inputs, _ = stage.inputs(collate([self.held_out[0, i] for i in share.numbers]), self.device)
+            inputs, _ = self.read(collate([self.held_out[0, i] for i in share.numbers]))
             with self.autocast:
                 terms = stage.terms(stage.trained, inputs, share)
             *more, told = processes.sum(*(term.item() for term in terms), *stage.counts(inputs, share), self.signal.number > 0)
@@ -321,6 +331,7 @@ class Run:
         now = self.step, self.facts["validated"]
         if self.saved != now:
             rngs = self.processes.gather_objects(rng_state(self.device))
+            self.facts["seconds"] = time.perf_counter() - self.begun
             if self.lead:
                 self.log.sync()
                 save_state(self.args.run / "state", self.stage.name, self.step, self.parameters, self.optimizer, rngs,
@@ -356,8 +367,7 @@ def distributed(module, processes):
     """The module, its gradients averaged over all processes; all start equal, from the same files and seed."""
     if processes.world == 1:
         return module
-    for expected in ("find_unused_parameters=True was specified", "broadcast_buffers"):
-        warnings.filterwarnings("ignore", f".*{expected}.*")
+    warnings.filterwarnings("ignore", ".*broadcast_buffers.*")
     # Without find_unused_parameters, DDP lays its buckets out anew after the first step it sees, and three or more
     # processes would then add gradients in another order than the run that was interrupted.
     return DistributedDataParallel(module, broadcast_buffers=False, init_sync=False, find_unused_parameters=True)
@@ -394,17 +404,34 @@ def settings_of(stage, args, processes, prepared):
             "the number of processes": processes.world, "the data set": data_digest(prepared), **stage.settings(args)}
 
 
+def make_demo(args):
+    """Makes what the demo lacks: its data at their own place alone, its weights there or where there is nothing yet.
+
+    Raises UserError elsewhere: a folder of the user's, or a misspelt one, is not to be filled.
+    """
+    if args.data != Path("datasets/demo"):
+        Prepared(args.data)
+    made = args.weights == Path("weights/demo") or (args.weights / "mistral" / "model.safetensors").is_file()
+    if not made and any(args.weights.glob("*")):
+        raise UserError(f"{args.weights}: holds something, but no mistral/model.safetensors of the demo's; give a new folder to "
+                        "make it in, or --preset iu_xray or mimic_cxr for published weights")
+    demo.prepare(args.data, args.weights, args.seed)
+
+
 def train(args, processes):
     """Every stage asked for, one after the other."""
     say = tqdm.write if processes.rank == 0 else lambda text: None
+    if args.shard and processes.world == 1:
+        raise UserError("--shard: there is one process, and nothing to spread over; start several with torchrun, or leave it out")
     if args.preset == "demo":
-        processes.lead_first(lambda: demo.prepare(args.data, args.weights, args.seed))
+        processes.lead_first(lambda: make_demo(args))
     lock = Lock(args.run) if processes.rank == 0 else None
     if lock:
         remove_leftovers(args.run)
     if processes.device.type == "cuda" and args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False     # it guards against bugs, at the cost of a write
     prepared = Prepared(args.data)
     for stage_class in [Stage1, Stage2] if args.stage is None else [(Stage1, Stage2)[args.stage - 1]]:
         plan = Plan(stage_class, prepared, args, processes)

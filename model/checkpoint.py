@@ -64,15 +64,24 @@ def config_values(config_class, json_object, only, optional=()):
             raise UserError(f"{field.name} is missing; take the config.json that belongs to the weights")
         value, kind = json_object[field.name], type(field.default)
         value = tuple(value) if kind is tuple and isinstance(value, list) else value
-        value = float(value) if kind is float and type(value) is int else value
-        sizes = value if isinstance(value, tuple) else (value,)
-        if not isinstance(value, kind) or (kind in (int, tuple) and not all(
-                type(size) is int and 0 < size <= 2**24 for size in sizes)):
+        value = float(value) if kind is float and type(value) is int and abs(value) < 2**63 else value
+        if not plausible(value, kind, rate=field.name.endswith(("_prob", "_rate"))):
             raise UserError(f"{field.name} is {value!r}; take the config.json that belongs to the weights")
         values[field.name] = value
     if sum(values.get("depths", ())) + values.get("num_hidden_layers", 0) > 1000:
         raise UserError("more than 1,000 layers; take the config.json that belongs to the weights")
     return values
+
+
+def plausible(value, kind, rate):
+    """Whether a config.json can mean this: sizes and factors are positive and bounded, rates in [0, 1), NaN is neither."""
+    if kind is tuple:
+        return isinstance(value, tuple) and value != () and all(plausible(size, int, rate) for size in value)
+    if type(value) is not kind or kind is bool:
+        return type(value) is kind
+    if kind is int:
+        return 0 < value <= 2**24
+    return 0 <= value < 1 if rate else 0 < value <= 1e9
 
 
 @dataclass(frozen=True)
@@ -112,8 +121,11 @@ def load_state(build, state, path, rename=None, dtype=None):
 
 def assign(build, stored, origin, rename, dtype):
     """Checks every name and shape, then hands the module all its tensors at once."""
-    with torch.device("meta"):
-        module = build()
+    try:
+        with torch.device("meta"):
+            module = build()
+    except (RuntimeError, TypeError) as error:              # sizes whose product is beyond 64 bits
+        raise UserError(f"{origin}: no such network can be built ({one_line(error)}); check its config.json") from error
     expected = module.state_dict()
     table = rename([source.name for source in stored]) if callable(rename) else rename
     sources = {}
@@ -148,20 +160,24 @@ def assign(build, stored, origin, rename, dtype):
 def converted(source, dtype):
     """A weight in the wanted type, memory-mapped as it is where the type is right already.
 
-    Pages of a mapped file stay resident once they are read until the mapping is closed, so a safetensors file is
-    opened anew for each window.
+    Pages of a mapped file stay resident once they are read until the mapping is closed, so the file is opened anew for
+    each window; one in torch.save's format before 1.6 can't be mapped, it is in memory as a whole already.
     """
-    tensor = source.tensor
+    tensor, safe = source.tensor, source.file.suffix == ".safetensors"
     if dtype is None or tensor.dtype == dtype or not tensor.is_floating_point():
         return tensor
-    if source.file.suffix != ".safetensors" or not tensor.numel() or not tensor.shape:
+    if not tensor.numel() or not tensor.shape or not (safe or zipfile.is_zipfile(source.file)):
         return tensor.to(dtype)
     result = torch.empty(tensor.shape, dtype=dtype)
     rows = max(1, WINDOW * len(tensor) // tensor.nbytes)
     for start in range(0, len(tensor), rows):
         end = min(start + rows, len(tensor))
-        with safe_open(source.file, "pt") as file:
-            result[start:end] = file.get_tensor(source.name)[source.first_row + start:source.first_row + end]
+        if safe:
+            with safe_open(source.file, "pt") as file:
+                whole = file.get_tensor(source.name)
+        else:
+            whole = open_pickle(source.file)[source.name]
+        result[start:end] = whole[source.first_row + start:source.first_row + end]
     return result
 
 

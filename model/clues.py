@@ -30,8 +30,9 @@ def clue_weights(v_cls, c_cls, tau):
 
 
 def cosine(a, b):
-    """(A, d), (B, d) → (A, B)."""
-    return nn.functional.normalize(a, dim=-1) @ nn.functional.normalize(b, dim=-1).T
+    """(A, d), (B, d) → (A, B), in fp32 under autocast too: over a τ of 0.01 bfloat16's rounding would choose the clues."""
+    with torch.autocast(a.device.type, enabled=False):
+        return nn.functional.normalize(a.float(), dim=-1) @ nn.functional.normalize(b.float(), dim=-1).T
 
 
 class ClueBank(nn.Module):
@@ -54,7 +55,7 @@ class ClueBank(nn.Module):
         3. The k heaviest; the best prompt's tokens of each, so that the clue carries this picture's severity and side.
         4. Clues lighter than `threshold` are masked out (0: none is; the paper's form).
         """
-        prompt_scores = cosine(v_cls.float(), self.cls.float())                              # (B, P)
+        prompt_scores = cosine(v_cls, self.cls)                                              # (B, P)
         m = int(self.disease.max()) + 1
         of_disease = self.disease == torch.arange(m, device=self.disease.device)[:, None]    # (m, P)
         scores, best = prompt_scores[:, None].masked_fill(~of_disease, -torch.inf).max(-1)   # (B, m) both

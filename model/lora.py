@@ -139,10 +139,14 @@ def save_peft(module, folder):
     if not found:
         raise ValueError("the module has no adapters")
     first = next(iter(found.values()))
+    last = {name.rpartition(".")[2] for name in found}
+    # Last names are PEFT's custom, but say too much where a layer of the same name has no adapter.
+    enough = all(name in found for name, child in module.named_modules()
+                 if isinstance(child, nn.Linear) and name.rpartition(".")[2] in last)
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True,
               "r": first.rank, "lora_alpha": first.alpha, "lora_dropout": first.dropout.p, "bias": "none",
               "use_rslora": first.rank_stabilised, "fan_in_fan_out": False,
-              "target_modules": sorted({name.rpartition(".")[2] for name in found})}
+              "target_modules": sorted(last if enough else found)}
     tensors = {f"{PREFIX}{name}.weight": tensor for name, tensor in lora_state(module).items()}
     checkpoint.write_safetensors(Path(folder) / "adapter_model.safetensors", tensors, {"format": "pt"})
     with whole_file(Path(folder) / "adapter_config.json") as file:

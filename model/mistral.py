@@ -58,7 +58,7 @@ class MistralConfig:
             if type(width) is int and type(heads) is int and heads > 0:
                 json_object["head_dim"] = width // heads
         window = json_object.pop("sliding_window", 4096)
-        if window is not None and (type(window) is not int or window < 1):
+        if window is not None and (type(window) is not int or not 1 <= window < 2**31):
             raise UserError(f"sliding_window is {window!r}; take the config.json that belongs to the weights")
         values = checkpoint.config_values(cls, json_object, only={"model_type": "mistral", "hidden_act": "silu"},
                                           optional=("tie_word_embeddings", "sliding_window"))

@@ -1,6 +1,6 @@
 """Kills train.py at random moments, many times, and compares the weights with those of an undisturbed run.
 
-    OMP_NUM_THREADS=1 python tests/bench_kills.py [--kills 20] [--processes 1 2]
+    OMP_NUM_THREADS=1 python tests/bench_kills.py [--kills 20] [--processes 1 2] [--workers 2 --accumulate 2 --precision bf16]
 
 On toy data, both stages, dropout on, a state every step, so that many kills fall into a save. Exits with 1 where a bit differs.
 """
@@ -42,12 +42,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--workers", default=0, help="of the loader")
+    parser.add_argument("--accumulate", default=1)
+    parser.add_argument("--precision", default="fp32")
     args = parser.parse_args()
+    extra = ["--workers", args.workers, "--accumulate", args.accumulate, "--precision", args.precision]
     failed = False
     for world in args.processes:
         with tempfile.TemporaryDirectory() as folder:
             folder, begun = Path(folder), time.monotonic()
-            argv = [*runs.prepare(folder, train=24), "--batch-size", 4 // world, "--epochs", "5", "--save-every", "1"]
+            argv = [*runs.prepare(folder, train=24), "--batch-size", 4 // world, "--epochs", "5", "--save-every", "1", *extra]
             code, _, err = runs.run("train", [*argv, "--run", folder / "whole"], folder / "out", world)
             assert code == 0, err
             done, during_save = killed_run(argv, folder, world, args.kills, random.Random(world))

@@ -214,6 +214,7 @@ def peak(task, side, folder, args):
 
 
 def measure(task, side, folder, args):
+    import torch._dynamo  # noqa: F401                     # 280 MB that AdamW would import in its first step
     if side != "ours":
         quiet()
         import peft, timm, torchvision  # noqa: E401, F401

@@ -21,6 +21,7 @@ from data.files import UserError
 from model import checkpoint
 from model.bert import Bert, BertConfig
 from model.mistral import Mistral, MistralConfig
+from model.swin import Swin, SwinConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = BertConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12,
@@ -82,6 +83,46 @@ def test_a_broken_config_is_named(folder, text):
         Bert.from_pretrained(folder)
 
 
+NUMBERS = [0, -1, 1, 2, 3, 2**24, 2**24 + 1, 10**400, 0.0, -0.5, 0.5, 1.0, 5.0, 1e-30, 1e9, 1e30, float("nan"), float("inf"),
+           True, None, "1", [], [1], [2**24] * 3, [0, 2], [[1]], {}]
+
+
+@pytest.mark.parametrize("kind, config", [
+    (Bert, TINY), (Swin, SwinConfig(image_size=8, patch_size=2, embed_dim=4, depths=(1, 1), num_heads=(1, 2), window_size=2)),
+    (Mistral, MistralConfig(vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
+                            num_key_value_heads=1, head_dim=4, tie_word_embeddings=True))], ids=["bert", "swin", "mistral"])
+def test_numbers_that_no_config_can_mean_are_refused(tmp_path, kind, config):
+    """Whatever stands in config.json: an error with the file's name, or a model that works."""
+    torch.manual_seed(0)
+    kind(config).save_pretrained(tmp_path)
+    whole = config.to_json()
+    whole.pop("rope_parameters", None)
+    for key in whole:
+        for value in NUMBERS:
+            (tmp_path / "config.json").write_text(json.dumps({**whole, key: value}))
+            try:
+                model = kind.from_pretrained(tmp_path)
+            except UserError as error:
+                assert str(tmp_path) in str(error)
+                continue
+            x = torch.ones(2, 3, dtype=torch.long)
+            out = model(x, x) if kind is Bert else model(ids=x) if kind is Mistral else model(torch.ones(2, 3, 8, 8))
+            assert out.isfinite().all(), (key, value)
+
+
+@pytest.mark.parametrize("kind, name, value", [
+    (Bert, "hidden_dropout_prob", 2.0), (Bert, "attention_probs_dropout_prob", -1), (Bert, "layer_norm_eps", float("nan")),
+    (Swin, "mlp_ratio", 1e30), (Swin, "mlp_ratio", -1), (Swin, "drop_path_rate", 1.0), (Swin, "depths", []),
+    (Mistral, "rope_theta", 0), (Mistral, "rope_theta", -1), (Mistral, "rms_norm_eps", -1),
+    (Mistral, "sliding_window", 10**30)])
+def test_such_a_number_is_named(tmp_path, kind, name, value):
+    config = {Bert: TINY, Swin: SwinConfig(), Mistral: MistralConfig()}[kind].to_json()
+    config.pop("rope_parameters", None)
+    (tmp_path / "config.json").write_text(json.dumps({**config, name: value}))
+    with pytest.raises(UserError, match=f"config.json: {name} is "):
+        kind.from_pretrained(tmp_path)
+
+
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(UserError, match="config.json"):
         Bert.from_pretrained(tmp_path)
@@ -110,6 +151,22 @@ def test_shards_missing_or_twice_or_named_outside_are_errors(tmp_path):
         index.write_text(json.dumps({"weight_map": weight_map}))
         with pytest.raises(UserError, match="index.json|missing"):
             Mistral.from_pretrained(tmp_path)
+
+
+def test_sharded_pickles_are_read(folder):
+    whole = Bert.from_pretrained(folder).state_dict()
+    names = sorted(whole)
+    for number, part in enumerate((names[::2], names[1::2])):
+        torch.save({name: whole[name] for name in part}, folder / f"pytorch_model-{number}.bin")
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {
+        name: f"pytorch_model-{number % 2}.bin" for number, name in enumerate(names)}}))
+    (folder / "model.safetensors").unlink()
+    for dtype in (None, torch.bfloat16):
+        found = Bert.from_pretrained(folder, dtype=dtype).state_dict()
+        assert all(torch.equal(found[name], tensor.to(dtype)) for name, tensor in whole.items())
+    (folder / "pytorch_model-1.bin").unlink()
+    with pytest.raises(UserError, match="pytorch_model-1.bin: this shard is missing"):
+        Bert.from_pretrained(folder)
 
 
 def test_nothing_is_half_loaded(folder):
@@ -253,9 +310,9 @@ print((resident("VmHWM") - before) / kept, kept)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is measured through Linux's /proc")
-@pytest.mark.parametrize("stored, dtype", [("float32", None), ("float32", "torch.bfloat16"),
-                                           ("bfloat16", "torch.float32")])
-def test_loading_takes_no_second_copy(tmp_path, stored, dtype):
+@pytest.mark.parametrize("stored, dtype, pickled", [
+    ("float32", None, False), ("float32", "torch.bfloat16", False), ("bfloat16", "torch.float32", False), ("float32", "torch.bfloat16", True)])
+def test_loading_takes_no_second_copy(tmp_path, stored, dtype, pickled):
     """At most 1.1 times the weights kept, every weight touched; one tensor is a third of the whole."""
     config = MistralConfig(vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=2,
                            num_attention_heads=6, num_key_value_heads=2)
@@ -269,6 +326,9 @@ def test_loading_takes_no_second_copy(tmp_path, stored, dtype):
     for weight in model.parameters():
         weight.fill_(0.5)
     model.save_pretrained(tmp_path / "big")
+    if pickled:
+        torch.save(model.state_dict(), tmp_path / "big" / "pytorch_model.bin")
+        (tmp_path / "big" / "model.safetensors").unlink()
     del model
     script = MEASURE.format(root=str(ROOT), folder=str(tmp_path / "big"), warm=str(tmp_path / "warm"), dtype=dtype)
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
@@ -322,12 +382,13 @@ FUZZ = textwrap.dedent("""
     from tests.test_checkpoint import TINY, mutants
     from model.bert import Bert
     folder, rng, counts = Path({folder!r}), random.Random({seed}), {{}}
-    for name in ("model.safetensors", "pytorch_model.bin", "old.bin", "own.safetensors"):
+    for name in ("model.safetensors", "pytorch_model.bin", "old.bin", "own.safetensors", "config.json"):
         whole = (folder / name).read_bytes()
         for bad in mutants(whole, {count}, rng):
             (folder / "case").mkdir(exist_ok=True)
-            path = folder / "case" / ("pytorch_model.bin" if name.endswith("bin") else "model.safetensors")
-            (folder / "case" / "config.json").write_bytes((folder / "config.json").read_bytes())
+            path = folder / "case" / ("pytorch_model.bin" if name.endswith("bin") else name.replace("own", "model"))
+            for good in ("config.json", "model.safetensors") if name == "config.json" else ("config.json",):
+                (folder / "case" / good).write_bytes((folder / good).read_bytes())
             path.unlink(missing_ok=True)
             path.write_bytes(bad)
             signal.alarm(10)                               # a hang ends the process
@@ -337,6 +398,7 @@ FUZZ = textwrap.dedent("""
                 else:
                     model = Bert.from_pretrained(path.parent)
                     sum(float(w.double().sum()) for w in model.parameters())
+                    model(torch.ones(1, 2, dtype=torch.long), torch.ones(1, 2)) if name == "config.json" else None
                 result = "read"
             except UserError as error:
                 result = "refused"
@@ -344,6 +406,7 @@ FUZZ = textwrap.dedent("""
             counts[name, result] = counts.get((name, result), 0) + 1
             signal.alarm(0)
             path.unlink()
+            (folder / "case" / "model.safetensors").unlink(missing_ok=True)
     print(sorted(counts.items()))
 """)
 

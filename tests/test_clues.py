@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from model.clues import ClueBank, clue_weights
+from trrg import contrastive_loss
 
 
 def bank():
@@ -56,3 +57,18 @@ def test_a_row_alone_is_the_row_in_a_batch():
     for i in range(5):
         alone = bank()(v[i:i + 1], tau=torch.tensor(0.1), k=2)
         assert all(torch.allclose(a[0].float(), b[i].float()) for a, b in zip(alone, together))
+
+
+@torch.no_grad()
+def test_autocast_changes_no_clue():
+    """Cosines that lie close together: in bfloat16 most of these pictures would get another disease's clue."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(256, generator=generator)
+    cls, v = (common + 0.6 * torch.randn(rows, 256, generator=generator) for rows in (28, 40))
+    close = ClueBank(torch.randn(28, 3, 256), cls, torch.ones(28, 3, dtype=torch.bool), torch.arange(28) // 2)
+    exact, weights = close(v, torch.tensor(0.01), k=3), clue_weights(v, cls, 0.01)
+    loss = contrastive_loss(v[:28], cls, 0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = close(v, torch.tensor(0.01), k=3)
+        assert torch.equal(clue_weights(v, cls, 0.01), weights) and contrastive_loss(v[:28], cls, 0.01) == loss       # Eq. (1)
+    assert all(torch.equal(a, b) for a, b in zip(exact, mixed))

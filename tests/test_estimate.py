@@ -14,6 +14,19 @@ from model.swin import Swin, SwinConfig
 from tests import runs
 
 
+def attention(q, k, *_, **__):
+    return 4 * q[0] * q[1] * q[2] * k[2] * q[3]
+
+
+def attention_backward(gradient, q, k, *_, **__):
+    return 2.5 * attention(q, k)
+
+
+# The CPU's fused attention is unknown to the counter of torch 2.14.
+FUSED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
+         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward}
+
+
 def measured(model, step):
     """(FLOPs forward, FLOPs of both passes, bytes kept for the backward pass beside parameters) of step() → a scalar."""
     own, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
@@ -24,9 +37,9 @@ def measured(model, step):
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
-    with FlopCounterMode(display=False) as forward, saved_tensors_hooks(keep, lambda tensor: tensor):
+    with FlopCounterMode(display=False, custom_mapping=FUSED) as forward, saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = step()
-    with FlopCounterMode(display=False) as backward:
+    with FlopCounterMode(display=False, custom_mapping=FUSED) as backward:
         loss.backward()
     return forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops(), sum(size for size, _ in kept.values())
 

@@ -78,6 +78,16 @@ def test_an_adapter_of_ours_loads_in_peft(base, tmp_path, stabilised):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("targets", [r".*layers\.1\.self_attn\.(q|v)_proj", ["layers.0.mlp.up_proj", "k_proj"]])
+def test_an_adapter_of_some_layers_comes_back_and_loads_in_peft(base, tmp_path, targets):
+    adapted = shake(add_lora(ours(base), targets, rank=4)).eval()
+    save_peft(adapted, tmp_path / "adapter")
+    assert torch.equal(load_peft(ours(base), tmp_path / "adapter").eval()(ids=IDS), adapted(ids=IDS))
+    reference = peft.PeftModel.from_pretrained(theirs(base), tmp_path / "adapter").eval()
+    assert (reference(IDS).logits - adapted(ids=IDS)).abs().max() < 2e-5
+
+
+@torch.no_grad()
 def test_a_fresh_adapter_changes_nothing_and_rank_0_is_none(base):
     plain = ours(base)(ids=IDS)
     adapted = add_lora(ours(base), rank=4)

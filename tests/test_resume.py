@@ -1,5 +1,6 @@
 """Interrupted runs: killed, stopped, short of disk, with damaged states, and begun with other settings."""
 
+import errno
 import json
 import os
 import random
@@ -97,12 +98,11 @@ def count_lines(run):
 
 
 def die_before(call, wanted):
-    """Kills this process at its second `call` (of the module os) on a path of the state of step 4."""
-    original, calls = getattr(os, call), []
+    """Kills this process at its first `call` (of the module os) on a path that holds `wanted`."""
+    original = getattr(os, call)
 
     def deadly(path, *args):
         name = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else str(path)
-        calls.extend([1] * (wanted in name))
         if wanted in name:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(path, *args)
@@ -123,7 +123,7 @@ def die_at_rename():
 
 
 def die_at_unlink():
-    die_before("unlink", "stage1-00000002-")
+    die_before("unlink", "stage1-00000002-")        # two states of one step, from before and after its validation
 
 
 @pytest.mark.parametrize("hook", [die_at_fsync, die_at_replace, die_at_rename, die_at_unlink])
@@ -132,7 +132,7 @@ def test_killed_during_a_save(whole, tmp_path, hook):
     argv, run = [*argv, "--stage", "1"], tmp_path / "run"
     code, _, _ = runs.run("train", [*argv, "--run", run], tmp_path / "out", hook=hook)
     assert code == -signal.SIGKILL
-    newest = "00000004" if hook is die_at_unlink else "00000003"
+    newest = "00000002" if hook is die_at_unlink else "00000003"
     assert state.newest_state(run / "state", "stage1")[0].name.startswith(f"stage1-{newest}")
     assert "going on after step" in finish(argv, run, tmp_path / "out")
     assert_same(run, folder / "run", ["stage1"])
@@ -174,6 +174,56 @@ def test_sigterm_saves_and_stops(whole, tmp_path, hook, step):
     assert_same(run, folder / "run", ["stage1"])
 
 
+def stop_in_the_last_step():
+    import train
+    original = train.learning_rate
+
+    def stopping(step, *args):
+        if step == STEPS - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(step, *args)
+
+    train.learning_rate = stopping
+
+
+def test_sigterm_in_the_last_step_leaves_a_validation_to_the_next_run(whole, tmp_path):
+    folder, argv, _ = whole
+    argv, run = [*argv, "--stage", "1"], tmp_path / "run"
+    code, _, err = runs.run("train", [*argv, "--run", run], tmp_path / "out", hook=stop_in_the_last_step)
+    assert code == 143 and f"after step {STEPS} of {STEPS}" in err
+    assert "is finished" not in finish(argv, run, tmp_path / "out")
+    assert "stage1 is finished" in finish(argv, run, tmp_path / "out")
+    assert_same(run, folder / "run", ["stage1"])
+    assert [path.name.split("-")[1] for path in state.saved_states(run / "state", "stage1")] == ["00000007", "00000008"]
+
+
+def test_two_processes_are_stopped_by_a_signal_to_either(whole, tmp_path):
+    _, argv, _ = whole
+    argv = [*argv, "--stage", "1", "--batch-size", "3"]
+    code, _, err = runs.run("train", [*argv, "--run", tmp_path / "run"], tmp_path / "out", 2, stop_the_second)
+    assert code == 143 and err.count("stage1: told to stop after step 3 of") == 1
+    finish(argv, tmp_path / "run", tmp_path / "out", world=2)
+    finish(argv, tmp_path / "reference", tmp_path / "out", world=2)
+    assert_same(tmp_path / "run", tmp_path / "reference", ["stage1"])
+
+
+def stop_the_second():
+    if os.environ["RANK"] == "1":
+        stop_in_the_third_step()
+
+
+def test_killed_with_loader_processes_accumulation_and_bf16(whole, tmp_path):
+    folder, argv, _ = whole
+    argv = [*argv, "--stage", "2", "--stage1", folder / "run" / "stage1.safetensors", "--workers", "2", "--accumulate", "2",
+            "--batch-size", "2", "--precision", "bf16", "--epochs", "2"]
+    code, _, _ = runs.run("train", [*argv, "--run", tmp_path / "run"], tmp_path / "out", hook=die_in_the_fourth_step)
+    assert code == -signal.SIGKILL
+    assert "stage2: going on after step 3 of 6" in finish(argv, tmp_path / "run", tmp_path / "out")
+    finish([*argv, "--workers", "0"], tmp_path / "reference", tmp_path / "out")
+    assert runs.same_weights(tmp_path / "run" / "ckpt.safetensors", tmp_path / "reference" / "ckpt.safetensors")
+    assert runs.log_of(tmp_path / "run") == runs.log_of(tmp_path / "reference")
+
+
 def little_room():
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
@@ -188,6 +238,27 @@ def test_a_full_disk_leaves_the_last_good_state(whole, tmp_path):
         f"{run}: File too large; what was written before is whole: make room and run the command again"
     assert sorted(path.name for path in (run / "state").iterdir()) == before
     finish(argv, run, tmp_path / "out")
+    assert_same(run, folder / "run", ["stage1"])
+
+
+@pytest.mark.parametrize("file", ["stage1-00000004", "stage1.safetensors"])
+def test_a_disk_that_is_full_only_at_the_flush(whole, tmp_path, monkeypatch, capfd, file):
+    """As with delayed allocation; while a state is written, and while the checkpoint is."""
+    import train
+    folder, argv, _ = whole
+    argv, run, original = [*map(str, argv), "--stage", "1", "--run", str(tmp_path / "run")], tmp_path / "run", os.fsync
+
+    def full(descriptor):
+        if file in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert train.main(argv) == 1
+    assert capfd.readouterr().err.splitlines()[-1].startswith(f"{run}: No space left on device; what was written before is whole")
+    assert not list(run.rglob("*.tmp")) and state.newest_state(run / "state", "stage1")[1]["step"] == (3 if "-" in file else 2)
+    monkeypatch.undo()
+    assert train.main(argv) == 0
     assert_same(run, folder / "run", ["stage1"])
 
 

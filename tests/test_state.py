@@ -50,7 +50,7 @@ def test_a_state_goes_on_bit_for_bit(tmp_path):
 
 def test_the_last_two_are_kept_and_stages_stay_apart(tmp_path):
     _, parameters, optimizer = trained(1)
-    for number in (2, 4, 1000, 6):
+    for number in (2, 4, 6, 1000):
         save(tmp_path, number, parameters, optimizer)
     state.save_state(tmp_path, "stage2", 1, parameters, optimizer, [], {})
     assert [int(path.name.split("-")[1]) for path in state.saved_states(tmp_path, "stage1")] == [6, 1000]
@@ -70,6 +70,29 @@ def test_damage_is_noticed_and_the_state_before_is_taken(tmp_path, damage):
     assert said == [f"{newer}: damaged, going back to the state before it"]
     older.write_bytes(b"")
     assert state.newest_state(tmp_path, "stage1", said.append) == (None, None) and "no state before it" in said[-1]
+
+
+def test_of_one_step_the_last_state_counts_and_the_one_before_it_stays(tmp_path):
+    _, parameters, optimizer = trained(1)
+    for validated in range(8):                  # the digest of one of them sorts before another's, by chance
+        save(tmp_path, 4, parameters, optimizer)
+        save(tmp_path, 6, parameters, optimizer, validated=validated)
+        save(tmp_path, 6, parameters, optimizer, validated=validated + 1)
+        path, header = state.newest_state(tmp_path, "stage1")
+        assert header["facts"]["validated"] == validated + 1
+        assert [int(path.name.split("-")[1]) for path in state.saved_states(tmp_path, "stage1")] == [4, 6]
+
+
+@pytest.mark.parametrize("saved", [4, 3])
+def test_a_damaged_state_never_pushes_out_a_good_one(tmp_path, saved):
+    _, parameters, optimizer = trained(1)
+    save(tmp_path, 2, parameters, optimizer)
+    save(tmp_path, 4, parameters, optimizer)
+    good, bad = state.saved_states(tmp_path, "stage1")
+    bad.write_bytes(b"")
+    save(tmp_path, saved, parameters, optimizer, again=True)
+    assert good.exists() and len(state.saved_states(tmp_path, "stage1")) == 2
+    assert all(state.file_digest(path) in path.name for path in tmp_path.iterdir())
 
 
 def test_what_is_not_finite_is_never_saved(tmp_path):

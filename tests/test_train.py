@@ -14,10 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import progress
 import schedule
 import train
 import trrg
 from data.dataset import PictureFile, Prepared
+from state import newest_state
 from tests import runs, tiny
 from tests.runs import ROOT
 
@@ -69,6 +71,7 @@ def test_four_processes_of_two_machines_train_as_one(toy, one):
     assert all(agent.returncode == 0 for agent in agents), outputs
     assert_close(one, folder / "four")
     assert sum(out.count("best loss on val") for out, _ in outputs) == 2         # one process alone speaks
+    assert not any("find_unused_parameters" in err for _, err in outputs)
     start = load_file(folder / "weights" / "bert" / "model.safetensors")["embeddings.word_embeddings.weight"]
     assert (load_file(one / "stage1.safetensors")["bert.embeddings.word_embeddings.weight"] - start).abs().max() > 0.01
 
@@ -136,6 +139,55 @@ def test_evaluation_writes_the_same_bytes_from_three_processes(toy, one):
     assert [row["id"] for row in rows] == [f"test-{i}" for i in range(4)]
 
 
+def test_evaluation_of_one_and_two_views_in_batches_writes_the_same_bytes(toy, one):
+    """7 studies in batches of 2: groups of 4 with one view and of 3 with two, so the last batch is not full."""
+    folder, _ = toy
+    tiny.write_data(folder / "mixed", test=7)
+    rows = [json.loads(line) for line in (folder / "mixed" / "studies.jsonl").read_text().splitlines()]
+    for row in rows[-7::2]:
+        row["views"] = row["views"][:1]
+    (folder / "mixed" / "studies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for world in (1, 3):
+        code, _, err = runs.run("evaluate", ["--ckpt", one / "ckpt.safetensors", "--data", folder / "mixed", "--out", folder / f"mixed-{world}",
+                                             "--draws", "20", "--protocol", "coco", "--batch-size", "2", "--beams", "2"], folder / "out", world)
+        assert code == 0, err
+    for path in (folder / "mixed-1").iterdir():
+        assert path.read_bytes() == (folder / "mixed-3" / path.name).read_bytes(), path.name
+    assert len((folder / "mixed-3" / "reports.jsonl").read_text().splitlines()) == 7
+
+
+def test_generated_scores_are_the_same_on_two_processes(toy, one):
+    folder, argv = toy
+    argv = [*argv, "--stage", "2", "--stage1", one / "stage1.safetensors", "--select", "CIDEr", "--max-new-tokens", "4", "--max-steps", "2"]
+    for world, size in ((1, 8), (2, 4)):
+        code, out, err = runs.run("train", [*argv, "--batch-size", size, "--run", folder / f"scored{world}"], folder / "out", world)
+        assert code == 0 and out.count("best CIDEr on val") == 1, err
+    one, two = (next(row["validation"] for row in runs.log_of(folder / f"scored{world}") if "validation" in row) for world in (1, 2))
+    assert one == pytest.approx(two, rel=1e-4) and one.keys() == {"loss", "BLEU-4", "CIDEr"}
+
+
+def poison_a_gradient():
+    """On the second process, in the second step: √0 adds nothing to the loss, and NaN to a gradient."""
+    original, calls = train.Stage1.terms, []
+
+    def terms(self, *args):
+        calls.extend([1] * self.model.training)
+        (term,) = original(self, *args)
+        return (term + (0 * self.model.log_scale).sqrt() if len(calls) == 2 else term,)
+
+    if os.environ["RANK"] == "1":
+        train.Stage1.terms = terms
+
+
+def test_a_gradient_that_is_not_finite_on_one_process_is_left_out_on_all(toy):
+    folder, argv = toy
+    argv = [*argv, "--stage", "1", "--batch-size", "8", "--run", folder / "poisoned"]
+    code, out, err = runs.run("train", argv, folder / "out", 2, poison_a_gradient)
+    assert code == 0 and out.count("; left out") == 1, err
+    assert "stage1: step 2: loss " in out and "loss nan" not in out and "gradient norm nan; the studies: train-" in out
+    assert all(value.isfinite().all() for value in load_file(folder / "poisoned" / "stage1.safetensors").values())
+
+
 def test_a_dying_process_ends_the_run_with_a_reason(toy):
     folder, argv = toy
     (agent,) = torchrun([*argv, "--epochs", "2000", "--stage", "1", "--batch-size", "2", "--run-dir", folder / "dying"])
@@ -165,7 +217,7 @@ def fails(capfd, argv):
     (["--preset", "nothing"], "--preset nothing: no such preset; there are demo, iu_xray, mimic_cxr"),
     (["--epochs", "0"], "--epochs: 0 is not a number from 1 on"), (["--lr", "nan"], "--lr: nan is not a number"),
     (["--lr", "x"], "argument --lr"), (["--k", "15"], "argument --k"), (["--speed"], "unrecognized arguments: --speed"),
-    (["--shard", "--embed-base"], "--shard"), (["--lora-dropout", "1"], "--lora-dropout 1.0: must be below 1"),
+    (["--shard", "--embed-base"], "--shard"), (["--preset", "iu_xray", "--shard"], "--shard: there is one process"), (["--lora-dropout", "1"], "--lora-dropout 1.0: must be below 1"),
     (["--preset", "iu_xray", "--data", "/nowhere"], "/nowhere: no prepared data set")])
 def test_mistakes_on_the_command_line_are_one_line(tmp_path, capfd, argv, message):
     assert message in fails(capfd, ["--run", tmp_path / "run", *argv])
@@ -173,6 +225,32 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, capfd, argv, messag
 
 def test_stage_2_wants_stage_1(toy, tmp_path, capfd):
     assert f"{tmp_path}/stage1.safetensors: no stage-1 checkpoint" in fails(capfd, [*toy[1], "--stage", "2", "--run", tmp_path])
+
+
+def test_the_demo_fills_no_folder_of_the_users(toy, tmp_path, monkeypatch, capfd):
+    made = []
+    monkeypatch.setattr(train.demo, "prepare", lambda data, weights, seed: made.append((str(data), str(weights))))
+    data, begun = toy[0] / "data", tmp_path / "begun"
+    (begun / "swin").mkdir(parents=True)
+    argv = ["--run", tmp_path / "run"]
+    assert f"{tmp_path}/typo: no prepared data set" in fails(capfd, [*argv, "--data", tmp_path / "typo"])
+    assert f"{begun}: no prepared data set" in fails(capfd, [*argv, "--data", begun])
+    assert f"{begun}: holds something, but no mistral/model.safetensors" in fails(capfd, [*argv, "--data", data, "--weights", begun])
+    assert not made and sorted(path.name for path in tmp_path.rglob("*")) == ["begun", "swin"]
+    monkeypatch.chdir(tmp_path)
+    for extra in ([], ["--data", data, "--weights", tmp_path / "new"], ["--data", data, "--weights", toy[0] / "weights"]):
+        train.make_demo(train.arguments([*map(str, extra)]))
+    assert made == [("datasets/demo", "weights/demo"), (str(data), f"{tmp_path}/new"), (str(data), f"{toy[0]}/weights")]
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_named(toy, one, tmp_path, capfd):
+    shutil.copytree(toy[0] / "weights", tmp_path / "weights")
+    tiny.bert(100).save_pretrained(tmp_path / "weights" / "bert")
+    tiny.mistral(100).save_pretrained(tmp_path / "weights" / "mistral")
+    for stage, part, file in (("1", "bert", "vocab.txt"), ("2", "mistral", "tokenizer.model")):
+        folder = tmp_path / "weights" / part
+        err = fails(capfd, [*toy[1], "--weights", tmp_path / "weights", "--stage", stage, "--stage1", one / "stage1.safetensors", "--run", tmp_path / "run"])
+        assert f"{folder / file}: has " in err and f" tokens, but {folder / 'config.json'} has room for 100;" in err
 
 
 def test_help_lists_every_default(capsys):
@@ -250,8 +328,8 @@ def test_a_text_and_a_picture_that_cannot_be_read_name_the_study(toy, one, tmp_p
     rows = (tmp_path / "data" / "studies.jsonl").read_text().splitlines()
     rows[3] = json.dumps({**json.loads(rows[3]), "report": "The heart \ud800 is normal."})
     (tmp_path / "data" / "studies.jsonl").write_text("\n".join(rows) + "\n")
-    argv = [*toy[1], "--stage", "1", "--batch-size", "1", "--run", str(tmp_path / "run"), "--data", str(tmp_path / "data")]
-    assert train.main(argv) == 2 and "a text of the studies train-3 can't be tokenized" in capfd.readouterr().err
+    argv = [*toy[1], "--stage", "1", "--batch-size", "4", "--run", str(tmp_path / "run"), "--data", str(tmp_path / "data")]
+    assert train.main(argv) == 2 and "the text of the study 'train-3' can't be tokenized" in capfd.readouterr().err
 
     original = PictureFile.read
 
@@ -295,10 +373,12 @@ def test_generated_scores_choose_the_checkpoint_on_request(toy, one, tmp_path, m
     original = train.write_reports
     monkeypatch.setattr(train, "write_reports", lambda model, prepared, studies, *args, **more: (
         seen.append([study["id"] for study in studies]), original(model, prepared, studies, *args, **more))[1])
-    monkeypatch.setattr(train, "score", lambda *args, **more: {"BLEU-4": 0.5, "CIDEr": next(given)})
+    monkeypatch.setattr(train, "score", lambda *args, **more: time.sleep(0.3) or {"BLEU-4": 0.5, "CIDEr": next(given)})
     argv = [*toy[1], "--stage", "2", "--stage1", str(one / "stage1.safetensors"), "--run", str(tmp_path), "--select", "CIDEr", "--val-reports", "2",
             "--max-new-tokens", "4"]
     assert train.main(argv) == 0
+    _, header = newest_state(tmp_path / "state", "stage2")
+    assert header["facts"]["seconds"] > 0.6 + sum(sum(row["seconds"].values()) for row in progress.read_rows(tmp_path / "log.jsonl") if "loss" in row)
     assert seen == [["val-0", "val-2"]] * 2                     # a fixed subset of val, and never of test
     assert "best CIDEr on val: 0.3000 after step 4" in capfd.readouterr().out
     model = trrg.load(tmp_path / "ckpt.safetensors")
