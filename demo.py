@@ -1,10 +1,12 @@
 """The demo's stand-ins for what cannot be downloaded: a phantom data set and small base weights for it.
 
-The language model is pre-trained on the *training* reports alone, among others as its own prompt, and then, like
-Mistral-7B-Instruct, frozen; Swin and BERT start at random. All are written in Hugging Face's layout and read back through the same `from_pretrained` as the real ones.
+The language model is pre-trained on the *training* reports alone, with words of theirs as its prompt, and then, like
+Mistral-7B-Instruct, frozen; Swin and BERT start at random. All are written in Hugging Face's layout and read back
+through the same `from_pretrained` as the real ones.
 """
 
 import os
+import re
 from random import Random
 
 import torch
@@ -14,6 +16,7 @@ from tqdm import tqdm
 import trrg
 from data import prepare as preparation
 from data.dataset import Prepared, Visits
+from data.phantom import label
 from data.prompts import clue_prompts
 from data.reports import clean_report, sentences
 from data.tokenizers import SentencePiece, WordPiece
@@ -40,7 +43,7 @@ def base_weights(folder, prepared, seed):
 
     some = Visits(prepared, studies[::16], stage=1, crop=112)
     pictures = torch.cat([some[0, number]["images"] for number in range(len(some))])
-    swin = Swin(SwinConfig(image_size=112, patch_size=8, window_size=7, embed_dim=64, depths=(2, 2), num_heads=(8, 16),
+    swin = Swin(SwinConfig(image_size=112, patch_size=8, window_size=7, embed_dim=64, depths=(2, 2), num_heads=(2, 4),
                            drop_path_rate=0.0))
     start(swin, lambda: swin(pictures)).save_pretrained(folder / "swin")
 
@@ -62,9 +65,9 @@ def base_weights(folder, prepared, seed):
     frame = ["[INST] <Img>", "</Img> <Clue>", f"</Clue> {trrg.INSTRUCTION} [/INST]"]
     pieces = SentencePiece.train(reports + 100 * frame, size=700)
     mistral = Mistral(MistralConfig(
-        vocab_size=len(pieces), hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=24, sliding_window=None))
-    pretrain(mistral, pieces, reports, epochs=6, seed=seed)
+        vocab_size=len(pieces), hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, sliding_window=None))
+    pretrain(mistral, pieces, reports, epochs=8, seed=seed)
     pieces.save_pretrained(folder / "mistral")
     mistral.save_pretrained(folder / "mistral")
 
@@ -97,28 +100,38 @@ def start(module, run):
     return module
 
 
+def can_be_seen(sentence):
+    """Whether a sentence of the phantom's reports says that something is there, and not only what is absent."""
+    return 1 in label(sentence)[0][:-1] or re.search(r"\b(no|not)\b", sentence, re.I) is None
+
+
 def pretrain(mistral, pieces, reports, epochs, seed, batch_size=16, lr=3e-3):
     """Teaches the language model to write, and to read its prompt, as the published one can: reports are all it sees.
 
-    Where the prompt of `TRRG.assemble` has the picture and the clues, it has sentences of the report here: for the
-    picture about four fifths of them in any order, half of the time as loose word pieces; for the clues up to three. The
-    loss is that of the report. A language model that never looked into a prompt would have to learn that by LoRA alone.
+    Where the prompt of `TRRG.assemble` has a picture's tokens, it has loose word pieces of what the report says is there,
+    some from anywhere, and two times in five nothing but these; where it has clues, three such sentences, some of other
+    reports, the first the likeliest to be right. The loss is that of the report. A language model that never looked into
+    a prompt would have to learn that by LoRA alone.
     """
     random, generator = Random(seed), torch.Generator().manual_seed(seed)
-    written = [[pieces.encode(sentence, special=False) for sentence in sentences(report)] for report in reports]
+    shown = [[pieces.encode(sentence, special=False) for sentence in sentences(report) if can_be_seen(sentence)]
+             for report in reports]
+    anything = [piece for of_report in shown for sentence in of_report for piece in sentence]
     reports = [[*pieces.encode(report, special=False), pieces.eos_id] for report in reports]
     before, between, after = ([piece for text in texts for piece in pieces.encode(text, special=False)] for texts in (
         ["[INST] <Img>"], ["</Img>", "<Clue>"], ["</Clue>", f"{trrg.INSTRUCTION} [/INST]"]))
 
     def row(i):
         """Of report i: (ids, labels), the prompt labelled -100."""
-        seen = [sentence for sentence in random.sample(written[i], len(written[i])) if random.random() < 0.8]
-        picture = [piece for sentence in seen for piece in sentence]
-        if random.random() < 0.5:
-            random.shuffle(picture)
-        clues = [piece for sentence in random.sample(written[i], random.randint(0, min(3, len(written[i]))))
-                 for piece in sentence]
-        prompt = [pieces.bos_id, *before, *picture, *between, *clues, *after]
+        seen = [piece for sentence in shown[i] for piece in sentence]
+        if not seen or random.random() < 0.4:
+            seen = anything
+        picture = [random.choice(anything if random.random() < 0.2 else seen) for _ in range(49)]
+        clues = random.sample(shown[i], len(shown[i]))[:3]
+        for number in range(3):
+            if number >= len(clues) or random.random() < 0.1 + 0.1 * number:
+                clues[number:number + 1] = [random.choice(random.choice(shown) or [anything[:10]])]
+        prompt = [pieces.bos_id, *before, *picture, *between, *(piece for clue in clues for piece in clue), *after]
         return torch.tensor(prompt + reports[i]), torch.tensor([-100] * len(prompt) + reports[i])
 
     steps = epochs * (len(reports) // batch_size)

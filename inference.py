@@ -14,6 +14,7 @@ from data.dataset import Visits, collate, plan_epoch
 from data.prompts import clue_prompts, zero_shot_pairs
 from data.reports import LABELS, clean_report, sentences
 from explain import clue_maps
+from model.clues import disease_scores
 from metrics.zero_shot import retrieval, zero_shot_scores
 
 
@@ -101,19 +102,18 @@ def embed_sentences(alignment, texts, batch_size=256):
 def zero_shot(alignment, prepared, studies, processes, prompts_per_disease=None):
     """The evaluation of stage 1: {"zero_shot": …, "retrieval": …} for metrics.json, and what the page draws.
 
-    auroc        a disease's score is the cosine with its best clue prompt, the very score that picks the clues
+    auroc        a disease's score from its clue prompts, the very score that picks the clues
     auroc_pairs  softmax over "{disease}" and "no {disease}"
     retrieval    picture → sentence: one of its own among the K best of all distinct sentences of the split;
                  sentence → picture: a study that holds it among the K best
     """
     v = recognise(alignment, prepared, studies, processes)
     bank = clue_prompts(prompts_per_disease)
-    of = [i for i, prompts in enumerate(bank) for _ in prompts]
-    by_prompt = trrg.cosine(v, embed_sentences(alignment, [text for prompts in bank for text in prompts])).numpy()
-    clue = np.stack([by_prompt[:, [j for j, disease in enumerate(of) if disease == i]].max(1) for i in range(len(bank))], 1)
+    of = torch.tensor([i for i, prompts in enumerate(bank) for _ in prompts])
+    tau = alignment.tau.item()
+    clue = disease_scores(trrg.cosine(v, embed_sentences(alignment, [text for texts in bank for text in texts])), of, tau)[0].numpy()
 
     positive, negative = (embed_sentences(alignment, list(texts)) for texts in zip(*zero_shot_pairs()))
-    tau = alignment.tau.item()
     pair = torch.sigmoid((trrg.cosine(v, positive) - trrg.cosine(v, negative)) / tau).numpy()
 
     result = {"zero_shot": {"auroc": None, "auroc_pairs": None}}

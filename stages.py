@@ -46,21 +46,23 @@ class Stage1:
 
     def inputs(self, batch, device):
         """Collated visits → what `terms` takes, and how many reports were cut."""
-        texts = [text for drawn in zip(*batch["texts"]) for text in drawn]                     # (S·B): draw by draw
-        ids, mask = trrg.encode_words(self.words, texts, self.model.config.sentence_tokens)
-        keys = torch.tensor([text_key(text) for text in texts])
+        drawn = [text for texts in zip(*batch["texts"]) for text in texts]                     # (S·B): draw by draw
+        distinct = list(dict.fromkeys(drawn))                                                  # short sentences repeat
+        ids, mask = trrg.encode_words(self.words, distinct, self.model.config.sentence_tokens)
+        which = torch.tensor([distinct.index(text) for text in drawn])
+        keys = torch.tensor([text_key(text) for text in drawn])
         images = batch["images"].to(device, non_blocking=True)
-        return (images[:, 0], ids.to(device), mask.to(device), keys.to(device)), 0
+        return tuple(x.to(device) for x in (images[:, 0], ids, mask, which, keys)), 0
 
     def counts(self, inputs, share):
         return (len(inputs[0]) * share.weight,)
 
     def terms(self, model, inputs, share):
-        images, ids, mask, keys = inputs
+        images, ids, mask, which, keys = inputs
         v, t, tau = model(images, ids, mask)
         v = gather(v.float(), share.sizes)              # in fp32, for its gradients are summed over processes
         losses = []
-        for drawn, key in zip(t.float().split(len(images)), keys.split(len(images))):
+        for drawn, key in zip(t.float()[which].split(len(images)), keys.split(len(images))):
             key = gather(key[:, None], share.sizes)
             same = key == key.T if self.args.same_sentence_positives else None
             losses.append(trrg.contrastive_loss(v, gather(drawn, share.sizes), tau, same))

@@ -47,8 +47,8 @@ from state import (Lock, data_digest, differences, drop_states, load_state, newe
 PAPER = dict(batch_size=(8, 8), lr=(1e-4, 1e-4), queries=32, lora_rank=16, lora_dropout=0.1,
              same_sentence_positives=False, sentences=1, optimizer=("adamw", "adamw"), embed_base=False, save_every=500, workers=4)
 PRESETS = {
-    "demo": dict(PAPER, epochs=(17, 6), batch_size=(32, 8), lr=(1e-3, 3e-3), queries=16, lora_dropout=0.0,
-                 same_sentence_positives=True, sentences=5, optimizer=("muon", "adamw"), report_tokens=120,
+    "demo": dict(PAPER, epochs=(26, 6), batch_size=(16, 8), lr=(1e-3, 2e-3), queries=16, lora_dropout=0.0,
+                 same_sentence_positives=True, sentences=4, optimizer=("muon", "muon"), report_tokens=120,
                  max_new_tokens=120, embed_base=True, save_every=100, workers=0),
     "iu_xray": dict(PAPER, epochs=(20, 20), report_tokens=160, max_new_tokens=100),
     "mimic_cxr": dict(PAPER, epochs=(5, 5), report_tokens=256, max_new_tokens=150),

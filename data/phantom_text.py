@@ -165,7 +165,7 @@ def labels_of(findings, negated):
 
 
 def write_report(findings, dice):
-    """(report, labels it names as absent) for findings as drawn; about 4 to 8 sentences in an order that changes."""
+    """(report, labels it names as absent) for findings as drawn; about 3 to 6 sentences, in an order that changes."""
     present = {finding.finding for finding in findings}
     absent = [name for name in LABELS[:-1] if name not in present]
     positive = [_sentence(finding, dice) for finding in findings]
@@ -187,7 +187,7 @@ def write_report(findings, dice):
         sound = _sound_side(findings)
         if sound:
             state(f"The {sound} lung is clear.")
-    wanted = max(4 + dice.below(2) - len(positive), 1 + dice.below(2))
+    wanted = max(3 + dice.below(2) - len(positive), 1)
     topics = [[option for option in topic if set(option[1]) <= set(absent)] for topic in TOPICS]
     topics = [topic for topic in dice.shuffled(topics) if topic]
     lists = 1
@@ -202,8 +202,7 @@ def write_report(findings, dice):
             text, names = dice.pick(topics.pop())
             if not set(names) & negated:
                 state(text, names)
-    sentences = dice.shuffled(positive + statements) if dice.chance(0.4) else positive + dice.shuffled(statements)
-    return " ".join(sentences), negated
+    return " ".join(dice.shuffled(positive) + dice.shuffled(statements)), negated      # what is there comes first
 
 
 def _sound_side(findings):

@@ -22,12 +22,13 @@ CLUES = {
     "Edema": ("pulmonary edema", _GRADE, ("both lungs",)),
     "Consolidation": ("consolidation", _GRADE, ("the lungs", *_ZONES)),
     "Pneumonia": ("pneumonia", _GRADE, ("the lungs", *_ZONES)),
-    "Atelectasis": ("atelectasis", _GRADE, ("the lung bases", "the right lung base", "the left lung base", *_ZONES[2:])),
+    "Atelectasis": ("atelectasis", _GRADE, ("the lungs", *_ZONES, "the bilateral lower lung zones")),
     "Pneumothorax": ("pneumothorax", _SIZE, ("the pleural space", "the right apex", "the left apex")),
     "Pleural Effusion": ("pleural effusion", _SIZE, ("the lung bases", "the right lung base", "the left lung base",
                                                      "both lung bases")),
     "Pleural Other": ("pleural thickening", _GRADE, ("the pleura", "the right chest wall", "the left chest wall")),
-    "Fracture": ("rib fracture", ("", "subtle", "displaced"), ("the ribs", "the right ribs", "the left ribs")),
+    "Fracture": ("rib fracture", ("", "subtle", "moderately displaced", "severely displaced"),
+                 ("the ribs", *(f"the {side} {zone} ribs" for zone in ("lower", "mid", "upper") for side in ("right", "left")))),
     "Support Devices": ("support device", ("", "central venous catheter", "endotracheal tube", "pacemaker"), ("the chest",)),
     "No Finding": ("no finding", ("",), ("the chest",)),
 }
@@ -43,12 +44,16 @@ def clue_prompt(severity, words, location):
 
 
 def clue_prompts(prompts_per_disease=None):
-    """One list of distinct prompts a disease, in CheXbert's order of the 14; `None` is the whole bank, 1 the paper's form."""
+    """One list of distinct prompts a disease, in CheXbert's order of the 14; `None` is the whole bank, 1 the paper's form.
+
+    The general prompt stands first; the others name a severity and a location, where the disease has any.
+    """
     bank = []
     for disease in LABELS:
         words, severities, locations = CLUES[disease]
-        prompts = dict.fromkeys(clue_prompt(severity, words, location) for location in locations for severity in severities)
-        bank.append(list(prompts)[:prompts_per_disease])
+        specific = [clue_prompt(severity, words, location) for location in locations[1:] or locations
+                    for severity in severities[1:] or severities]
+        bank.append(list(dict.fromkeys([clue_prompt(severities[0], words, locations[0]), *specific]))[:prompts_per_disease])
     return bank
 
 

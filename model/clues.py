@@ -35,6 +35,19 @@ def cosine(a, b):
         return nn.functional.normalize(a.float(), dim=-1) @ nn.functional.normalize(b.float(), dim=-1).T
 
 
+def disease_scores(prompt_scores, disease, tau):
+    """Cosines with P prompts (B, P), the disease of each (P,) → the m diseases' scores and best prompts, (B, m) both.
+
+    s_i = τ log mean_p exp(cos_p / τ) over the prompts p of disease i. With one prompt a disease this is its cosine, so
+    that w is the paper's. Choice: the mean, under the softmax, not the maximum: a disease with many prompts would win by
+    their number, and one prompt's noise would decide.
+    """
+    m = int(disease.max()) + 1
+    of_disease = disease == torch.arange(m, device=disease.device)[:, None]              # (m, P)
+    scores = prompt_scores[:, None].masked_fill(~of_disease, -torch.inf)                 # (B, m, P)
+    return tau * ((scores / tau).logsumexp(-1) - of_disease.sum(-1).log()), scores.argmax(-1)
+
+
 class ClueBank(nn.Module):
     """The encoded prompts, as buffers: P prompts of m diseases, at most r tokens each beside the cls token.
 
@@ -50,16 +63,12 @@ class ClueBank(nn.Module):
     def forward(self, v_cls, tau, k, threshold=0.0):
         """Recognises the diseases in v_cls (B, d) and returns the k `Clues`.
 
-        1. A disease's score is that of its best prompt (with one prompt a disease: of its prompt).
+        1. A disease's score, from those of its prompts (`disease_scores`).
         2. w, the softmax over the m diseases.
         3. The k heaviest; the best prompt's tokens of each, so that the clue carries this picture's severity and side.
         4. Clues lighter than `threshold` are masked out (0: none is; the paper's form).
         """
-        prompt_scores = cosine(v_cls, self.cls)                                              # (B, P)
-        m = int(self.disease.max()) + 1
-        of_disease = self.disease == torch.arange(m, device=self.disease.device)[:, None]    # (m, P)
-        scores, best = prompt_scores[:, None].masked_fill(~of_disease, -torch.inf).max(-1)   # (B, m) both
-
+        scores, best = disease_scores(cosine(v_cls, self.cls), self.disease, tau)
         weights = torch.softmax(scores / tau, dim=-1)
         return self.inject(weights, best, weights.topk(k).indices, threshold)
 

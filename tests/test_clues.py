@@ -21,12 +21,18 @@ def test_weights_by_hand():
     assert torch.allclose(w, torch.tensor([[0.268762, 0.730572, 0.000666]]), atol=1e-6)
 
 
-def test_a_disease_scores_as_its_best_prompt():
-    # cosines of (3, 4): 0.6; 0.8 and 1.4 / √2 = 0.98995; -0.6
+def test_a_disease_scores_as_the_mean_of_its_prompts_under_the_softmax():
+    # cosines of (3, 4): 0.6; 0.8 and 1.4 / √2 = 0.98995; -0.6. Over τ = 0.2: 3; 4 and 4.94975, whose powers of e are
+    # 54.598 and 141.139 with the mean 97.869; -3. With e³ = 20.086 and e⁻³ = 0.050 they sum to 118.004
     clues = bank()(torch.tensor([[3.0, 4.0]]), tau=torch.tensor(0.2), k=2)
-    expected = torch.softmax(torch.tensor([[0.6, 0.989949, -0.6]]) / 0.2, -1)
-    assert torch.allclose(clues.weights, expected, atol=1e-5)
+    assert torch.allclose(clues.weights, torch.tensor([[20.0855, 97.8685, 0.0498]]) / 118.0038, atol=1e-5)
     assert clues.disease.tolist() == [[1, 0]] and clues.prompt.tolist() == [[2, 0]]
+
+
+def test_a_prompt_said_twice_changes_no_weight():
+    once, v = bank(), torch.tensor([[3.0, 4.0], [1.0, -1.0]])
+    twice = ClueBank(*(torch.cat([x, x[1:3]]) for x in (once.tokens, once.cls, once.mask, once.disease)))
+    assert torch.allclose(once(v, torch.tensor(0.2), k=1).weights, twice(v, torch.tensor(0.2), k=1).weights, atol=1e-6)
 
 
 def test_the_injected_tokens_are_the_winning_prompts_heaviest_first():

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+import train
+
 from data.dataset import Prepared
 from data.files import UserError
 from data.prepare import phantom
@@ -73,8 +75,9 @@ def test_what_each_kind_of_swap_injects(place):
     ("Support Devices", "", "left", "A left chest pacemaker is in place.", "Clue: pacemaker in place"),
     ("Support Devices", "", "", "A drain is in place.", "Clue: support device in place"),
     ("Fracture", "severe", "right lower zone", "A severely displaced fracture of a lower right rib.",
-     "Clue: displaced rib fracture at the right ribs"),
-    ("Fracture", "moderate", "left", "There is a fracture of the left ribs.", "Clue: rib fracture at the left ribs"),
+     "Clue: severely displaced rib fracture at the right lower ribs"),
+    ("Fracture", "moderate", "left mid zone", "There is a fracture of the left mid ribs.",
+     "Clue: moderately displaced rib fracture at the left mid ribs"),
     ("Pleural Effusion", "severe", "right", "A large right pleural effusion.", "Clue: large pleural effusion at the right lung base"),
 ])
 def test_the_true_clue_is_the_prompt_that_says_most_of_what_is_true(name, severity, location, report, prompt):
@@ -119,7 +122,7 @@ def test_options_of_one_stage_reach_no_other(args):
     jobs = jobs_of(given)
     one, two = (experiments.options(given, jobs[name]) for name in ("stage1", "trrg"))
     assert (one["lr"], one["sentences"], one["accumulate"], one["epochs"]) == (0.5, 2, 1, 4)
-    assert (two["lr"], two["sentences"], two["accumulate"], two["epochs"]) == (0.25, 5, 3, 4)
+    assert (two["lr"], two["sentences"], two["accumulate"], two["epochs"]) == (0.25, train.PRESETS["demo"]["sentences"], 3, 4)
     less = experiments.experiments(args("--train1", "--epochs 2", "--train2", "--epochs 3"), 0)["data"]["10 %, trrg"].job
     assert less.options[-2:] == ("--epochs", "30") and less.after.options[-2:] == ("--epochs", "20")
 

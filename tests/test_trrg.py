@@ -152,6 +152,27 @@ def test_the_prompt_is_assembled_in_the_papers_order(variant, visual, clue):
     assert torch.equal(prompt.embeds[0, :start], model.language_model.embed(ids)[0])
 
 
+@pytest.mark.parametrize("variant", trrg.VARIANTS)
+def test_every_part_of_the_prompt_holds_what_the_method_puts_there(variant):
+    """v_d = W v_e + b; Eq. (2) reads v_d, not v_e; P_v for what comes from the picture, P_c for the clues."""
+    model = tiny.model(variant=variant)
+    prompt = model.prompt(tiny.batch(views=2))
+    sizes = [size for _, size in prompt.parts]
+    held = dict(zip((name for name, _ in prompt.parts), prompt.embeds.split(sizes, dim=1)))
+
+    v_d = prompt.v_e @ model.mapper.weight.T + model.mapper.bias
+    assert torch.allclose(held["v_d"], model.visual_projector(v_d), atol=1e-5)
+    if variant == "dci":
+        expected = model.clue_projector(prompt.clues.tokens)
+        assert torch.allclose(held["c_s"][prompt.clues.mask], expected[prompt.clues.mask], atol=1e-5)
+        assert not prompt.clues.mask.all() and (held["c_s"][~prompt.clues.mask] == 0).all()
+    if model.config.interaction:
+        e_v, e_c = model.interaction(v_d, prompt.clues.tokens, prompt.clues.mask)
+        assert torch.allclose(prompt.e_v, e_v, atol=1e-5) and torch.allclose(prompt.e_c, e_c, atol=1e-5)
+        assert torch.allclose(held["E^v"], model.visual_projector(e_v), atol=1e-5)
+        assert torch.allclose(held["E^c"], model.clue_projector(e_c), atol=1e-5)
+
+
 def test_two_views_are_concatenated_or_averaged():
     images = tiny.batch(views=2)
     one, two = (tiny.model().encode(images[:, i:i + 1]) for i in (0, 1))
