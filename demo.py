@@ -23,6 +23,7 @@ from data.tokenizers import SentencePiece, WordPiece
 from model.bert import Bert, BertConfig
 from model.mistral import Mistral, MistralConfig
 from model.swin import Swin, SwinConfig
+from schedule import optimizer_for
 
 
 def prepare(data, weights, seed):
@@ -105,7 +106,7 @@ def can_be_seen(sentence):
     return 1 in label(sentence)[0][:-1] or re.search(r"\b(no|not)\b", sentence, re.I) is None
 
 
-def pretrain(mistral, pieces, reports, epochs, seed, batch_size=16, lr=3e-3):
+def pretrain(mistral, pieces, reports, epochs, seed, batch_size=16, lr=2e-3):
     """Teaches the language model to write, and to read its prompt, as the published one can: reports are all it sees.
 
     Where the prompt of `TRRG.assemble` has a picture's tokens, it has loose word pieces of what the report says is there,
@@ -135,7 +136,7 @@ def pretrain(mistral, pieces, reports, epochs, seed, batch_size=16, lr=3e-3):
         return torch.tensor(prompt + reports[i]), torch.tensor([-100] * len(prompt) + reports[i])
 
     steps = epochs * (len(reports) // batch_size)
-    optimizer = torch.optim.AdamW(mistral.parameters(), lr=lr, weight_decay=0.01)
+    optimizer = optimizer_for(dict(mistral.named_parameters()), lr, weight_decay=0.01, muon=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
     pad = torch.nn.utils.rnn.pad_sequence
     bar = tqdm(total=steps, desc="language model", unit="step")

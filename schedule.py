@@ -50,12 +50,14 @@ def learning_rate(step, steps, peak, warm_up):
 def optimizer_for(parameters, lr, weight_decay, muon=False):
     """AdamW on {name: parameter}; weight decay on matrices only, so not on biases, norms and the temperature.
 
-    For networks that start at random (the demo's), `muon` moves the matrices of all but the text side by Muon.
+    For networks that start at random (the demo's), `muon` moves the matrices of all but stage 1's text side by Muon, and
+    no tables.
     """
     groups = {}
     for name, p in parameters.items():
         matrix = p.ndim > 1
-        by_muon = (muon and matrix and "relative_position" not in name and not name.endswith(".queries")
+        by_muon = (muon and matrix and "relative_position" not in name
+                   and not name.endswith((".queries", "embed_tokens.weight", "lm_head.weight"))
                    and not name.startswith(("bert.", "text_projection.")))
         groups.setdefault((matrix, by_muon), []).append(p)
     groups = [{"params": members, "weight_decay": weight_decay if matrix else 0.0, "muon": by_muon}
