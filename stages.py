@@ -62,7 +62,9 @@ class Stage1:
         v, t, tau = model(images, ids, mask)
         v = gather(v.float(), share.sizes)              # in fp32, for its gradients are summed over processes
         losses = []
-        for drawn, key in zip(t.float()[which].split(len(images)), keys.split(len(images))):
+        # not t[which]: on several threads the gradients of an index are added in any order
+        t = t.float().index_select(0, which)
+        for drawn, key in zip(t.split(len(images)), keys.split(len(images))):
             key = gather(key[:, None], share.sizes)
             same = key == key.T if self.args.same_sentence_positives else None
             losses.append(trrg.contrastive_loss(v, gather(drawn, share.sizes), tau, same))

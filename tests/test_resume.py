@@ -10,6 +10,7 @@ import signal
 import time
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import state
@@ -241,8 +242,17 @@ def test_a_full_disk_leaves_the_last_good_state(whole, tmp_path):
     assert_same(run, folder / "run", ["stage1"])
 
 
+@pytest.fixture
+def one_thread():
+    """As many as the runs in processes of their own have: other numbers of threads add in other orders."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("file", ["stage1-00000004", "stage1.safetensors"])
-def test_a_disk_that_is_full_only_at_the_flush(whole, tmp_path, monkeypatch, capfd, file):
+def test_a_disk_that_is_full_only_at_the_flush(whole, tmp_path, monkeypatch, capfd, one_thread, file):
     """As with delayed allocation; while a state is written, and while the checkpoint is."""
     import train
     folder, argv, _ = whole
