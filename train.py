@@ -125,7 +125,7 @@ def arguments(argv=None):
     optim.add_argument("--accumulate", type=count, default=1, help="batches a step (default: %(default)s)")
     optim.add_argument("--lr", type=at_least(float, 0), help=f"(default: {pair('lr')})")
     optim.add_argument("--optimizer", choices=("adamw", "muon"),
-                       help=f"muon is for an encoder that starts at random (default: {pair('optimizer')})")
+                       help=f"muon is for small networks that start at random (default: {pair('optimizer')})")
     optim.add_argument("--weight-decay", type=at_least(float, 0), default=0.05, help="on matrices only (default: %(default)s)")
     optim.add_argument("--warm-up", type=at_least(float, 0), default=0.03, help="fraction of the steps (default: %(default)s)")
     optim.add_argument("--clip", type=at_least(float, 1e-9), default=1.0, help="gradient norm (default: %(default)s)")
