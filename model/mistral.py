@@ -231,8 +231,8 @@ class Mistral(nn.Module):
         """(…, D) → (…, vocabulary). A trainer calls it for the report's positions only."""
         weight = self.model["embed_tokens"].weight if self.config.tie_word_embeddings else self.lm_head.weight
         rows = hidden.shape[:-1].numel()
-        if 1 < rows <= 8 and hidden.device.type == "cpu" and not torch.is_grad_enabled():
-            # MKL multiplies a wide matrix by a few columns up to twice as fast as a few rows by that matrix.
+        if 6 < rows <= 8 and hidden.device.type == "cpu" and not torch.is_grad_enabled():
+            # MKL multiplies a wide matrix by 7 or 8 columns a quarter faster than so many rows by that matrix.
             return (weight @ hidden.reshape(rows, -1).T).T.reshape(*hidden.shape[:-1], -1)
         return F.linear(hidden, weight)
 
