@@ -115,16 +115,25 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """SIGTERM or Ctrl-C, noted for the end of the step; torchrun may send it more than once."""
+    """SIGTERM or Ctrl-C, noted for the end of the step; torchrun may send it more than once.
 
-    def __init__(self):
-        self.number = 0
+    As a context: the handlers from before come back at its end. Where one of several processes leaves it by an error,
+    they do not: torchrun's SIGTERM is on its way to it, and it has to say first what went wrong.
+    """
+
+    def __init__(self, processes):
+        self.several, self.number = processes.world > 1, 0
+
+    def __enter__(self):
         self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
 
     def note(self, number, _):
         self.number = number
 
-    def restore(self):
+    def __exit__(self, kind, error, trace):
+        if self.several and error is not None:
+            return
         for number, handler in self.before.items():
             signal.signal(number, handler)
 

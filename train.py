@@ -185,34 +185,38 @@ class Run:
         self.go_on()
 
     def fit(self):
-        """The loop. Raises Stopped where it ends early."""
+        """The whole run. Raises Stopped where it ends early."""
         self.say(module_table(self.model))
         log = self.args.run / "log.jsonl"
         self.log = Log(log, self.stage.name, self.step, self.facts["validated"], self.plan.steps) if self.lead else NoLog()
-        self.signal, self.batches = StopSignal(), self.loader()
         self.begun = time.perf_counter() - self.facts["seconds"]
-        try:
-            while True:
-                due = self.plan.validates(self.step) and self.facts["validated"] < self.step and not self.stopping
-                if due or self.stopping or self.step % self.args.save_every == 0:
-                    self.save()         # before a validation too, which may take hours
-                if due:
-                    self.validate()
-                    self.save()
-                if self.stopping:
-                    raise Stopped(f"{self.stage.name}: told to stop after step {self.step} of {self.plan.steps}; the same "
-                                  "command goes on from there", code=128 + (self.signal.number or 15))
-                if self.step == self.plan.steps:
-                    break
-                self.train_step()
-        finally:
-            shut(self.batches)
-            self.signal.restore()
-            self.log.close()
+        with StopSignal(self.processes) as self.signal:
+            self.batches = self.loader()
+            try:
+                self.steps()
+            finally:
+                shut(self.batches)
+                self.log.close()
         if self.facts["best"] is None:
             raise Stopped(f"{self.stage.name}: no validation gave a finite figure, so there is no checkpoint; start over "
                           "with --fresh and a lower --lr")
         self.say(summary(self.stage, self.plan, self.facts, self.args))
+
+    def steps(self):
+        """Steps, states and validations from where the run stands to its end. Raises Stopped where it ends early."""
+        while True:
+            due = self.plan.validates(self.step) and self.facts["validated"] < self.step and not self.stopping
+            if due or self.stopping or self.step % self.args.save_every == 0:
+                self.save()         # before a validation too, which may take hours
+            if due:
+                self.validate()
+                self.save()
+            if self.stopping:
+                raise Stopped(f"{self.stage.name}: told to stop after step {self.step} of {self.plan.steps}; the same "
+                              "command goes on from there", code=128 + (self.signal.number or 15))
+            if self.step == self.plan.steps:
+                break
+            self.train_step()
 
     def train_step(self):
         """One optimiser step on `accumulate` batches of all processes."""

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,10 +53,17 @@ def test_one_process_gathers_nothing():
     assert gather(x, [3]) is x and Processes().sum(1, 2.5) == [1.0, 2.5] and Processes().gather_objects("a") == ["a"]
 
 
-def test_a_signal_is_noted_and_the_handlers_come_back():
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    stop = StopSignal()
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.number == signal.SIGTERM
-    stop.restore()
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+@pytest.mark.parametrize("world, error, back", [(1, None, True), (1, KeyError, True), (2, None, True), (2, KeyError, False)])
+def test_a_signal_is_noted_and_the_handlers_come_back(world, error, back):
+    """They stay in one of several processes that fails: it says why before it is ended."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with pytest.raises(error) if error else nullcontext(), StopSignal(SimpleNamespace(world=world)) as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.number == signal.SIGTERM
+            if error:
+                raise error
+        assert ({number: signal.getsignal(number) for number in before} == before) == back
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
