@@ -47,7 +47,7 @@ def draw(picture, size):
     dice, luck = Dice(*picture.key, 1, view), Dice(*picture.key, 2, view)
     if picture.view == "frontal":
         return draw_frontal(Film(size, dice, luck), body, picture.findings)
-    return draw_lateral(Film(size, dice, luck, sway=0.11), body, picture.findings)
+    return draw_lateral(Film(size, dice, luck), body, picture.findings)
 
 
 def easy(finding=None, severity="severe", location="", kind="", view="frontal", key=(7,)):

@@ -88,14 +88,14 @@ class Film:
     """A picture being drawn: the body's coordinates at every pixel, and the two layers.
 
     Anatomy and grain come from `dice`, findings from `luck`, so that the same chest can be drawn with and without one.
-    `sway` is how far the body may lie from the middle.
+    The body lies off the middle, nearer or farther, by so much that no pixel is always the edge of the same thing.
     """
 
-    def __init__(self, size, dice, luck, sway=0.065):
+    def __init__(self, size, dice, luck):
         self.size, self.dice, self.luck = size, dice, luck
-        self.scale, tilt = dice.between(0.86, 1.01), dice.between(-0.05, 0.05)
+        self.scale, tilt = dice.between(0.82, 1.03), dice.between(-0.05, 0.05)
         self.cos, self.sin = (1 - tilt * tilt) / (1 + tilt * tilt), 2 * tilt / (1 + tilt * tilt)
-        self.shift = dice.between(-sway, sway), dice.between(-0.05, 0.05)
+        self.shift = dice.between(-0.11, 0.11), dice.between(-0.09, 0.09)
         u, v = _pixels(size)
         u, v = (u - self.shift[0]) / self.scale, (v - self.shift[1]) / self.scale
         self.x, self.y = self.cos * u + self.sin * v, self.cos * v - self.sin * u

@@ -7,84 +7,85 @@ report to report. Labels follow CheXbert: 1 named as present, 2 named as absent,
 
 from data.reports import LABELS
 
-DEGREE = {"mild": "mild", "moderate": "moderate", "severe": "severe"}
-SIZE = {"mild": "small", "moderate": "moderate", "severe": "large"}
 ADVERB = {"mild": "mildly", "moderate": "moderately", "severe": "severely"}
+SIZE = {"mild": "small", "moderate": "moderate", "severe": "large"}
 CRACK = {"mild": "subtle", "moderate": "moderately displaced", "severe": "severely displaced"}
 
-# {degree} {size} {adverb} {crack} come from the severity; {place} "right lower lung zone", {side} "right",
-# {zone} "lower" from the location.
+# {degree} is the severity, {adverb}, {size} and {crack} say it in other words; {place} "right lower lung zone", {side}
+# "right" and {zone} "lower" come from the location. A sentence names its finding first, as dictated and structured
+# reports do: a small language model that has written "There is a" has chosen among groups of findings before it names
+# one. The last form is worded as a clue prompt.
 FINDINGS = {
     "Enlarged Cardiomediastinum": (
-        "There is {degree} widening of the mediastinum.",
-        "The mediastinum is {adverb} widened.",
-        "Mediastinum: {degree} enlarged cardiomediastinum.",
+        "Enlarged cardiomediastinum, {degree}.",
+        "Mediastinal widening is present, the mediastinum is {adverb} enlarged.",
+        "Widening: {degree} enlarged cardiomediastinum.",
     ),
     "Cardiomegaly": (
-        "There is {degree} cardiomegaly.",
-        "The heart is {adverb} enlarged.",
-        "Heart: {degree} cardiomegaly.",
+        "Cardiomegaly, {degree}.",
+        "Cardiomegaly is present, the heart is {adverb} enlarged.",
+        "Cardiomegaly: {degree} cardiomegaly.",
     ),
     "Lung Opacity": (
-        "There is a {degree} hazy opacity in the {place}.",
-        "{degree} hazy lung opacity is seen in the {place}.",
-        "Lungs: {degree} lung opacity at the {place}.",
+        "Opacity in the {place}, {degree} and hazy.",
+        "Opacity is seen in the {place}, {degree} in degree.",
+        "Opacity: {degree} lung opacity at the {place}.",
     ),
     "Lung Lesion": (
-        "There is a {size} round nodule in the {place}.",
-        "A {size} lung nodule is seen in the {place}.",
-        "Lungs: {size} lung nodule at the {place}.",
+        "Nodule in the {place}, {size} and round.",
+        "Nodule is seen in the {place}, {size} in size.",
+        "Nodule: {size} lung nodule at the {place}.",
     ),
     "Edema": (
-        "There is {degree} pulmonary edema in both lungs.",
-        "{degree} bilateral pulmonary edema is present.",
-        "Lungs: {degree} pulmonary edema at both lungs.",
+        "Pulmonary edema in both lungs, {degree}.",
+        "Pulmonary edema is present in both lungs, {degree} in degree.",
+        "Edema: {degree} pulmonary edema at both lungs.",
     ),
     "Consolidation": (
-        "There is {degree} consolidation in the {place}.",
-        "{degree} consolidation is seen in the {place}.",
-        "Lungs: {degree} consolidation at the {place}.",
+        "Consolidation in the {place}, {degree} and dense.",
+        "Consolidation is seen in the {place}, {degree} in degree.",
+        "Consolidation: {degree} consolidation at the {place}.",
     ),
     "Pneumonia": (
-        "There is {degree} pneumonia in the {place}.",
-        "{degree} patchy pneumonia is seen in the {place}.",
-        "Lungs: {degree} pneumonia at the {place}.",
+        "Pneumonia in the {place}, {degree} and patchy.",
+        "Pneumonia is seen in the {place}, {degree} in degree.",
+        "Pneumonia: {degree} pneumonia at the {place}.",
     ),
     "Atelectasis": (
-        "There is {degree} atelectasis in the {place}.",
-        "{degree} linear atelectasis is seen in the {place}.",
-        "Lungs: {degree} atelectasis at the {place}.",
+        "Atelectasis in the {place}, {degree} and linear.",
+        "Atelectasis is seen in the {place}, {degree} in degree.",
+        "Atelectasis: {degree} atelectasis at the {place}.",
     ),
     "Pneumothorax": (
-        "There is a {size} {side} pneumothorax.",
-        "A {size} {side} apical pneumothorax is present.",
-        "Pleura: {size} pneumothorax at the {side} apex.",
+        "Pneumothorax on the {side}, {size}.",
+        "Pneumothorax is present at the {side} apex, {size} in size.",
+        "Pneumothorax: {size} pneumothorax at the {side} apex.",
     ),
     "Pleural Effusion": (
-        "There is a {size} {side} pleural effusion.",
-        "A {size} {side} pleural effusion is present.",
-        "Pleura: {size} pleural effusion at the {side} lung base.",
+        "Pleural effusion on the {side}, {size}.",
+        "Pleural effusion is present at the {side} lung base, {size} in size.",
+        "Effusion: {size} pleural effusion at the {side} lung base.",
     ),
     "Pleural Other": (
-        "There is {degree} pleural thickening along the {side} chest wall.",
-        "{degree} {side} pleural thickening with calcified plaque is present.",
-        "Pleura: {degree} pleural thickening at the {side} chest wall.",
+        "Pleural thickening along the {side} chest wall, {degree}.",
+        "Pleural thickening with calcified plaque is present at the {side} chest wall, {degree} in degree.",
+        "Thickening: {degree} pleural thickening at the {side} chest wall.",
     ),
     "Fracture": (
-        "There is a {crack} {side} {zone} rib fracture.",
-        "A {crack} {side} {zone} rib fracture is seen.",
-        "Bones: {crack} rib fracture at the {side} {zone} ribs.",
+        "Rib fracture in the {side} {zone} ribs, {crack}.",
+        "Rib fracture is seen in the {side} {zone} ribs and is {crack}.",
+        "Fracture: {crack} rib fracture at the {side} {zone} ribs.",
     ),
 }
 EFFUSIONS = (
-    "There are {size} bilateral pleural effusions.",
-    "{size} bilateral pleural effusions are present.",
-    "Pleura: {size} pleural effusions at both lung bases.",
+    "Pleural effusions on both sides, {size}.",
+    "Pleural effusions are present at both lung bases, {size} in size.",
+    "Effusions: {size} pleural effusions at both lung bases.",
 )
 APICAL = (
-    "There is {degree} {side} apical pleural thickening.",
-    "{degree} {side} apical pleural thickening with calcified plaque is present.",
-    "Pleura: {degree} pleural thickening at the {side} apex.",
+    "Pleural thickening at the {side} apex, {degree}.",
+    "Pleural thickening with calcified plaque is present at the {side} apex, {degree} in degree.",
+    "Thickening: {degree} pleural thickening at the {side} apex.",
 )
 DEVICES = {
     "tube": ("An endotracheal tube is in place.", "The endotracheal tube ends above the carina."),
@@ -100,15 +101,15 @@ DEVICES = {
 # is present.
 HEART = (
     ("The heart is normal in size.", ("Cardiomegaly",)),
-    ("Heart: normal in size.", ("Cardiomegaly",)),
+    ("Normal heart size.", ("Cardiomegaly",)),
     ("The heart is not enlarged.", ("Cardiomegaly",)),
-    ("Heart: no cardiomegaly.", ("Cardiomegaly",)),
+    ("No cardiomegaly.", ("Cardiomegaly",)),
 )
 MEDIASTINUM = (
     ("The mediastinum is not widened.", ("Enlarged Cardiomediastinum",)),
     ("The mediastinal contour is normal.", ("Enlarged Cardiomediastinum",)),
     ("The mediastinum is normal in width.", ("Enlarged Cardiomediastinum",)),
-    ("Mediastinum: no enlarged cardiomediastinum.", ("Enlarged Cardiomediastinum",)),
+    ("No enlarged cardiomediastinum.", ("Enlarged Cardiomediastinum",)),
 )
 SILHOUETTE = (
     ("The cardiomediastinal silhouette is normal.", ("Enlarged Cardiomediastinum", "Cardiomegaly")),
@@ -118,21 +119,21 @@ BONES = (
     ("The bones are intact.", ("Fracture",)),
     ("No rib fracture is seen.", ("Fracture",)),
     ("The ribs are intact.", ("Fracture",)),
-    ("Bones: no rib fracture.", ("Fracture",)),
+    ("There is no rib fracture.", ("Fracture",)),
 )
 PLEURA = (
     ("The pleural surfaces are smooth.", ("Pleural Other",)),
-    ("Pleura: no pleural thickening.", ("Pleural Other",)),
+    ("There is no pleural thickening.", ("Pleural Other",)),
     ("No pleural thickening or plaque.", ("Pleural Other",)),
 )
 ANGLES = (
     ("The costophrenic angles are sharp.", ("Pleural Effusion",)),
     ("No pleural effusion.", ("Pleural Effusion",)),
-    ("Pleura: no pleural effusion.", ("Pleural Effusion",)),
+    ("There is no pleural effusion.", ("Pleural Effusion",)),
 )
 VESSELS = (
     ("The pulmonary vessels are normal.", ("Edema",)),
-    ("Lungs: no pulmonary edema.", ("Edema",)),
+    ("No pulmonary edema.", ("Edema",)),
     ("No vascular congestion or edema.", ("Edema",)),
 )
 NO_DEVICE = (
@@ -224,7 +225,7 @@ def _sentence(finding, dice):
     if finding.finding == "Pleural Other" and zone:
         options = APICAL
     text = dice.pick(options).format(
-        degree=DEGREE[finding.severity], size=SIZE[finding.severity], adverb=ADVERB[finding.severity],
+        degree=finding.severity, adverb=ADVERB[finding.severity], size=SIZE[finding.severity],
         crack=CRACK[finding.severity], side=side, zone=zone, place=_place(side, zone))
     return text[0].upper() + text[1:]
 

@@ -30,13 +30,13 @@ def digest(data):
 
 def test_reports_keep_their_bytes(all_studies):
     text = "\n".join(f"{study.id} {study.split} {study.report} {study.extra}" for study in all_studies[:50])
-    assert digest(text.encode()) == "91c8d278b43405cb"
+    assert digest(text.encode()) == "0d281a2de59ebb84"
 
 
 def test_pictures_keep_their_bytes(all_studies):
     pictures = [picture for study in all_studies[:24] for picture in study.pictures]
     made = {size: digest(b"".join(draw(picture, size).tobytes() for picture in pictures)) for size in (128, 64)}
-    assert made == {128: "b6d87752d058b9c6", 64: "c90b4339adb2a489"}
+    assert made == {128: "09e0133b5c594523", 64: "9a2fc567455bbafc"}
 
 
 def test_a_picture_is_drawn_the_same_after_pickling_and_in_any_order(all_studies):
@@ -188,7 +188,7 @@ def test_no_pixel_and_no_mean_tells_a_small_finding(all_studies):
         assert abs(auroc(pictures.mean((1, 2)), truth) - 0.5) < 0.25
         pixels = pictures[:, 4:60:2, 4:60:2].reshape(len(chosen), -1)
         best = abs(auroc(pixels[:200], truth[:200]) - 0.5).argmax()
-        assert abs(auroc(pixels[200:, best], truth[200:]) - 0.5) < 0.47
+        assert abs(auroc(pixels[200:, best], truth[200:]) - 0.5) < 0.40
 
 
 # The labeler on sentences it must not be fooled by: {label: state}; every other label (No Finding aside) stays 0.
