@@ -73,16 +73,15 @@ def mistral_flops(config, rows, tokens):
     return config.num_hidden_layers * rows * tokens * (2 * matrices + 4 * tokens * H * d)
 
 
-def mistral_activations(config, rows, tokens, lora, size, recompute):
+def mistral_activations(config, rows, tokens, adapted, size, recompute):
     """Bytes that the frozen layers keep for the backward pass; `size` bytes a number.
 
     A frozen matrix keeps nothing (its input's gradient needs the weight alone). A layer keeps the input of both norms and
-    q, k, v and the result of attention and, of the MLP, gate, its silu, and up; an adapter its input and dropout's mask.
+    q, k, v and the result of attention and, of the MLP, gate, its silu, and up; an `adapted` one its input and dropout's mask.
     """
     D, H, G, d = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
     layer = size * (2 * D + d * (2 * H + 2 * G) + 3 * config.intermediate_size) + 4 * H
-    if lora:
-        layer += 2 * D * (size + 1)
+    layer += sum({"o_proj": H * d, "down_proj": config.intermediate_size}.get(name, D) for name in adapted) * (size + 1)
     if recompute:
         return rows * tokens * (config.num_hidden_layers * D * size + layer)
     return rows * tokens * config.num_hidden_layers * layer
@@ -181,7 +180,7 @@ class Stage2Needs:
 
     def activations(self):
         rows = self.batch * (self.args.report_tokens + 1)
-        return [("activations, language model", mistral_activations(self.mistral, self.batch, self.tokens, self.args.lora_rank, self.size, self.args.checkpointing)),
+        return [("activations, language model", mistral_activations(self.mistral, self.batch, self.tokens, self.args.lora_targets if self.args.lora_rank else (), self.size, self.args.checkpointing)),
                 ("activations, clue interaction", sum(12 * linear_weights(m) ** 0.5 * count * self.size for m, count in self.small())),
                 ("logits and their gradient", rows * self.mistral.vocab_size * (self.size + 4 + 4))]
 

@@ -127,7 +127,7 @@ class Stage2:
             raise UserError(f"{args.stage1}: no stage-1 checkpoint; run `train.py --stage 1` with the same --run first, "
                             "or give --stage1 FILE")
         names = ("variant", "views", "k", "queries", "prompts_per_disease", "clue_threshold", "dc_weight", "lora_rank",
-                 "lora_alpha", "lora_dropout", "report_tokens", "select", "val_reports")
+                 "lora_alpha", "lora_dropout", "lora_targets", "report_tokens", "select", "val_reports")
         return {**{f"--{name.replace('_', '-')}": getattr(args, name) for name in names},
                 "the stage-1 checkpoint": weights_digest(args.stage1),
                 "the language model": weights_digest(args.weights / "mistral")}
@@ -165,7 +165,7 @@ def stage2_config(args):
     return trrg.TRRGConfig(
         variant=args.variant, views=args.views, k=args.k, prompts_per_disease=args.prompts_per_disease,
         clue_threshold=args.clue_threshold, queries=args.queries, dc_weight=args.dc_weight, lora_rank=args.lora_rank,
-        lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout)
+        lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, lora_targets=tuple(args.lora_targets))
 
 
 def shard(language_model, processes):

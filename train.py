@@ -35,6 +35,7 @@ from data.files import UserError
 from data.reports import clean_report
 from inference import write_reports
 from metrics import score
+from model.lora import LINEAR, TARGETS
 from processes import Processes, Share, Stopped, StopSignal, ignore_signals
 from progress import Clock, Log, NoLog, module_table, summary
 from schedule import Plan, learning_rate, optimizer_for
@@ -44,12 +45,14 @@ from state import (Lock, data_digest, differences, drop_states, load_state, newe
 
 # Settings a preset fixes; a pair is (stage 1, stage 2). The paper gives batch 8, lr 1e-4, 5 epochs on MIMIC-CXR, 20 on
 # IU X-Ray, on 4 GPUs (§3.2); it is silent on everything else.
-PAPER = dict(batch_size=(8, 8), lr=(1e-4, 1e-4), queries=32, lora_rank=16, lora_dropout=0.1,
-             same_sentence_positives=False, sentences=1, optimizer=("adamw", "adamw"), embed_base=False, save_every=500, workers=4)
+PAPER = dict(batch_size=(8, 8), lr=(1e-4, 1e-4), optimizer=("adamw", "adamw"), sentences=1, same_sentence_positives=False,
+             queries=32, lora_rank=16, lora_alpha=16, lora_dropout=0.1, lora_targets=list(TARGETS), repetition_penalty=1.0,
+             embed_base=False, save_every=500, workers=4)
 PRESETS = {
-    "demo": dict(PAPER, epochs=(26, 6), batch_size=(16, 8), lr=(1e-3, 2e-3), queries=16, lora_dropout=0.0,
-                 same_sentence_positives=True, sentences=4, optimizer=("muon", "muon"), report_tokens=120,
-                 max_new_tokens=120, embed_base=True, save_every=100, workers=0),
+    "demo": dict(PAPER, epochs=(26, 6), batch_size=(16, 8), lr=(1e-3, 2e-3), optimizer=("muon", "muon"), sentences=4,
+                 same_sentence_positives=True, queries=16, lora_rank=32, lora_alpha=32, lora_dropout=0.0,
+                 lora_targets=list(LINEAR), report_tokens=120, max_new_tokens=120, repetition_penalty=1.2,
+                 embed_base=True, save_every=100, workers=0),
     "iu_xray": dict(PAPER, epochs=(20, 20), report_tokens=160, max_new_tokens=100),
     "mimic_cxr": dict(PAPER, epochs=(5, 5), report_tokens=256, max_new_tokens=150),
 }
@@ -108,8 +111,10 @@ def arguments(argv=None):
     method.add_argument("--clue-threshold", type=at_least(float, 0), default=0.0, help="mask lighter clues out (default: %(default)s, none)")
     method.add_argument("--dc-weight", type=at_least(float, 0), default=1.0, help="weight of L_DC, Eq. (5) (default: %(default)s)")
     method.add_argument("--lora-rank", type=at_least(int, 0), default=defaults["lora_rank"], help="0: literally frozen (default: %(default)s)")
-    method.add_argument("--lora-alpha", type=float, default=16, help="(default: %(default)s)")
+    method.add_argument("--lora-alpha", type=float, default=defaults["lora_alpha"], help="(default: %(default)s)")
     method.add_argument("--lora-dropout", type=at_least(float, 0), default=defaults["lora_dropout"], help="(default: %(default)s)")
+    method.add_argument("--lora-targets", nargs="+", choices=LINEAR, metavar="LAYER", default=defaults["lora_targets"],
+                        help=f"layers with an adapter, of {', '.join(LINEAR)} (default: {', '.join(defaults['lora_targets'])})")
     method.add_argument("--same-sentence-positives", action=switch, default=defaults["same_sentence_positives"],
                         help="equal sentences of a batch are positives")
     method.add_argument("--sentences", type=at_least(int, 1), default=defaults["sentences"],
@@ -117,6 +122,8 @@ def arguments(argv=None):
     method.add_argument("--report-tokens", type=count, default=defaults["report_tokens"],
                         help="longer reports are cut in training, and counted (default: %(default)s)")
     method.add_argument("--max-new-tokens", type=count, default=defaults["max_new_tokens"], help="kept for decoding (default: %(default)s)")
+    method.add_argument("--repetition-penalty", type=at_least(float, 1), default=defaults["repetition_penalty"],
+                        help="the same; 1 is none (default: %(default)s)")
 
     optim = parser.add_argument_group("optimisation")
     optim.add_argument("--epochs", type=count, help=f"(default: {pair('epochs')})")
@@ -147,6 +154,7 @@ def arguments(argv=None):
     for name in ("epochs", "batch_size", "lr", "optimizer"):
         given = getattr(args, name)
         setattr(args, name, defaults[name] if given is None else (given, given))
+    args.lora_targets = [name for name in LINEAR if name in args.lora_targets]
     args.stage1 = args.stage1 or args.run / Stage1.checkpoint
     if args.precision == "auto":
         args.precision = "bf16" if torch.cuda.is_available() else "fp32"
@@ -171,7 +179,7 @@ class Run:
         self.train = Visits(prepared, prepared.split("train"), stage.number, crop, args.seed, args.sentences)
         self.held_out = Visits(prepared, prepared.split("val"), stage.number, crop, sentences=args.sentences)
         self.model.pictures = {"size": prepared.size, "crop": crop}
-        self.model.decoding = {"beams": 3, "max_new_tokens": args.max_new_tokens}
+        self.model.decoding = {"beams": 3, "max_new_tokens": args.max_new_tokens, "repetition_penalty": args.repetition_penalty}
 
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         kind, lr = args.optimizer[stage.number - 1], args.lr[stage.number - 1]

@@ -37,7 +37,7 @@ from model.checkpoint import digest, load_state, read_file, save_file
 from model.clues import ClueBank, Clues, cosine
 from model.decode import generate
 from model.interaction import Interaction, disease_consistency
-from model.lora import add_lora
+from model.lora import TARGETS, add_lora
 from model.mistral import Mistral, MistralConfig
 from model.swin import Swin, SwinConfig
 
@@ -118,6 +118,7 @@ class TRRGConfig:
     lora_rank: int = 16                    # 0: the literally frozen language model
     lora_alpha: float = 16
     lora_dropout: float = 0.1
+    lora_targets: tuple = TARGETS          # the linear layers with an adapter
     instruction: str = INSTRUCTION
 
     @property
@@ -177,7 +178,7 @@ class TRRG(nn.Module):
             self.clue_projector = nn.Sequential(nn.Linear(d, D), nn.LayerNorm(D))          # P_c
         if config.interaction:
             self.interaction = Interaction(d, config.heads, config.queries)
-        add_lora(language_model, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout)
+        add_lora(language_model, config.lora_targets, config.lora_rank, config.lora_alpha, config.lora_dropout)
 
     def train(self, mode=True):
         """A frozen encoder is a function, not a sampler: it stays in evaluation mode (no stochastic depth)."""
@@ -394,7 +395,7 @@ def _load_trrg(path, tensors, header, weights):
         bank = ClueBank(torch.empty(P, r, header["d"]), torch.empty(P, header["d"]), torch.empty(P, r, dtype=torch.bool),
                         torch.empty(P, dtype=torch.long))
         return TRRG(swin, nn.Linear(swin.config.width, header["d"], bias=False), torch.empty(()), bank,
-                    Mistral(MistralConfig(**header["mistral"])), tokenizer, TRRGConfig(**header["trrg"]))
+                    Mistral(MistralConfig(**header["mistral"])), tokenizer, TRRGConfig(**_tuples(header["trrg"])))
 
     model = load_state(build, tensors, path)
     model.decoding = header["decoding"]

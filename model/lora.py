@@ -17,7 +17,8 @@ from torch import nn
 from data.files import UserError, whole_file
 from model import checkpoint
 
-TARGETS = ("q_proj", "v_proj")
+TARGETS = ("q_proj", "v_proj")           # of the paper of LoRA
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")     # all of a Mistral layer
 
 
 class LoRALinear(nn.Linear):

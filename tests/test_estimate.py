@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import estimate
 import train
 from model.bert import Bert, BertConfig
-from model.lora import add_lora
+from model.lora import LINEAR, TARGETS, adapters, add_lora
 from model.mistral import Mistral, MistralConfig
 from model.swin import Swin, SwinConfig
 from tests import runs
@@ -44,11 +44,12 @@ def measured(model, step):
     return forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops(), sum(size for size, _ in kept.values())
 
 
+@pytest.mark.parametrize("targets", [TARGETS, LINEAR])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_frozen_language_model_with_adapters(recompute):
+def test_a_frozen_language_model_with_adapters(recompute, targets):
     config = MistralConfig(vocab_size=50, hidden_size=128, intermediate_size=352, num_hidden_layers=3, num_attention_heads=4,
                            num_key_value_heads=2, head_dim=32)
-    model = add_lora(Mistral(config), rank=2, dropout=0.1).train()
+    model = add_lora(Mistral(config), targets, rank=2, dropout=0.1).train()
     for name, p in model.named_parameters():
         p.requires_grad_(".lora_" in name)
     model.checkpoint = recompute
@@ -60,9 +61,11 @@ def test_a_frozen_language_model_with_adapters(recompute):
         # attention's backward pass has five products to the forward pass's two
         attention = config.num_hidden_layers * 2 * 48 * 4 * 48 * 128
         assert 2 * estimate.mistral_flops(config, 2, 48) + 3 * lora == pytest.approx(both - 1.5 * attention, rel=0.02)
-        assert estimate.mistral_activations(config, 2, 48, True, 4, False) == pytest.approx(kept, rel=0.15)
+        # dropout's masks, a byte a number on a GPU, are of the activations' type on a CPU
+        kept -= 3 * 2 * 48 * sum(adapter.in_features for adapter in adapters(model).values())
+        assert estimate.mistral_activations(config, 2, 48, targets, 4, False) == pytest.approx(kept, rel=0.1)
     else:
-        assert estimate.mistral_activations(config, 2, 48, True, 4, True) >= kept
+        assert estimate.mistral_activations(config, 2, 48, targets, 4, True) >= kept
 
 
 def test_swin_and_bert_in_training():

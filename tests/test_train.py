@@ -264,6 +264,7 @@ def test_the_papers_settings():
     args = train.arguments(["--preset", "mimic_cxr"])
     assert (args.batch_size, args.lr, args.epochs, args.queries, args.lora_rank) == ((8, 8), (1e-4, 1e-4), (5, 5), 32, 16)
     assert train.arguments(["--preset", "iu_xray"]).epochs == (20, 20) and not args.same_sentence_positives
+    assert args.lora_targets == ["q_proj", "v_proj"] and args.repetition_penalty == 1
 
 
 def test_the_learning_rate_by_hand():

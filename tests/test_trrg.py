@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import trrg
 from data.files import UserError
+from model.lora import adapters
 from tests import tiny
 
 
@@ -270,6 +271,14 @@ def test_a_file_without_its_base_reads_it_from_the_folder_and_refuses_another(tm
         trrg.load(path, weights=tmp_path / "other")
     with pytest.raises(UserError, match="config.json"):
         trrg.load(path)
+
+
+def test_adapters_sit_where_the_configuration_says_and_come_back(tmp_path):
+    model = tiny.model(lora_targets=("o_proj", "down_proj"))
+    assert {name.rpartition(".")[2] for name in adapters(model)} == {"o_proj", "down_proj"}
+    trrg.save(tmp_path / "ckpt.safetensors", model, {"pictures": {"size": 32, "crop": 28}, "decoding": {}, "base": {}}, embed_base=True)
+    again = trrg.load(tmp_path / "ckpt.safetensors")
+    assert again.config == model.config and adapters(again).keys() == adapters(model).keys()
 
 
 def test_a_stage_1_file_comes_back_whole(tmp_path):
