@@ -19,7 +19,7 @@ from pathlib import Path
 from data.files import UserError, file_digest, whole_file
 from data.reports import LABELS
 from metrics import CLEANINGS, PROTOCOLS
-from metrics.clinical import AVERAGES, CLASS_SETS, PARTS, UNCERTAIN
+from metrics.console import print_floors, print_metrics, print_zero_shot
 from metrics.page import write_alignment_page, write_page
 from metrics.pairs import read_pairs
 from metrics.results import add_labels, chexbert_labels, evaluate_texts, missing_labels, phantom_labels
@@ -403,112 +403,6 @@ def write_labels(path, rows):
             for side in ("hypothesis", "reference"):
                 table.writerow([writable(str(row["id"])), side, *(CSV_FORM[value] for value in row["labels"][side])])
     print(f"written: {path}")
-
-
-# --- printing -------------------------------------------------------------------------------------------------------------
-
-def figure(cell, digits=4):
-    if cell["value"] is None:
-        return "-"
-    return f"{cell['value']:.{digits}f} [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"
-
-
-def table(header, rows):
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, *rows]:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-
-
-def print_metrics(metrics):
-    """The tables of metrics.json: every figure under its full name, with its 95 % interval."""
-    settings, language = metrics["settings"], metrics["language"]
-    print(f"{settings['n']} reports; [95 % interval]\n\nLanguage")
-    names = list(next(iter(language.values())))
-    table(["", *language], [[name, *(figure(scores[name]) for scores in language.values())] for name in names])
-    for protocol, described in settings["protocols"].items():
-        print(f"  {protocol}: {described}")
-    if "METEOR" not in names:
-        print(f"  METEOR (exact+stem) is not the METEOR of papers: {settings['meteor'].partition(': ')[2]}")
-    if "clinical" in metrics:
-        print_clinical(metrics["clinical"])
-    if "truth" in metrics:
-        print("\nTruth, against the known findings")
-        table(["", "", "of"], [[name.replace("_", " "), figure(cell), str(cell["n"])] for name, cell in metrics["truth"].items()])
-    if "against" in metrics:
-        print_differences(metrics["against"])
-
-
-def print_clinical(clinical):
-    print(f"\nClinical findings, labels: {clinical['labels_from']}")
-    for part in PARTS:
-        print(f"  {part}")
-        header = ["average, uncertain as", *(f"{name} classes" for name in CLASS_SETS)]
-        table(header, [[f"{average}, {uncertain}", *(figure(clinical["grid"][average][name][uncertain][part], 3)
-                                                     for name in CLASS_SETS)]
-                       for average in AVERAGES for uncertain in UNCERTAIN])
-    print("  per class, uncertain as positive")
-    table(["", *PARTS, "support"], [[label, *(figure(cell[part], 3) for part in PARTS), str(cell["support"])]
-                                    for label, cell in clinical["per_class"]["positive"].items()])
-    print("  13 classes: without No Finding. 5 classes: Cardiomegaly, Edema, Consolidation, Atelectasis, Pleural Effusion")
-
-
-def print_differences(against):
-    """Differences of language and truth, and of F1 in the clinical grid; metrics.json has all."""
-    rows = [(f"{name} ({protocol})", cell) for protocol, scores in against["language"].items() for name, cell in scores.items()]
-    if "clinical" in against:
-        rows += [(f"F1, {average}, {name} classes, uncertain as {uncertain}", against["clinical"]["grid"][average][name][uncertain]["f1"])
-                 for average in AVERAGES for name in CLASS_SETS for uncertain in UNCERTAIN]
-    rows += [(name.replace("_", " "), cell) for name, cell in against.get("truth", {}).items()]
-    print("\nDifference from the other reports, paired bootstrap")
-    table(["", "the other", "difference", "p, two-sided"], [
-        [name, "-" if cell["other"] is None else f"{cell['other']:.4f}",
-         "-" if cell["difference"] is None else f"{cell['difference']:+.4f} [{cell['low']:+.4f}, {cell['high']:+.4f}]",
-         "-" if cell["p"] is None else f"{cell['p']:.3f}"] for name, cell in rows])
-
-
-FLOORS = {"permuted_pictures": "other studies' pictures", "most_frequent_report": "most frequent report"}
-
-
-def floor_figures(scores):
-    """The figures that floors are compared by: {name: cell}."""
-    figures = {f"{name} ({protocol})": scores["language"][protocol][name]
-               for protocol in scores["language"] for name in ("BLEU-4", "CIDEr")}
-    if "clinical" in scores:
-        figures["micro F1, 14 classes, uncertain as positive"] = scores["clinical"]["grid"]["micro"]["14"]["positive"]["f1"]
-    return figures | {name.replace("_", " "): cell for name, cell in scores.get("truth", {}).items()}
-
-
-def print_floors(metrics):
-    """The score beside its floors. A score whose interval reaches a floor's is called out: such a model does not look."""
-    own = floor_figures(metrics)
-    floors = {FLOORS[name]: floor_figures(scores) for name, scores in metrics["floors"].items()}
-    print("\nFloors: what texts score that have nothing to do with the picture")
-    table(["", "this model", *floors], [[name, figure(cell), *(figure(floor[name]) for floor in floors.values())]
-                                        for name, cell in own.items()])
-    judge = "micro F1, 14 classes, uncertain as positive"
-    for name in [judge] if judge in own else [name for name in own if name.startswith("CIDEr")]:
-        for floor, scores in floors.items():
-            if own[name]["value"] is not None and scores[name]["value"] is not None and own[name]["low"] <= scores[name]["high"]:
-                print(f"  NEAR ITS FLOOR: {name} {own[name]['value']:.4f} against {scores[name]['value']:.4f} ({floor}): "
-                      "these reports hardly depend on the pictures")
-    if "most_frequent_report" not in metrics["floors"]:
-        print("  the data set has no training studies, so there is no most frequent report to compare with")
-
-
-def print_zero_shot(metrics):
-    print(f"{metrics['settings']['n']} studies; [95 % interval]\n\nZero-shot recognition (AUROC)")
-    auroc, pairs = metrics["zero_shot"]["auroc"], metrics["zero_shot"]["auroc_pairs"]
-    if auroc is None:
-        print("  the data set holds no labels: none")
-    else:
-        rows = [[name, figure(auroc["per_finding"][name], 3), figure(pairs["per_finding"][name], 3),
-                 str(auroc["per_finding"][name]["positives"])] for name in LABELS]
-        table(["", "clue prompt", "finding against no finding", "positives"],
-              [*rows, ["macro mean", figure(auroc["macro"], 3), figure(pairs["macro"], 3), ""]])
-    print("\nRetrieval")
-    table(["", "R@1 (chance)", "R@5 (chance)", "R@10 (chance)"], [
-        [name.replace("_", " "), *(f"{figure(cell, 3)} ({cell['chance']:.3f})" for cell in found.values())]
-        for name, found in metrics["retrieval"].items()])
 
 
 def main(argv=None):
