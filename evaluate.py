@@ -45,8 +45,10 @@ def parser():
     what = p.add_argument_group("what to evaluate (one of --ckpt, --reports)")
     what.add_argument("--ckpt", metavar="FILE", help="checkpoint of either stage")
     what.add_argument("--image", nargs="+", metavar="PICTURE", help="with --ckpt: report on these views of one study")
-    what.add_argument("--reports", metavar="FILE", help="texts to score: JSON lines or CSV with id, hypothesis, reference")
-    what.add_argument("--out", metavar="DIR", help="where results go; default: eval-SPLIT beside the checkpoint, eval-NAME beside FILE")
+    what.add_argument("--reports", metavar="FILE",
+                      help="texts to score: JSON lines or CSV with id, hypothesis, reference")
+    what.add_argument("--out", metavar="DIR",
+                      help="where results go; default: eval-SPLIT beside the checkpoint, eval-NAME beside FILE")
 
     g = p.add_argument_group("checkpoint")
     g.add_argument("--split", default="test", help="part of the data set")
@@ -58,7 +60,8 @@ def parser():
     g.add_argument("--decoding", choices=("paper", "r2gengpt"), default="paper",
                    help="paper: beam 3, no penalties; r2gengpt: the closest peer's penalties and lengths")
     g.add_argument("--json", action="store_true", help="with --image: print JSON")
-    g.add_argument("--explain", action="store_true", help="with --image: print the picture's way through the model, step by step")
+    g.add_argument("--explain", action="store_true",
+                   help="with --image: print the picture's way through the model, step by step")
 
     g = p.add_argument_group("language scores")
     g.add_argument("--protocol", choices=(*PROTOCOLS, "both"), default="both",
@@ -125,8 +128,8 @@ def label_rows(rows, labeler, path):
     missing = missing_labels(rows)
     if missing and any(row.get("labels") for row in rows):
         row, side = missing[0]
-        raise UserError(f"{path}: id {row['id']!r} has no labels of its {side}, though the file holds labels; add them, or "
-                        "name --chexbert or --labeler")
+        raise UserError(f"{path}: id {row['id']!r} has no labels of its {side}, though the file holds labels; "
+                        "add them, or name --chexbert or --labeler")
     return None if missing else "given"
 
 
@@ -160,7 +163,8 @@ RESULTS = ("reports.jsonl", "metrics.json", "report.html", "labels.csv")
 
 
 def results_folder(out, *read):
-    """The folder `out`, made and tried before any work. Raises UserError, also where a result would replace a file `read`."""
+    """The folder `out`, made and tried before any work.
+    Raises UserError, also where a result would replace a file `read`."""
     out = Path(out)
     for path in filter(None, read):
         if Path(path).resolve() in [(out / name).resolve() for name in RESULTS]:
@@ -170,7 +174,8 @@ def results_folder(out, *read):
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise UserError(f"{out}: results can't be written there ({error.strerror}); name another folder with --out") from None
+        raise UserError(f"{out}: results can't be written there ({error.strerror}); "
+                        "name another folder with --out") from None
     return out
 
 
@@ -188,7 +193,8 @@ def log_beside(checkpoint):
 
 
 def writable(text):
-    """The text with half a surrogate pair, for which UTF-8 has no form, as \\ud800: in JSON its escape, so none is lost."""
+    """The text with half a surrogate pair, for which UTF-8 has no form, as \\ud800:
+    in JSON its escape, so none is lost."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -218,7 +224,8 @@ R2GENGPT_LENGTHS_IU = {"min_new_tokens": 40, "max_new_tokens": 100}
 
 
 def evaluate_checkpoint(args):
-    """--ckpt: one report with --image; else the zero-shot evaluation of a stage-1 file, or the reports of a stage-2 file."""
+    """--ckpt: one report with --image;
+    else the zero-shot evaluation of a stage-1 file, or the reports of a stage-2 file."""
     import trrg  # torch, which scoring given texts should not have to load
     from processes import Processes
 
@@ -306,7 +313,8 @@ def evaluate_alignment(model, args, processes):
     write_json(out / "metrics.json", metrics)
     known = metrics["zero_shot"]["auroc"] is not None
     write_alignment_page(out / "report.html", metrics, title=f"{args.ckpt}, {args.split}", curves=log_beside(args.ckpt),
-                         scores=scores if known else None, labels=[study["labels"] for study in studies] if known else None)
+                         scores=scores if known else None,
+                         labels=[study["labels"] for study in studies] if known else None)
     print_zero_shot(metrics)
     print(f"\nwritten: metrics.json and report.html in {out}")
 
@@ -361,7 +369,8 @@ def evaluate_trrg(model, args, processes):
     for name, floor in floors.items():
         scored = score(floor, args, labelled(floor))
         metrics["floors"][name] = {part: scored[part] for part in ("language", "clinical", "truth") if part in scored}
-    settings = (checkpoint_settings(model, args, prepared, studies) | {"variant": model.config.variant, "decoding": decoding}
+    settings = (checkpoint_settings(model, args, prepared, studies)
+                | {"variant": model.config.variant, "decoding": decoding}
                 | against_settings(args) | chexbert_settings(args.chexbert))
     write_results(out, metrics, settings, rows, title=f"{args.ckpt}, {args.split}", curves=log_beside(args.ckpt),
                   pictures=lambda i: list(prepared.pictures(studies[i]).numpy()), maps=lambda i: maps[i],
@@ -385,8 +394,8 @@ def others_on(studies, args):
     rows = {row["id"]: row for row in read_pairs(args.against)}
     ids = [study["id"] for study in studies]
     if different := rows.keys() ^ set(ids):
-        raise UserError(f"{args.against}: a paired comparison needs the same studies, but id {min(different)!r} is on one "
-                        "side only; give --split, --limit and --data as for those reports")
+        raise UserError(f"{args.against}: a paired comparison needs the same studies, but id {min(different)!r} "
+                        "is on one side only; give --split, --limit and --data as for those reports")
     return [rows[study] for study in ids]
 
 
@@ -420,10 +429,12 @@ def main(argv=None):
         return 2
     except OSError as error:
         if error.filename is None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left of our output has nowhere to go
-        if isinstance(error, BrokenPipeError):                              # its reader has gone
+            # what is left of our output has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):          # its reader has gone
             return 0
-        print(f"{error.filename or 'the output'}: {error.strerror or error}; what was written before is whole", file=sys.stderr)
+        print(f"{error.filename or 'the output'}: {error.strerror or error}; what was written before is whole",
+              file=sys.stderr)
         return 1
     return 0
 

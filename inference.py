@@ -21,9 +21,9 @@ from metrics.zero_shot import retrieval, zero_shot_scores
 def over_batches(prepared, studies, crop, batch_size, processes, what, work):
     """Runs `work(visits)` on every batch of a split and returns {study number: result} on every process.
 
-    `work` takes collated visits (data/dataset.py) and gives one picklable result a study. A batch's studies have equally
-    many views, so their prompts are equally long, and nothing is left to sort; rows that end early leave the batch while
-    it is decoded (model/decode.py).
+    `work` takes collated visits (data/dataset.py) and gives one picklable result a study. A batch's studies have
+    equally many views, so their prompts are equally long, and nothing is left to sort; rows that end early leave the
+    batch while it is decoded (model/decode.py).
     """
     visits = Visits(prepared, studies, stage=2, crop=crop)
     batches = plan_epoch([len(study["views"]) for study in studies], batch_size)
@@ -37,7 +37,8 @@ def over_batches(prepared, studies, crop, batch_size, processes, what, work):
     return {number: result for part in processes.gather_objects(done) for number, result in part.items()}
 
 
-def write_reports(model, prepared, studies, processes, batch_size=16, others=None, what="reports", maps=False, **decoding):
+def write_reports(model, prepared, studies, processes, batch_size=16, others=None, what="reports", maps=False,
+                  **decoding):
     """[(`trrg.Report`, heat maps as explain.clue_maps gives them, or None)] for the studies of a split, in their order.
 
     `others` (a list of study numbers) gives study i the pictures of study others[i]: the floor that a model which
@@ -94,7 +95,8 @@ def embed_sentences(alignment, texts, batch_size=256):
     """t_cls of sentences or prompts: (len(texts), d) float32 on the CPU."""
     device, rows = alignment.log_scale.device, []
     for start in range(0, len(texts), batch_size):
-        ids, mask = trrg.encode_words(alignment.words, texts[start:start + batch_size], alignment.config.sentence_tokens)
+        ids, mask = trrg.encode_words(alignment.words, texts[start:start + batch_size],
+                                      alignment.config.sentence_tokens)
         rows.append(alignment.text_tokens(ids.to(device), mask.to(device))[:, 0].float().cpu())
     return torch.cat(rows)
 
@@ -111,7 +113,8 @@ def zero_shot(alignment, prepared, studies, processes, prompts_per_disease=None)
     bank = clue_prompts(prompts_per_disease)
     of = torch.tensor([i for i, prompts in enumerate(bank) for _ in prompts])
     tau = alignment.tau.item()
-    clue = disease_scores(trrg.cosine(v, embed_sentences(alignment, [text for texts in bank for text in texts])), of, tau)[0].numpy()
+    cosines = trrg.cosine(v, embed_sentences(alignment, [text for texts in bank for text in texts]))
+    clue = disease_scores(cosines, of, tau)[0].numpy()
 
     positive, negative = (embed_sentences(alignment, list(texts)) for texts in zip(*zero_shot_pairs()))
     pair = torch.sigmoid((trrg.cosine(v, positive) - trrg.cosine(v, negative)) / tau).numpy()
@@ -126,7 +129,8 @@ def zero_shot(alignment, prepared, studies, processes, prompts_per_disease=None)
     gallery = sorted(set().union(*own))
     right = np.array([[text in mine for text in gallery] for mine in own])
     similarity = trrg.cosine(v, embed_sentences(alignment, gallery)).numpy()
-    result["retrieval"] = {"image_to_text": retrieval(similarity, right), "text_to_image": retrieval(similarity.T, right.T)}
+    result["retrieval"] = {"image_to_text": retrieval(similarity, right),
+                           "text_to_image": retrieval(similarity.T, right.T)}
     return result, clue
 
 

@@ -70,7 +70,8 @@ class Processes:
 
 
 class Gather(torch.autograd.Function):
-    """(b, d) of every process → (world, b, d), with gradient: what each process's loss owes to ours comes back to us."""
+    """(b, d) of every process → (world, b, d), with gradient:
+    what each process's loss owes to ours comes back to us."""
 
     @staticmethod
     def forward(ctx, x):

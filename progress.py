@@ -64,7 +64,8 @@ class Log:
         rate, memory = studies / seconds, peak_memory(device) / 1e9
         self.write({**row, "studies_per_s": round(rate, 2), "memory_gb": round(memory, 3),
                     "seconds": {name: round(value, 4) for name, value in clock.laps.items()}})
-        self.bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row['lr']:.1e}", studies_per_s=f"{rate:.1f}", gb=f"{memory:.1f}", refresh=False)
+        self.bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row['lr']:.1e}", studies_per_s=f"{rate:.1f}",
+                             gb=f"{memory:.1f}", refresh=False)
         self.bar.update()
 
     def sync(self):
@@ -116,6 +117,8 @@ def summary(stage, plan, facts, args):
     best = facts["best"]
     cut = f", {facts['cut']:,} reports were cut to {args.report_tokens} tokens" if facts["cut"] else ""
     left_out = f", {facts['left_out']} steps were left out for not being finite" if facts["left_out"] else ""
-    return (f"{stage.name}: {plan.steps:,} steps, {facts['studies']:,} studies, {facts['seconds'] / 3600:.2f} h{cut}{left_out}\n"
-            f"  best {args.select if stage.number == 2 else 'loss'} on val: {best['value']:.4f} after step {best['step']:,}\n"
+    return (f"{stage.name}: {plan.steps:,} steps, {facts['studies']:,} studies, {facts['seconds'] / 3600:.2f} h"
+            f"{cut}{left_out}\n"
+            f"  best {args.select if stage.number == 2 else 'loss'} on val: {best['value']:.4f} "
+            f"after step {best['step']:,}\n"
             f"  {args.run / stage.checkpoint}, {args.run / 'log.jsonl'}, {args.run / 'state'}")

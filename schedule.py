@@ -1,4 +1,7 @@
-"""What happens when: the batches of a run, its learning rate, and its optimiser. All are functions of the settings alone."""
+"""What happens when: the batches of a run, its learning rate, and its optimiser.
+
+All are functions of the settings alone.
+"""
 
 import math
 from functools import lru_cache
@@ -11,13 +14,15 @@ from processes import Share
 
 
 class Plan:
-    """Every batch of a run, as a pure function of the seed: `step(i)` is a list of `accumulate` batches for all processes."""
+    """Every batch of a run, as a pure function of the seed:
+    `step(i)` is a list of `accumulate` batches for all processes."""
 
     def __init__(self, stage, prepared, args, processes):
         studies = prepared.split("train")
         # A visit of stage 1 shows one view, so all its visits fit into one batch.
         self.view_counts = [1 if stage.number == 1 else len(study["views"]) for study in studies]
-        self.batch_size, self.accumulate, self.seed = args.batch_size[stage.number - 1] * processes.world, args.accumulate, args.seed
+        self.batch_size = args.batch_size[stage.number - 1] * processes.world
+        self.accumulate, self.seed = args.accumulate, args.seed
         self.steps_per_epoch = math.ceil(len(plan_epoch(self.view_counts, self.batch_size)) / self.accumulate)
         self.steps = min(self.steps_per_epoch * args.epochs[stage.number - 1], args.max_steps or math.inf)
         self.epoch = lru_cache(maxsize=2)(lambda epoch: plan_epoch(self.view_counts, self.batch_size, self.seed, epoch))
@@ -50,8 +55,8 @@ def learning_rate(step, steps, peak, warm_up):
 def optimizer_for(parameters, lr, weight_decay, muon=False):
     """AdamW on {name: parameter}; weight decay on matrices only, so not on biases, norms and the temperature.
 
-    For networks that start at random (the demo's), `muon` moves the matrices of all but stage 1's text side by Muon, and
-    no tables.
+    For networks that start at random (the demo's), `muon` moves the matrices of all but stage 1's text side by Muon,
+    and no tables.
     """
     groups = {}
     for name, p in parameters.items():

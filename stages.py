@@ -124,8 +124,8 @@ class Stage2:
     @staticmethod
     def settings(args):
         if not args.stage1.is_file():
-            raise UserError(f"{args.stage1}: no stage-1 checkpoint; run `train.py --stage 1` with the same --run first, "
-                            "or give --stage1 FILE")
+            raise UserError(f"{args.stage1}: no stage-1 checkpoint; run `train.py --stage 1` with the same --run "
+                            "first, or give --stage1 FILE")
         names = ("variant", "views", "k", "queries", "prompts_per_disease", "clue_threshold", "dc_weight", "lora_rank",
                  "lora_alpha", "lora_dropout", "lora_targets", "report_tokens", "select", "val_reports")
         return {**{f"--{name.replace('_', '-')}": getattr(args, name) for name in names},

@@ -65,12 +65,14 @@ def saved_states(folder, stage):
 
 
 def newest_state(folder, stage, say=print):
-    """The newest undamaged state's (path, header), or (None, None). Damaged ones are named through `say`, left alone."""
+    """The newest undamaged state's (path, header), or (None, None).
+    Damaged ones are named through `say`, left alone."""
     paths = saved_states(folder, stage)
     for path in reversed(paths):
         if file_digest(path) == path.stem.rsplit("-", 1)[1]:
             return path, read_file(path)[1]
-        say(f"{path}: damaged, " + ("going back to the state before it" if path != paths[0] else "and no state before it is left"))
+        say(f"{path}: damaged, "
+            + ("going back to the state before it" if path != paths[0] else "and no state before it is left"))
     return None, None
 
 
@@ -105,7 +107,8 @@ def drop_states(folder, stage):
 
 def differences(before, now):
     """What stands in the way of going on, in words: {option: value} of the state against those of this command."""
-    return [f"{name} was {before.get(name)}, now {now.get(name)}" for name in {**before, **now} if before.get(name) != now.get(name)]
+    return [f"{name} was {before.get(name)}, now {now.get(name)}" for name in {**before, **now}
+            if before.get(name) != now.get(name)]
 
 
 def data_digest(prepared):
@@ -140,7 +143,8 @@ class Lock:
             # lockf's lock, unlike flock's, is not shared by loader processes that outlive a killed run for a moment
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another train.py is writing there; wait for it, or give another --run") from None
+            raise UserError(f"{folder}: another train.py is writing there; "
+                            "wait for it, or give another --run") from None
 
     def close(self):
         self.file.close()

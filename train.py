@@ -4,10 +4,12 @@
     torchrun --nproc_per_node 4 train.py --stage 1                     the same on 4 processes (GPUs, or gloo on CPUs)
     torchrun --nproc_per_node 4 train.py --preset mimic_cxr --stage 1  the paper's settings
     torchrun --nproc_per_node 4 train.py --preset mimic_cxr --stage 2
-    python train.py --preset mimic_cxr --dry-run                       parts, shapes, memory and time, without any weights
+    python train.py --preset mimic_cxr --dry-run                       parts, shapes, memory and time,
+                                                                       without any weights
 
-Running a command again goes on where it stopped; SIGTERM and Ctrl-C save first. One process and several are the same code path: a batch is planned
-for all processes together, each takes its share, and every loss is divided by what the whole batch holds.
+Running a command again goes on where it stopped; SIGTERM and Ctrl-C save first. One process and several are the same
+code path: a batch is planned for all processes together, each takes its share, and every loss is divided by what the
+whole batch holds.
 """
 
 import argparse
@@ -45,9 +47,9 @@ from state import (Lock, data_digest, differences, drop_states, load_state, newe
 
 # Settings a preset fixes; a pair is (stage 1, stage 2). The paper gives batch 8, lr 1e-4, 5 epochs on MIMIC-CXR, 20 on
 # IU X-Ray, on 4 GPUs (§3.2); it is silent on everything else.
-PAPER = dict(batch_size=(8, 8), lr=(1e-4, 1e-4), optimizer=("adamw", "adamw"), sentences=1, same_sentence_positives=False,
-             queries=32, lora_rank=16, lora_alpha=16, lora_dropout=0.1, lora_targets=list(TARGETS), repetition_penalty=1.0,
-             embed_base=False, save_every=500, workers=4)
+PAPER = dict(batch_size=(8, 8), lr=(1e-4, 1e-4), optimizer=("adamw", "adamw"), sentences=1,
+             same_sentence_positives=False, queries=32, lora_rank=16, lora_alpha=16, lora_dropout=0.1,
+             lora_targets=list(TARGETS), repetition_penalty=1.0, embed_base=False, save_every=500, workers=4)
 PRESETS = {
     "demo": dict(PAPER, epochs=(26, 6), batch_size=(16, 8), lr=(1e-3, 2e-3), optimizer=("muon", "muon"), sentences=4,
                  same_sentence_positives=True, queries=16, lora_rank=32, lora_alpha=32, lora_dropout=0.0,
@@ -77,9 +79,11 @@ def at_least(kind, low):
 
 
 def arguments(argv=None):
-    """The command line → settings; `epochs`, `batch_size`, `lr` and `optimizer` are pairs: one a stage. Raises UserError."""
+    """The command line → settings; `epochs`, `batch_size`, `lr` and `optimizer` are pairs: one a stage.
+    Raises UserError."""
     pre = Parser(add_help=False)
-    pre.add_argument("--preset", default="demo", metavar="demo|iu_xray|mimic_cxr", help="settings to start from (default: demo)")
+    pre.add_argument("--preset", default="demo", metavar="demo|iu_xray|mimic_cxr",
+                     help="settings to start from (default: demo)")
     preset = pre.parse_known_args(argv)[0].preset
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: no such preset; there are {', '.join(PRESETS)}")
@@ -93,35 +97,47 @@ def arguments(argv=None):
     run = parser.add_argument_group("what to run")
     run.add_argument("--stage", type=int, choices=(1, 2), help="one stage alone (default: both)")
     run.add_argument("--variant", choices=trrg.VARIANTS, default="trrg", help="rung of Table 2 (default: trrg)")
-    run.add_argument("--data", type=Path, default=Path("datasets") / preset, help="prepared data set (default: %(default)s)")
+    run.add_argument("--data", type=Path, default=Path("datasets") / preset,
+                     help="prepared data set (default: %(default)s)")
     run.add_argument("--weights", type=Path, default=Path("weights") / preset,
                      help="folder with swin/, bert/, mistral/ in Hugging Face's layout (default: %(default)s)")
     run.add_argument("--run", "--run-dir", type=Path, default=Path("runs") / preset,
-                     help="where results go; torchrun mistakes --run for an option of its own: there, say --run-dir (default: %(default)s)")
+                     help="where results go; torchrun mistakes --run for an option of its own: there, say --run-dir "
+                          "(default: %(default)s)")
     run.add_argument("--stage1", type=Path, help="stage-1 checkpoint for stage 2 (default: RUN/stage1.safetensors)")
     run.add_argument("--fresh", action="store_true", help="start over, whatever the run's folder holds")
     run.add_argument("--dry-run", action="store_true", help="print parts, shapes, memory and FLOPs of a step, and stop")
     run.add_argument("--seed", type=at_least(int, 0), default=0, help="(default: %(default)s)")
 
     method = parser.add_argument_group("the method")
-    method.add_argument("--k", type=int, choices=range(1, 15), metavar="K", default=3, help="injected clues (default: %(default)s)")
-    method.add_argument("--queries", type=count, default=defaults["queries"], help="L, learnable queries (default: %(default)s)")
+    method.add_argument("--k", type=int, choices=range(1, 15), metavar="K", default=3,
+                        help="injected clues (default: %(default)s)")
+    method.add_argument("--queries", type=count, default=defaults["queries"],
+                        help="L, learnable queries (default: %(default)s)")
     method.add_argument("--views", choices=("concat", "mean"), default="concat", help="(default: %(default)s)")
-    method.add_argument("--prompts-per-disease", type=at_least(int, 0), default=0, help="1 is the paper's form; 0 the whole bank (default: %(default)s)")
-    method.add_argument("--clue-threshold", type=at_least(float, 0), default=0.0, help="mask lighter clues out (default: %(default)s, none)")
-    method.add_argument("--dc-weight", type=at_least(float, 0), default=1.0, help="weight of L_DC, Eq. (5) (default: %(default)s)")
-    method.add_argument("--lora-rank", type=at_least(int, 0), default=defaults["lora_rank"], help="0: literally frozen (default: %(default)s)")
+    method.add_argument("--prompts-per-disease", type=at_least(int, 0), default=0,
+                        help="1 is the paper's form; 0 the whole bank (default: %(default)s)")
+    method.add_argument("--clue-threshold", type=at_least(float, 0), default=0.0,
+                        help="mask lighter clues out (default: %(default)s, none)")
+    method.add_argument("--dc-weight", type=at_least(float, 0), default=1.0,
+                        help="weight of L_DC, Eq. (5) (default: %(default)s)")
+    method.add_argument("--lora-rank", type=at_least(int, 0), default=defaults["lora_rank"],
+                        help="0: literally frozen (default: %(default)s)")
     method.add_argument("--lora-alpha", type=float, default=defaults["lora_alpha"], help="(default: %(default)s)")
-    method.add_argument("--lora-dropout", type=at_least(float, 0), default=defaults["lora_dropout"], help="(default: %(default)s)")
+    method.add_argument("--lora-dropout", type=at_least(float, 0), default=defaults["lora_dropout"],
+                        help="(default: %(default)s)")
     method.add_argument("--lora-targets", nargs="+", choices=LINEAR, metavar="LAYER", default=defaults["lora_targets"],
-                        help=f"layers with an adapter, of {', '.join(LINEAR)} (default: {', '.join(defaults['lora_targets'])})")
+                        help=f"layers with an adapter, of {', '.join(LINEAR)} "
+                             f"(default: {', '.join(defaults['lora_targets'])})")
     method.add_argument("--same-sentence-positives", action=switch, default=defaults["same_sentence_positives"],
                         help="equal sentences of a batch are positives")
     method.add_argument("--sentences", type=at_least(int, 1), default=defaults["sentences"],
-                        help="sentences a visit of stage 1, each with a loss of its own (1: the paper; default: %(default)s)")
+                        help="sentences a visit of stage 1, each with a loss of its own "
+                             "(1: the paper; default: %(default)s)")
     method.add_argument("--report-tokens", type=count, default=defaults["report_tokens"],
                         help="longer reports are cut in training, and counted (default: %(default)s)")
-    method.add_argument("--max-new-tokens", type=count, default=defaults["max_new_tokens"], help="kept for decoding (default: %(default)s)")
+    method.add_argument("--max-new-tokens", type=count, default=defaults["max_new_tokens"],
+                        help="kept for decoding (default: %(default)s)")
     method.add_argument("--repetition-penalty", type=at_least(float, 1), default=defaults["repetition_penalty"],
                         help="the same; 1 is none (default: %(default)s)")
 
@@ -133,23 +149,33 @@ def arguments(argv=None):
     optim.add_argument("--lr", type=at_least(float, 0), help=f"(default: {pair('lr')})")
     optim.add_argument("--optimizer", choices=("adamw", "muon"),
                        help=f"muon is for small networks that start at random (default: {pair('optimizer')})")
-    optim.add_argument("--weight-decay", type=at_least(float, 0), default=0.05, help="on matrices only (default: %(default)s)")
-    optim.add_argument("--warm-up", type=at_least(float, 0), default=0.03, help="fraction of the steps (default: %(default)s)")
+    optim.add_argument("--weight-decay", type=at_least(float, 0), default=0.05,
+                       help="on matrices only (default: %(default)s)")
+    optim.add_argument("--warm-up", type=at_least(float, 0), default=0.03,
+                       help="fraction of the steps (default: %(default)s)")
     optim.add_argument("--clip", type=at_least(float, 1e-9), default=1.0, help="gradient norm (default: %(default)s)")
 
     choice = parser.add_argument_group("which checkpoint is kept (the val split decides, never the test split)")
     choice.add_argument("--select", choices=("loss", "BLEU-4", "CIDEr"), default="loss",
-                        help="figure of stage 2; the scores are of generated reports, protocol coco (default: %(default)s)")
-    choice.add_argument("--val-reports", type=count, default=200, help="reports to generate for it, of fixed studies (default: %(default)s)")
+                        help="figure of stage 2; the scores are of generated reports, protocol coco "
+                             "(default: %(default)s)")
+    choice.add_argument("--val-reports", type=count, default=200,
+                        help="reports to generate for it, of fixed studies (default: %(default)s)")
 
     machine = parser.add_argument_group("the machine")
-    machine.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 on a GPU (default: %(default)s)")
+    machine.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto",
+                         help="auto: bf16 on a GPU (default: %(default)s)")
     machine.add_argument("--checkpointing", action=switch, default=False, help="recompute activations, to save memory")
-    machine.add_argument("--shard", action=switch, default=False, help="spread the frozen language model over the processes")
-    machine.add_argument("--deterministic", action=switch, default=True, help="the same bits again on a GPU too; a little slower")
-    machine.add_argument("--workers", type=at_least(int, 0), default=defaults["workers"], help="loader processes a process (default: %(default)s)")
-    machine.add_argument("--save-every", type=count, default=defaults["save_every"], help="steps between states (default: %(default)s)")
-    machine.add_argument("--embed-base", action=switch, default=defaults["embed_base"], help="keep the language model in the checkpoint")
+    machine.add_argument("--shard", action=switch, default=False,
+                         help="spread the frozen language model over the processes")
+    machine.add_argument("--deterministic", action=switch, default=True,
+                         help="the same bits again on a GPU too; a little slower")
+    machine.add_argument("--workers", type=at_least(int, 0), default=defaults["workers"],
+                         help="loader processes a process (default: %(default)s)")
+    machine.add_argument("--save-every", type=count, default=defaults["save_every"],
+                         help="steps between states (default: %(default)s)")
+    machine.add_argument("--embed-base", action=switch, default=defaults["embed_base"],
+                         help="keep the language model in the checkpoint")
     args = parser.parse_args(argv)
     for name in ("epochs", "batch_size", "lr", "optimizer"):
         given = getattr(args, name)
@@ -161,8 +187,8 @@ def arguments(argv=None):
     if args.lora_dropout >= 1:
         raise UserError(f"--lora-dropout {args.lora_dropout}: must be below 1")
     if args.shard and (args.select != "loss" or args.embed_base):
-        raise UserError("--shard: the language model is nowhere whole, so it can't be used with --embed-base or --select "
-                        + args.select)
+        raise UserError("--shard: the language model is nowhere whole, so it can't be used with --embed-base or "
+                        "--select " + args.select)
     return args
 
 
@@ -173,13 +199,15 @@ class Run:
     """One stage from its newest state, or from the start, to its end."""
 
     def __init__(self, stage, plan, args, processes, prepared, settings, say):
-        self.stage, self.plan, self.args, self.processes, self.settings, self.say = stage, plan, args, processes, settings, say
+        self.stage, self.plan, self.args, self.processes = stage, plan, args, processes
+        self.settings, self.say = settings, say
         self.model, self.device, self.lead = stage.model.train(), processes.device, processes.rank == 0
         self.prepared, crop = prepared, self.model.swin.config.image_size
         self.train = Visits(prepared, prepared.split("train"), stage.number, crop, args.seed, args.sentences)
         self.held_out = Visits(prepared, prepared.split("val"), stage.number, crop, sentences=args.sentences)
         self.model.pictures = {"size": prepared.size, "crop": crop}
-        self.model.decoding = {"beams": 3, "max_new_tokens": args.max_new_tokens, "repetition_penalty": args.repetition_penalty}
+        self.model.decoding = {"beams": 3, "max_new_tokens": args.max_new_tokens,
+                               "repetition_penalty": args.repetition_penalty}
 
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         kind, lr = args.optimizer[stage.number - 1], args.lr[stage.number - 1]
@@ -196,7 +224,8 @@ class Run:
         """The whole run. Raises Stopped where it ends early."""
         self.say(module_table(self.model))
         log = self.args.run / "log.jsonl"
-        self.log = Log(log, self.stage.name, self.step, self.facts["validated"], self.plan.steps) if self.lead else NoLog()
+        self.log = (Log(log, self.stage.name, self.step, self.facts["validated"], self.plan.steps)
+                    if self.lead else NoLog())
         self.begun = time.perf_counter() - self.facts["seconds"]
         with StopSignal(self.processes) as self.signal:
             self.batches = self.loader()
@@ -206,8 +235,8 @@ class Run:
                 shut(self.batches)
                 self.log.close()
         if self.facts["best"] is None:
-            raise Stopped(f"{self.stage.name}: no validation gave a finite figure, so there is no checkpoint; start over "
-                          "with --fresh and a lower --lr")
+            raise Stopped(f"{self.stage.name}: no validation gave a finite figure, so there is no checkpoint; "
+                          "start over with --fresh and a lower --lr")
         self.say(summary(self.stage, self.plan, self.facts, self.args))
 
     def steps(self):
@@ -267,7 +296,8 @@ class Run:
                        "gradient_norm": norm, "cut": int(cut)}, clock, studies, self.device)
 
     def read(self, batch):
-        """What the stage's `inputs` makes of collated visits. Raises UserError, naming the study whose text is at fault."""
+        """What the stage's `inputs` makes of collated visits.
+        Raises UserError, naming the study whose text is at fault."""
         try:
             return self.stage.inputs(batch, self.device)
         except ValueError:
@@ -275,18 +305,19 @@ class Run:
                 try:
                     self.stage.inputs({name: values[i:i + 1] for name, values in batch.items()}, self.device)
                 except ValueError as error:
-                    raise UserError(f"{self.prepared.folder}: the text of the study {study!r} can't be tokenized ({error}); "
-                                    "mend it in studies.jsonl") from error
+                    raise UserError(f"{self.prepared.folder}: the text of the study {study!r} can't be tokenized "
+                                    f"({error}); mend it in studies.jsonl") from error
             raise
 
     def skip(self, loss, norm, ids):
         """A step without an update; a fourth in a row ends the run."""
         facts = self.facts
         facts["skipped"], facts["left_out"] = facts["skipped"] + 1, facts["left_out"] + 1
-        what = f"{self.stage.name}: step {self.step + 1}: loss {loss}, gradient norm {norm}; the studies: {', '.join(ids)}"
+        what = (f"{self.stage.name}: step {self.step + 1}: loss {loss}, gradient norm {norm}; "
+                f"the studies: {', '.join(ids)}")
         if facts["skipped"] > MOST_SKIPPED:
-            raise Stopped(f"{what}; not finite {facts['skipped']} times in a row: look at these studies, or start over with "
-                          "--fresh and a lower --lr")
+            raise Stopped(f"{what}; not finite {facts['skipped']} times in a row: look at these studies, or start over "
+                          "with --fresh and a lower --lr")
         self.say(f"{what}; left out")
 
     @torch.no_grad()
@@ -301,7 +332,8 @@ class Run:
             inputs, _ = self.read(collate([self.held_out[0, i] for i in share.numbers]))
             with self.autocast:
                 terms = stage.terms(stage.trained, inputs, share)
-            *more, told = processes.sum(*(term.item() for term in terms), *stage.counts(inputs, share), self.signal.number > 0)
+            *more, told = processes.sum(*(term.item() for term in terms), *stage.counts(inputs, share),
+                                        self.signal.number > 0)
             sums = [a + b for a, b in zip(sums, more)]
             if told:
                 self.stopping = True
@@ -320,14 +352,17 @@ class Run:
         fixed = [studies[i * len(studies) // self.args.val_reports] for i in range(self.args.val_reports)] \
             if self.args.val_reports < len(studies) else studies
         reports = write_reports(self.model, self.prepared, fixed, self.processes, what="validation")
-        scores = score([report.text for report, _ in reports], [clean_report(study["report"]) for study in fixed], meteor_data=False)
+        scores = score([report.text for report, _ in reports], [clean_report(study["report"]) for study in fixed],
+                       meteor_data=False)
         return {name: scores[name] for name in ("BLEU-4", "CIDEr")}
 
     def keep(self, figures, select):
         """Writes the checkpoint if the chosen figure is better than ever before."""
         value, best = figures[select], self.facts["best"]
-        better = math.isfinite(value) and (best is None or (value < best["value"] if select == "loss" else value > best["value"]))
-        self.say(f"{self.stage.name}: after step {self.step}, val: " + ", ".join(f"{name} {x:.4f}" for name, x in figures.items())
+        better = (math.isfinite(value)
+                  and (best is None or (value < best["value"] if select == "loss" else value > best["value"])))
+        self.say(f"{self.stage.name}: after step {self.step}, val: "
+                 + ", ".join(f"{name} {x:.4f}" for name, x in figures.items())
                  + (", the best so far" if better else ""))
         self.log.write({"step": self.step, "validation": figures})
         if better:
@@ -358,7 +393,8 @@ class Run:
         if path is None:
             return
         load_state(path, self.parameters, self.optimizer, self.processes.rank, self.device)
-        self.step, self.facts = header["step"], {key: value for key, value in header["facts"].items() if key != "settings"}
+        self.step = header["step"]
+        self.facts = {key: value for key, value in header["facts"].items() if key != "settings"}
         self.say(f"{self.stage.name}: going on after step {self.step} of {self.plan.steps}")
         self.saved = self.step, self.facts["validated"]
 
@@ -398,8 +434,8 @@ def finished(stage, plan, args, settings, say):
     if header is None:
         return False
     if other := differences(header["facts"]["settings"], settings):
-        raise UserError(f"{args.run}: {stage.name} was begun with other settings: {'; '.join(other)}; give the same again, "
-                        "or start over with --fresh")
+        raise UserError(f"{args.run}: {stage.name} was begun with other settings: {'; '.join(other)}; "
+                        "give the same again, or start over with --fresh")
     if header["step"] < plan.steps or header["facts"]["validated"] < plan.steps:
         return False
     if not (args.run / stage.checkpoint).is_file():
@@ -412,7 +448,8 @@ def settings_of(stage, args, processes, prepared):
     """What must be the same again when a run goes on: {option: value}."""
     names = ("seed", "max_steps", "accumulate", "weight_decay", "warm_up", "clip", "precision")
     return {**{f"--{name.replace('_', '-')}": getattr(args, name) for name in names},
-            **{f"--{name.replace('_', '-')}": getattr(args, name)[stage.number - 1] for name in ("epochs", "batch_size", "lr", "optimizer")},
+            **{f"--{name.replace('_', '-')}": getattr(args, name)[stage.number - 1]
+               for name in ("epochs", "batch_size", "lr", "optimizer")},
             "the number of processes": processes.world, "the data set": data_digest(prepared), **stage.settings(args)}
 
 
@@ -425,8 +462,8 @@ def make_demo(args):
         Prepared(args.data)
     made = args.weights == Path("weights/demo") or (args.weights / "mistral" / "model.safetensors").is_file()
     if not made and any(args.weights.glob("*")):
-        raise UserError(f"{args.weights}: holds something, but no mistral/model.safetensors of the demo's; give a new folder to "
-                        "make it in, or --preset iu_xray or mimic_cxr for published weights")
+        raise UserError(f"{args.weights}: holds something, but no mistral/model.safetensors of the demo's; "
+                        "give a new folder to make it in, or --preset iu_xray or mimic_cxr for published weights")
     demo.prepare(args.data, args.weights, args.seed)
 
 
@@ -434,7 +471,8 @@ def train(args, processes):
     """Every stage asked for, one after the other."""
     say = tqdm.write if processes.rank == 0 else lambda text: None
     if args.shard and processes.world == 1:
-        raise UserError("--shard: there is one process, and nothing to spread over; start several with torchrun, or leave it out")
+        raise UserError("--shard: there is one process, and nothing to spread over; start several with torchrun, "
+                        "or leave it out")
     if args.preset == "demo":
         processes.lead_first(lambda: make_demo(args))
     lock = Lock(args.run) if processes.rank == 0 else None
@@ -480,11 +518,13 @@ def main(argv=None):
     except OSError as error:
         if error.errno not in DISK:
             raise
-        said, code = f"{args.run}: {error.strerror}; what was written before is whole: make room and run the command again", 1
+        said, code = (f"{args.run}: {error.strerror}; what was written before is whole: "
+                      "make room and run the command again"), 1
     except RuntimeError as error:
         if not processes.lost(error):
             raise
-        said, code = f"process {processes.rank}: lost another one, which ended or was killed; what was saved is whole: run the command again", 1
+        said, code = (f"process {processes.rank}: lost another one, which ended or was killed; "
+                      "what was saved is whole: run the command again"), 1
     if code and processes.fails_first():
         print(said, file=sys.stderr, flush=True)
     if not code:

@@ -246,7 +246,7 @@ class TRRG(nn.Module):
             name = "E^c" if self.config.interaction else "c_s"
             sequence += [self._text("<Clue>", v_d.device), (name, clues), self._text("</Clue>", v_d.device)]
         sequence += [self._text(f"{self.config.instruction} [/INST]", v_d.device)]
-        own = sequence[0][1]                                                         # the language model's type and place
+        own = sequence[0][1]                                                 # the language model's type and place
         embeds = torch.cat([part.to(own).expand(len(v_d), -1, -1) for _, part in sequence], dim=1)
         return embeds, [(name, part.shape[1]) for name, part in sequence]
 
@@ -307,7 +307,8 @@ def loss_total(loss, dc_weight, tokens=None, studies=None):
 
 
 def encode_words(words, texts, max_tokens):
-    """Sentences or prompts → WordPiece ids and mask (B, S): [CLS] … [SEP], at most `max_tokens`, padded on the right."""
+    """Sentences or prompts → WordPiece ids and mask (B, S): [CLS] … [SEP],
+    at most `max_tokens`, padded on the right."""
     rows = []
     for text in texts:
         row = words.encode(text)
@@ -349,7 +350,8 @@ def save(path, model, header, embed_base=False):
     """Writes what stage 1 and 2 trained. The language model stays where it is, named by its digest, or is embedded."""
     tensors = {name: tensor for name, tensor in model.state_dict().items() if embed_base or not in_base(name)}
     dtype = str(next(model.language_model.parameters()).dtype).removeprefix("torch.")
-    base = {"digest": header["base"].get("digest") or digest(model.language_model), **header["base"], "dtype": dtype, "embedded": embed_base}
+    base = {"digest": header["base"].get("digest") or digest(model.language_model), **header["base"],
+            "dtype": dtype, "embedded": embed_base}
     save_file(path, dict(tensors, sentencepiece=as_tensor(model.tokenizer.model_bytes)), {
         **header, "stage": 2, "variant": model.config.variant, "trrg": asdict(model.config), "base": base,
         "d": model.mapper.in_features, "bank": None if not model.config.clues else list(model.bank.tokens.shape[:2]),
@@ -372,7 +374,8 @@ def load(path, weights=None, device="cpu"):
 
 def _load_alignment(path, tensors, header, _):
     words = WordPiece(as_bytes(tensors.pop("wordpiece")), header["lower_case"])
-    model = load_state(lambda: Alignment(Swin(SwinConfig(**_tuples(header["swin"]))), Bert(BertConfig(**header["bert"])),
+    model = load_state(lambda: Alignment(Swin(SwinConfig(**_tuples(header["swin"]))),
+                                         Bert(BertConfig(**header["bert"])),
                                          AlignmentConfig(**header["alignment"])), tensors, path)
     model.words = words
     return model
@@ -392,8 +395,8 @@ def _load_trrg(path, tensors, header, weights):
     def build():
         swin = Swin(SwinConfig(**_tuples(header["swin"])))
         P, r = header["bank"] or (0, 0)
-        bank = ClueBank(torch.empty(P, r, header["d"]), torch.empty(P, header["d"]), torch.empty(P, r, dtype=torch.bool),
-                        torch.empty(P, dtype=torch.long))
+        bank = ClueBank(torch.empty(P, r, header["d"]), torch.empty(P, header["d"]),
+                        torch.empty(P, r, dtype=torch.bool), torch.empty(P, dtype=torch.long))
         return TRRG(swin, nn.Linear(swin.config.width, header["d"], bias=False), torch.empty(()), bank,
                     Mistral(MistralConfig(**header["mistral"])), tokenizer, TRRGConfig(**_tuples(header["trrg"])))
 

@@ -89,8 +89,8 @@ def _nothing_left(skipped, origin):
         return UserError(f"{origin}: no study is left: the source is empty; give the folder of the whole download")
     kind, number = Counter(kind_of(entry["why"]) for entry in skipped).most_common(1)[0]
     why = next(entry["why"] for entry in skipped if kind_of(entry["why"]) == kind)
-    return UserError(f"{origin}: no study is left; {number:,} of {len(skipped):,} were left out like the first of them, "
-                     f"because of: {why}; compare the files and options with the README, section Data")
+    return UserError(f"{origin}: no study is left; {number:,} of {len(skipped):,} were left out like the first of "
+                     f"them, because of: {why}; compare the files and options with the README, section Data")
 
 
 def _usable(studies, skipped, origin):

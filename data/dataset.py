@@ -119,7 +119,8 @@ class Prepared:
         studies = [study for study in self.studies if study["split"] == name]
         if not studies:
             raise UserError(f"{self.folder}: no study in the split {name!r}; it has "
-                            + ", ".join(f"{sum(s['split'] == other for s in self.studies)} {other}" for other in SPLITS))
+                            + ", ".join(f"{sum(s['split'] == other for s in self.studies)} {other}"
+                                        for other in SPLITS))
         return studies
 
     def pictures(self, study):
@@ -200,5 +201,6 @@ def plan_epoch(view_counts, batch_size, seed=None, epoch=0):
     numbers = range(len(view_counts)) if rng is None else rng.permutation(len(view_counts)).tolist()
     for number in numbers:
         groups.setdefault(view_counts[number], []).append(number)
-    batches = [group[start:start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)]
+    batches = [group[start:start + batch_size]
+               for group in groups.values() for start in range(0, len(group), batch_size)]
     return batches if rng is None else [batches[i] for i in rng.permutation(len(batches))]

@@ -11,14 +11,16 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """A mistake the user can mend. The message is one line: the file, what is wrong, the remedy. Scripts exit with 2."""
+    """A mistake the user can mend. The message is one line: the file, what is wrong, the remedy.
+    Scripts exit with 2."""
 
 
 @contextmanager
 def whole_file(path, mode="w"):
     """Yields an open file that takes the name `path` only when the block ends without an error.
 
-    Text is UTF-8 with "\\n" line ends on every system. Raises OSError (a full disk, no permission) with nothing changed.
+    Text is UTF-8 with "\\n" line ends on every system. Raises OSError (a full disk, no permission)
+    with nothing changed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,8 +30,9 @@ BRIGHTNESS, CONTRAST, GAMMA = 0.1, 0.1, 0.15  # the widest jitter: ± of the ran
 def read(picture, size, name=None):
     """A picture file or a PIL image → (size, size) uint8: gray, long side to `size` with antialiasing, black padding.
 
-    8 bit gray, colour and palette, 16 bit gray; what is transparent is black; the EXIF orientation is obeyed. All pixels
-    are decoded, so a truncated file is noticed. Raises UserError, which calls the picture `name` (default: its path).
+    8 bit gray, colour and palette, 16 bit gray; what is transparent is black; the EXIF orientation is obeyed. All
+    pixels are decoded, so a truncated file is noticed. Raises UserError, which calls the picture `name`
+    (default: its path).
     """
     if isinstance(picture, Image.Image):
         _check_depth(picture, name or "the picture")
@@ -83,7 +84,8 @@ def read_below(root, name, size):
 
 def _check_depth(image, name):
     """UserError for 16-bit colour or gray with alpha: Pillow keeps the high byte, and 12-bit values turn black."""
-    if not image.mode.startswith("I") and any(re.search(";16[BLN]", str(tile[3])) for tile in getattr(image, "tile", ())):
+    if not image.mode.startswith("I") and any(re.search(";16[BLN]", str(tile[3]))
+                                              for tile in getattr(image, "tile", ())):
         raise UserError(f"{name}: has 16 bits a colour or an alpha, which cannot be read whole; save it as 16-bit gray "
                         "or with 8 bits")
 

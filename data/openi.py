@@ -48,8 +48,8 @@ def collect(raw, target="findings", views=2, seed=0, split_from=None, text_only=
     if not reports:
         raise UserError(f"{raw}: no report (*.xml) in it; unpack NLMCXR_reports.tgz there (folder ecgen-radiology)")
     if not pngs and not text_only:
-        raise UserError(f"{raw}: no picture (*.png) in it; unpack NLMCXR_png.tgz there (linked folders are not followed) "
-                        "or ask for --text-only")
+        raise UserError(f"{raw}: no picture (*.png) in it; unpack NLMCXR_png.tgz there (linked folders are not "
+                        "followed) or ask for --text-only")
 
     parsed = [_parse(locate(raw, str(path.relative_to(raw)))) for path in reports.values()]
     parsed.sort(key=lambda report: (len(report["uid"]), report["uid"]))

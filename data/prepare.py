@@ -100,8 +100,8 @@ def _prepare(args):
             options["split_file"] = file_digest(mimic_cxr.look_around(args.raw)[0]["split"])
             if args.count == "images":
                 if args.views > 2:
-                    raise UserError("--views has no meaning with --count images, where every picture is its own example; "
-                                    "leave it out")
+                    raise UserError("--views has no meaning with --count images, where every picture is its own "
+                                    "example; leave it out")
                 options["views"] = 1
     text_only = args.source != "phantom" and args.text_only
     manifest = finished(args.out, {**options, "size": None if text_only else args.size})

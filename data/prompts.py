@@ -28,8 +28,10 @@ CLUES = {
                                                      "both lung bases")),
     "Pleural Other": ("pleural thickening", _GRADE, ("the pleura", "the right chest wall", "the left chest wall")),
     "Fracture": ("rib fracture", ("", "subtle", "moderately displaced", "severely displaced"),
-                 ("the ribs", *(f"the {side} {zone} ribs" for zone in ("lower", "mid", "upper") for side in ("right", "left")))),
-    "Support Devices": ("support device", ("", "central venous catheter", "endotracheal tube", "pacemaker"), ("the chest",)),
+                 ("the ribs", *(f"the {side} {zone} ribs"
+                                for zone in ("lower", "mid", "upper") for side in ("right", "left")))),
+    "Support Devices": ("support device", ("", "central venous catheter", "endotracheal tube", "pacemaker"),
+                        ("the chest",)),
     "No Finding": ("no finding", ("",), ("the chest",)),
 }
 
@@ -44,7 +46,8 @@ def clue_prompt(severity, words, location):
 
 
 def clue_prompts(prompts_per_disease=None):
-    """One list of distinct prompts a disease, in CheXbert's order of the 14; `None` is the whole bank, 1 the paper's form.
+    """One list of distinct prompts a disease, in CheXbert's order of the 14;
+    `None` is the whole bank, 1 the paper's form.
 
     The general prompt stands first; the others name a severity and a location, where the disease has any.
     """
@@ -53,7 +56,8 @@ def clue_prompts(prompts_per_disease=None):
         words, severities, locations = CLUES[disease]
         specific = [clue_prompt(severity, words, location) for location in locations[1:] or locations
                     for severity in severities[1:] or severities]
-        bank.append(list(dict.fromkeys([clue_prompt(severities[0], words, locations[0]), *specific]))[:prompts_per_disease])
+        general = clue_prompt(severities[0], words, locations[0])
+        bank.append(list(dict.fromkeys([general, *specific]))[:prompts_per_disease])
     return bank
 
 

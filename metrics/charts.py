@@ -86,7 +86,8 @@ def curves(title, lines, width=420, height=200):
     parts = [f'<path class="grid" d="M{left} {y(t):.1f}H{width - right}"/>'
              f'<text class="tick" x="{left - 6}" y="{y(t) + 3.5:.1f}" text-anchor="end">{short(t)}</text>'
              for t in ticks(low, high)]
-    parts += [f'<text class="tick" x="{min(x(t), width - 16):.1f}" y="{height - 6}" text-anchor="middle">{short(t)}</text>'
+    parts += [f'<text class="tick" x="{min(x(t), width - 16):.1f}" y="{height - 6}" text-anchor="middle">'
+              f"{short(t)}</text>"
               for t in ticks(first, last, 5)]
     for name, cls, points, kind in lines:
         points = thinned([(step, value) for step, value in points if isfinite(value)])
@@ -116,7 +117,8 @@ def thinned(points):
 
 
 def smoothed(points):
-    """A centred moving average over a share of the finite points; narrower at both ends, so that it ends where they end."""
+    """A centred moving average over a share of the finite points;
+    narrower at both ends, so that it ends where they end."""
     points = [(step, value) for step, value in points if isfinite(value)]
     values, half = [value for _, value in points], max(1, round(len(points) * SMOOTH / 2))
     sums = [0.0]

@@ -32,7 +32,8 @@ def print_metrics(metrics):
         print_clinical(metrics["clinical"])
     if "truth" in metrics:
         print("\nTruth, against the known findings")
-        table(["", "", "of"], [[name.replace("_", " "), figure(cell), str(cell["n"])] for name, cell in metrics["truth"].items()])
+        table(["", "", "of"], [[name.replace("_", " "), figure(cell), str(cell["n"])]
+                               for name, cell in metrics["truth"].items()])
     if "against" in metrics:
         print_differences(metrics["against"])
 
@@ -49,14 +50,17 @@ def print_clinical(clinical):
     print("  per class, uncertain as positive")
     table(["", *PARTS, "support"], [[label, *(figure(cell[part], 3) for part in PARTS), str(cell["support"])]
                                     for label, cell in clinical["per_class"]["positive"].items()])
-    print("  13 classes: without No Finding. 5 classes: Cardiomegaly, Edema, Consolidation, Atelectasis, Pleural Effusion")
+    print("  13 classes: without No Finding. "
+          "5 classes: Cardiomegaly, Edema, Consolidation, Atelectasis, Pleural Effusion")
 
 
 def print_differences(against):
     """Differences of language and truth, and of F1 in the clinical grid; metrics.json has all."""
-    rows = [(f"{name} ({protocol})", cell) for protocol, scores in against["language"].items() for name, cell in scores.items()]
+    rows = [(f"{name} ({protocol})", cell)
+            for protocol, scores in against["language"].items() for name, cell in scores.items()]
     if "clinical" in against:
-        rows += [(f"F1, {average}, {name} classes, uncertain as {uncertain}", against["clinical"]["grid"][average][name][uncertain]["f1"])
+        grid = against["clinical"]["grid"]
+        rows += [(f"F1, {average}, {name} classes, uncertain as {uncertain}", grid[average][name][uncertain]["f1"])
                  for average in AVERAGES for name in CLASS_SETS for uncertain in UNCERTAIN]
     rows += [(name.replace("_", " "), cell) for name, cell in against.get("truth", {}).items()]
     print("\nDifference from the other reports, paired bootstrap")
@@ -74,12 +78,14 @@ def floor_figures(scores):
     figures = {f"{name} ({protocol})": scores["language"][protocol][name]
                for protocol in scores["language"] for name in ("BLEU-4", "CIDEr")}
     if "clinical" in scores:
-        figures["micro F1, 14 classes, uncertain as positive"] = scores["clinical"]["grid"]["micro"]["14"]["positive"]["f1"]
+        grid = scores["clinical"]["grid"]
+        figures["micro F1, 14 classes, uncertain as positive"] = grid["micro"]["14"]["positive"]["f1"]
     return figures | {name.replace("_", " "): cell for name, cell in scores.get("truth", {}).items()}
 
 
 def print_floors(metrics):
-    """The score beside its floors. A score whose interval reaches a floor's is called out: such a model does not look."""
+    """The score beside its floors.
+    A score whose interval reaches a floor's is called out: such a model does not look."""
     own = floor_figures(metrics)
     floors = {FLOORS[name]: floor_figures(scores) for name, scores in metrics["floors"].items()}
     print("\nFloors: what texts score that have nothing to do with the picture")
@@ -88,8 +94,9 @@ def print_floors(metrics):
     judge = "micro F1, 14 classes, uncertain as positive"
     for name in [judge] if judge in own else [name for name in own if name.startswith("CIDEr")]:
         for floor, scores in floors.items():
-            if own[name]["value"] is not None and scores[name]["value"] is not None and own[name]["low"] <= scores[name]["high"]:
-                print(f"  NEAR ITS FLOOR: {name} {own[name]['value']:.4f} against {scores[name]['value']:.4f} ({floor}): "
+            ours, its = own[name], scores[name]
+            if ours["value"] is not None and its["value"] is not None and ours["low"] <= its["high"]:
+                print(f"  NEAR ITS FLOOR: {name} {ours['value']:.4f} against {its['value']:.4f} ({floor}): "
                       "these reports hardly depend on the pictures")
     if "most_frequent_report" not in metrics["floors"]:
         print("  the data set has no training studies, so there is no most frequent report to compare with")

@@ -196,7 +196,8 @@ def training_section(rows):
         figures = []
 
         def points_of(name, figures=lambda row: row):
-            return [(row["step"], figures(row)[name]) for row in mine if isinstance(figures(row).get(name), (int, float))]
+            return [(row["step"], figures(row)[name]) for row in mine
+                    if isinstance(figures(row).get(name), (int, float))]
 
         for title, name, validation in PANELS:
             points, held_out = points_of(name), points_of(validation, lambda row: row.get("validation", {}))

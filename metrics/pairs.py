@@ -47,8 +47,8 @@ def _json_lines(path, text):
             try:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}: line {number} is not JSON ({error}); write one object a line, or name the file "
-                                ".csv") from error
+                raise UserError(f"{path}: line {number} is not JSON ({error}); write one object a line, "
+                                "or name the file .csv") from error
 
 
 def _csv(path, text):
@@ -59,9 +59,9 @@ def _csv(path, text):
         columns = reader.fieldnames or []
         for name in ("hypothesis", "id", "reference"):
             if columns.count(name) != 1:
-                raise UserError(f"{path}: the header has {'no' if name not in columns else 'more than one'} {name}; the "
-                                f"first line names the columns id, hypothesis, reference, separated by commas, here "
-                                f"{', '.join(map(repr, columns))[:300] or 'nothing'}")
+                raise UserError(f"{path}: the header has {'no' if name not in columns else 'more than one'} {name}; "
+                                f"the first line names the columns id, hypothesis, reference, separated by commas, "
+                                f"here {', '.join(map(repr, columns))[:300] or 'nothing'}")
         for row in reader:
             if None in row or None in row.values():
                 raise UserError(f"{path}: line {reader.reader.line_num} has not as many fields as the header; "

@@ -18,8 +18,8 @@ Traps
   next text can change this one. Choice: text by text, each as a line that another line follows.
 
 Known to differ (tests/check_metrics.py --drawn 12000: about one made-up text in a thousand; none of the real ones), all
-of them pieces glued together: a_b, a number, a dot or a mark to a letter beyond ASCII, a www. or an e-mail address; ' to a
-backtick or an accented letter; an opening quote to the letter before it; the smiley ;[ before asterisks.
+of them pieces glued together: a_b, a number, a dot or a mark to a letter beyond ASCII, a www. or an e-mail address;
+' to a backtick or an accented letter; an opening quote to the letter before it; the smiley ;[ before asterisks.
 """
 
 import re

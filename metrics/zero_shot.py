@@ -81,7 +81,8 @@ def figure(value, drawn):
 
 
 def retrieval(similarity, right, draws=1000, seed=0):
-    """similarity (Q, G) and right (Q, G) bool → {"R@1": {"value", "low", "high", "chance"}, …}; every query has an answer.
+    """similarity (Q, G) and right (Q, G) bool → {"R@1": {"value", "low", "high", "chance"}, …};
+    every query has an answer.
 
     Ties are broken against us: a wrong answer with the same similarity stands before a right one.
     """

@@ -30,7 +30,8 @@ def clue_weights(v_cls, c_cls, tau):
 
 
 def cosine(a, b):
-    """(A, d), (B, d) → (A, B), in fp32 under autocast too: over a τ of 0.01 bfloat16's rounding would choose the clues."""
+    """(A, d), (B, d) → (A, B), in fp32 under autocast too:
+    over a τ of 0.01 bfloat16's rounding would choose the clues."""
     with torch.autocast(a.device.type, enabled=False):
         return nn.functional.normalize(a.float(), dim=-1) @ nn.functional.normalize(b.float(), dim=-1).T
 
@@ -39,8 +40,8 @@ def disease_scores(prompt_scores, disease, tau):
     """Cosines with P prompts (B, P), the disease of each (P,) → the m diseases' scores and best prompts, (B, m) both.
 
     s_i = τ log mean_p exp(cos_p / τ) over the prompts p of disease i. With one prompt a disease this is its cosine, so
-    that w is the paper's. Choice: the mean, under the softmax, not the maximum: a disease with many prompts would win by
-    their number, and one prompt's noise would decide.
+    that w is the paper's. Choice: the mean, under the softmax, not the maximum: a disease with many prompts would win
+    by their number, and one prompt's noise would decide.
     """
     m = int(disease.max()) + 1
     of_disease = disease == torch.arange(m, device=disease.device)[:, None]              # (m, P)
