@@ -7,6 +7,7 @@ through the same `from_pretrained` as the real ones.
 
 import os
 import re
+from functools import cache
 from random import Random
 
 import torch
@@ -77,12 +78,14 @@ def base_weights(folder, prepared, seed):
 def start(module, run):
     """Random weights that suit a narrow network: the published deviation of 0.02 is made for hundreds of channels.
 
-    Matrices are drawn with deviation 1/√(fan-in); then each norm's scale and shift are set, in the order in which they
-    run, so that every channel has mean 0 and deviation 1 over real inputs (Krähenbühl et al. 2016, arXiv:1511.06856).
+    Matrices are drawn with deviation 1/√(fan-in), but for positions, which stay near 0: until training finds otherwise a
+    word means the same wherever it stands, in a sentence or behind "Clue:". Then each norm's scale and shift are set, in
+    the order in which they run, so that every channel has mean 0 and deviation 1 over real inputs (Krähenbühl et al.
+    2016, arXiv:1511.06856).
     `run()` runs the module on such inputs. Returns the module.
     """
     for name, p in module.named_parameters():
-        if p.ndim > 1 and "relative_position" not in name:
+        if p.ndim > 1 and "position" not in name:
             torch.nn.init.trunc_normal_(p, std=p[0].numel() ** -0.5)
     norms = []
     notes = [norm.register_forward_hook(lambda norm, _, out: norms.append(norm))
@@ -101,9 +104,14 @@ def start(module, run):
     return module
 
 
+@cache                                                     # sentences repeat
+def says_what_is_there(sentence):
+    return 1 in label(sentence)[0][:-1]
+
+
 def can_be_seen(sentence):
-    """Whether a sentence of the phantom's reports says that something is there, and not only what is absent."""
-    return 1 in label(sentence)[0][:-1] or re.search(r"\b(no|not)\b", sentence, re.I) is None
+    """Whether a sentence of the phantom's reports says how something looks, and not only what is absent."""
+    return says_what_is_there(sentence) or re.search(r"\b(no|not)\b", sentence, re.I) is None
 
 
 def pretrain(mistral, pieces, reports, epochs, seed, batch_size=16, lr=2e-3):
@@ -112,28 +120,34 @@ def pretrain(mistral, pieces, reports, epochs, seed, batch_size=16, lr=2e-3):
     Where the prompt of `TRRG.assemble` has a picture's tokens, it has loose word pieces of what the report says is there,
     some from anywhere, and two times in five nothing but these; where it has clues, three such sentences, some of other
     reports, the first the likeliest to be right. The loss is that of the report. A language model that never looked into
-    a prompt would have to learn that by LoRA alone.
+    a prompt would have to learn that by LoRA alone. The sentences of a report stand in another order each time, those of
+    findings first: learned by heart, the reports of stage 2 would be written without a look at their pictures.
     """
     random, generator = Random(seed), torch.Generator().manual_seed(seed)
-    shown = [[pieces.encode(sentence, special=False) for sentence in sentences(report) if can_be_seen(sentence)]
-             for report in reports]
+    reports = [[(sentence, pieces.encode(sentence, special=False)) for sentence in sentences(report)] for report in reports]
+    shown = [[row for sentence, row in report if can_be_seen(sentence)] for report in reports]
+    findings = [[row for sentence, row in report if says_what_is_there(sentence)] for report in reports]
+    others = [[row for sentence, row in report if not says_what_is_there(sentence)] for report in reports]
     anything = [piece for of_report in shown for sentence in of_report for piece in sentence]
-    reports = [[*pieces.encode(report, special=False), pieces.eos_id] for report in reports]
     before, between, after = ([piece for text in texts for piece in pieces.encode(text, special=False)] for texts in (
         ["[INST] <Img>"], ["</Img>", "<Clue>"], ["</Clue>", f"{trrg.INSTRUCTION} [/INST]"]))
 
-    def row(i):
+    def shuffled(items):
+        return random.sample(items, len(items))
+
+    def example(i):
         """Of report i: (ids, labels), the prompt labelled -100."""
         seen = [piece for sentence in shown[i] for piece in sentence]
         if not seen or random.random() < 0.4:
             seen = anything
         picture = [random.choice(anything if random.random() < 0.2 else seen) for _ in range(49)]
-        clues = random.sample(shown[i], len(shown[i]))[:3]
+        clues = shuffled(shown[i])[:3]
         for number in range(3):
             if number >= len(clues) or random.random() < 0.1 + 0.1 * number:
                 clues[number:number + 1] = [random.choice(random.choice(shown) or [anything[:10]])]
         prompt = [pieces.bos_id, *before, *picture, *between, *(piece for clue in clues for piece in clue), *after]
-        return torch.tensor(prompt + reports[i]), torch.tensor([-100] * len(prompt) + reports[i])
+        report = [*(piece for row in shuffled(findings[i]) + shuffled(others[i]) for piece in row), pieces.eos_id]
+        return torch.tensor(prompt + report), torch.tensor([-100] * len(prompt) + report)
 
     steps = epochs * (len(reports) // batch_size)
     optimizer = optimizer_for(dict(mistral.named_parameters()), lr, weight_decay=0.01, muon=True)
@@ -143,7 +157,7 @@ def pretrain(mistral, pieces, reports, epochs, seed, batch_size=16, lr=2e-3):
     for _ in range(epochs):
         order = torch.randperm(len(reports), generator=generator).tolist()
         for start in range(0, len(reports) - batch_size + 1, batch_size):
-            ids, labels = zip(*(row(i) for i in order[start:start + batch_size]))
+            ids, labels = zip(*(example(i) for i in order[start:start + batch_size]))
             ids = pad(ids, batch_first=True, padding_value=pieces.eos_id)
             labels = pad(labels, batch_first=True, padding_value=-100)[:, 1:]
             hidden = mistral.hidden(ids=ids[:, :-1])[labels != -100]

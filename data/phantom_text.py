@@ -14,78 +14,79 @@ CRACK = {"mild": "subtle", "moderate": "moderately displaced", "severe": "severe
 # {degree} is the severity, {adverb}, {size} and {crack} say it in other words; {place} "right lower lung zone", {side}
 # "right" and {zone} "lower" come from the location. A sentence names its finding first, as dictated and structured
 # reports do: a small language model that has written "There is a" has chosen among groups of findings before it names
-# one. The last form is worded as a clue prompt.
+# one. The last form is worded as a clue prompt, but for a dash: a colon that stood in such sentences alone would mean
+# illness wherever a prompt says "Clue:".
 FINDINGS = {
     "Enlarged Cardiomediastinum": (
         "Enlarged cardiomediastinum, {degree}.",
         "Mediastinal widening is present, the mediastinum is {adverb} enlarged.",
-        "Widening: {degree} enlarged cardiomediastinum.",
+        "Widening - {degree} enlarged cardiomediastinum.",
     ),
     "Cardiomegaly": (
         "Cardiomegaly, {degree}.",
         "Cardiomegaly is present, the heart is {adverb} enlarged.",
-        "Cardiomegaly: {degree} cardiomegaly.",
+        "Cardiomegaly - {degree} cardiomegaly.",
     ),
     "Lung Opacity": (
         "Opacity in the {place}, {degree} and hazy.",
         "Opacity is seen in the {place}, {degree} in degree.",
-        "Opacity: {degree} lung opacity at the {place}.",
+        "Opacity - {degree} lung opacity at the {place}.",
     ),
     "Lung Lesion": (
         "Nodule in the {place}, {size} and round.",
         "Nodule is seen in the {place}, {size} in size.",
-        "Nodule: {size} lung nodule at the {place}.",
+        "Nodule - {size} lung nodule at the {place}.",
     ),
     "Edema": (
         "Pulmonary edema in both lungs, {degree}.",
         "Pulmonary edema is present in both lungs, {degree} in degree.",
-        "Edema: {degree} pulmonary edema at both lungs.",
+        "Edema - {degree} pulmonary edema at both lungs.",
     ),
     "Consolidation": (
         "Consolidation in the {place}, {degree} and dense.",
         "Consolidation is seen in the {place}, {degree} in degree.",
-        "Consolidation: {degree} consolidation at the {place}.",
+        "Consolidation - {degree} consolidation at the {place}.",
     ),
     "Pneumonia": (
         "Pneumonia in the {place}, {degree} and patchy.",
         "Pneumonia is seen in the {place}, {degree} in degree.",
-        "Pneumonia: {degree} pneumonia at the {place}.",
+        "Pneumonia - {degree} pneumonia at the {place}.",
     ),
     "Atelectasis": (
         "Atelectasis in the {place}, {degree} and linear.",
         "Atelectasis is seen in the {place}, {degree} in degree.",
-        "Atelectasis: {degree} atelectasis at the {place}.",
+        "Atelectasis - {degree} atelectasis at the {place}.",
     ),
     "Pneumothorax": (
         "Pneumothorax on the {side}, {size}.",
         "Pneumothorax is present at the {side} apex, {size} in size.",
-        "Pneumothorax: {size} pneumothorax at the {side} apex.",
+        "Pneumothorax - {size} pneumothorax at the {side} apex.",
     ),
     "Pleural Effusion": (
         "Pleural effusion on the {side}, {size}.",
         "Pleural effusion is present at the {side} lung base, {size} in size.",
-        "Effusion: {size} pleural effusion at the {side} lung base.",
+        "Effusion - {size} pleural effusion at the {side} lung base.",
     ),
     "Pleural Other": (
         "Pleural thickening along the {side} chest wall, {degree}.",
         "Pleural thickening with calcified plaque is present at the {side} chest wall, {degree} in degree.",
-        "Thickening: {degree} pleural thickening at the {side} chest wall.",
+        "Thickening - {degree} pleural thickening at the {side} chest wall.",
     ),
     "Fracture": (
         "Rib fracture in the {side} {zone} ribs, {crack}.",
         "Rib fracture is seen in the {side} {zone} ribs and is {crack}.",
-        "Fracture: {crack} rib fracture at the {side} {zone} ribs.",
+        "Fracture - {crack} rib fracture at the {side} {zone} ribs.",
     ),
 }
 EFFUSIONS = (
     "Pleural effusions on both sides, {size}.",
     "Pleural effusions are present at both lung bases, {size} in size.",
-    "Effusions: {size} pleural effusions at both lung bases.",
+    "Effusions - {size} pleural effusions at both lung bases.",
 )
 APICAL = (
     "Pleural thickening at the {side} apex, {degree}.",
     "Pleural thickening with calcified plaque is present at the {side} apex, {degree} in degree.",
-    "Thickening: {degree} pleural thickening at the {side} apex.",
+    "Thickening - {degree} pleural thickening at the {side} apex.",
 )
 DEVICES = {
     "tube": ("An endotracheal tube is in place.", "The endotracheal tube ends above the carina."),
