@@ -51,10 +51,10 @@ PAPER = dict(batch_size=(8, 8), lr=(1e-4, 1e-4), optimizer=("adamw", "adamw"), s
              same_sentence_positives=False, queries=32, lora_rank=16, lora_alpha=16, lora_dropout=0.1,
              lora_targets=list(TARGETS), repetition_penalty=1.0, embed_base=False, save_every=500, workers=4)
 PRESETS = {
-    "demo": dict(PAPER, epochs=(26, 6), batch_size=(16, 8), lr=(1e-3, 2e-3), optimizer=("muon", "muon"), sentences=4,
-                 same_sentence_positives=True, queries=16, lora_rank=32, lora_alpha=32, lora_dropout=0.0,
-                 lora_targets=list(LINEAR), report_tokens=120, max_new_tokens=120, repetition_penalty=1.2,
-                 embed_base=True, save_every=100, workers=0),
+    "demo": dict(PAPER, epochs=(34, 5), batch_size=(16, 8), lr=(1e-3, 1.3e-3), optimizer=("muon", "muon"), sentences=4,
+                 same_sentence_positives=True, queries=16, lora_rank=32, lora_alpha=32, lora_targets=list(LINEAR),
+                 report_tokens=120, max_new_tokens=120, repetition_penalty=1.2, embed_base=True, save_every=100,
+                 workers=0),
     "iu_xray": dict(PAPER, epochs=(20, 20), report_tokens=160, max_new_tokens=100),
     "mimic_cxr": dict(PAPER, epochs=(5, 5), report_tokens=256, max_new_tokens=150),
 }
