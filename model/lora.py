@@ -11,11 +11,11 @@ import re
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from data.files import UserError, whole_file
 from model import checkpoint
+from model.linear import Linear, linear
 
 TARGETS = ("q_proj", "v_proj")           # of the paper of LoRA
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")     # all of a Mistral layer
@@ -43,8 +43,8 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x):
         # The adapter follows the activations' type: casting its small matrices is cheaper than casting x.
-        low = F.linear(self.dropout(x), self.lora_A.to(x.dtype))
-        return F.linear(x, self.weight, self.bias) + F.linear(low, (self.lora_B * self.scale).to(x.dtype))
+        low = linear(self.dropout(x), self.lora_A.to(x.dtype))
+        return linear(x, self.weight, self.bias) + linear(low, (self.lora_B * self.scale).to(x.dtype))
 
     def extra_repr(self):
         return f"{super().extra_repr()}, rank={self.rank}, scale={self.scale:g}"
@@ -74,8 +74,8 @@ def add_lora(module, targets=TARGETS, rank=16, alpha=16, dropout=0.0, rank_stabi
         raise ValueError(f"no linear layer is called {unmatched or targets}")
     if adapters(module):
         raise ValueError("the module has adapters already; merge them first")
-    for name, linear in found.items():
-        replace(module, name, LoRALinear(linear, rank, alpha, dropout, rank_stabilised))
+    for name, base in found.items():
+        replace(module, name, LoRALinear(base, rank, alpha, dropout, rank_stabilised))
     return module
 
 
@@ -91,9 +91,9 @@ def merge_lora(module):
 
 def plain(lora, weight):
     with torch.device("meta"):
-        linear = nn.Linear(lora.in_features, lora.out_features, bias=False)
-    linear.weight, linear.bias = weight, lora.bias
-    return linear.train(lora.training)
+        layer = Linear(lora.in_features, lora.out_features, bias=False)
+    layer.weight, layer.bias = weight, lora.bias
+    return layer.train(lora.training)
 
 
 def replace(module, name, child):
