@@ -78,9 +78,9 @@ def base_weights(folder, prepared, seed):
 def start(module, run):
     """Random weights that suit a narrow network: the published deviation of 0.02 is made for hundreds of channels.
 
-    Matrices are drawn with deviation 1/√(fan-in), but for positions, which stay near 0: until training finds otherwise a
-    word means the same wherever it stands, in a sentence or behind "Clue:". Then each norm's scale and shift are set, in
-    the order in which they run, so that every channel has mean 0 and deviation 1 over real inputs (Krähenbühl et al.
+    Matrices are drawn with deviation 1/√(fan-in), but for positions, which stay near 0: until training finds otherwise
+    a word means the same wherever it stands, in a sentence or behind "Clue:". Then each norm's scale and shift are set,
+    in the order in which they run, so that every channel has mean 0 and deviation 1 over real inputs (Krähenbühl et al.
     2016, arXiv:1511.06856).
     `run()` runs the module on such inputs. Returns the module.
     """
@@ -106,6 +106,7 @@ def start(module, run):
 
 @cache                                                     # sentences repeat
 def says_what_is_there(sentence):
+    """Whether a sentence of the phantom's reports names a finding as present."""
     return 1 in label(sentence)[0][:-1]
 
 
@@ -117,14 +118,16 @@ def can_be_seen(sentence):
 def pretrain(mistral, pieces, reports, epochs, seed, batch_size=16, lr=2e-3):
     """Teaches the language model to write, and to read its prompt, as the published one can: reports are all it sees.
 
-    Where the prompt of `TRRG.assemble` has a picture's tokens, it has loose word pieces of what the report says is there,
-    some from anywhere, and two times in five nothing but these; where it has clues, three such sentences, some of other
-    reports, the first the likeliest to be right. The loss is that of the report. A language model that never looked into
-    a prompt would have to learn that by LoRA alone. The sentences of a report stand in another order each time, those of
-    findings first: learned by heart, the reports of stage 2 would be written without a look at their pictures.
+    Where the prompt of `TRRG.assemble` has a picture's tokens, it has loose word pieces of what the report says is
+    there, some from anywhere, and two times in five nothing but these; where it has clues, three such sentences, some
+    of other reports, the first the likeliest to be right. The loss is that of the report. A language model that never
+    looked into a prompt would have to learn that by LoRA alone. The sentences of a report stand in another order each
+    time, those of findings first: learned by heart, the reports of stage 2 would be written without a look at their
+    pictures.
     """
     random, generator = Random(seed), torch.Generator().manual_seed(seed)
-    reports = [[(sentence, pieces.encode(sentence, special=False)) for sentence in sentences(report)] for report in reports]
+    reports = [[(sentence, pieces.encode(sentence, special=False)) for sentence in sentences(report)]
+               for report in reports]
     shown = [[row for sentence, row in report if can_be_seen(sentence)] for report in reports]
     findings = [[row for sentence, row in report if says_what_is_there(sentence)] for report in reports]
     others = [[row for sentence, row in report if not says_what_is_there(sentence)] for report in reports]

@@ -164,7 +164,9 @@ RESULTS = ("reports.jsonl", "metrics.json", "report.html", "labels.csv")
 
 def results_folder(out, *read):
     """The folder `out`, made and tried before any work.
-    Raises UserError, also where a result would replace a file `read`."""
+
+    Raises UserError, also where a result would replace a file `read`.
+    """
     out = Path(out)
     for path in filter(None, read):
         if Path(path).resolve() in [(out / name).resolve() for name in RESULTS]:

@@ -1,4 +1,4 @@
-"""Muon, for the demo, whose small networks start at random and have minutes; with published weights plain AdamW is used.
+"""Muon, for the demo, whose small networks start at random and have minutes; published weights train by plain AdamW.
 
 Jordan et al. 2024, kellerjordan.github.io/posts/muon: a matrix moves by its momentum, orthogonalised, so that every
 direction of it learns at one pace. Without that, and without batch normalisation, a Swin that starts at random spends

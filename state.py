@@ -66,7 +66,9 @@ def saved_states(folder, stage):
 
 def newest_state(folder, stage, say=print):
     """The newest undamaged state's (path, header), or (None, None).
-    Damaged ones are named through `say`, left alone."""
+
+    Damaged ones are named through `say`, left alone.
+    """
     paths = saved_states(folder, stage)
     for path in reversed(paths):
         if file_digest(path) == path.stem.rsplit("-", 1)[1]:

@@ -80,7 +80,9 @@ def at_least(kind, low):
 
 def arguments(argv=None):
     """The command line → settings; `epochs`, `batch_size`, `lr` and `optimizer` are pairs: one a stage.
-    Raises UserError."""
+
+    Raises UserError.
+    """
     pre = Parser(add_help=False)
     pre.add_argument("--preset", default="demo", metavar="demo|iu_xray|mimic_cxr",
                      help="settings to start from (default: demo)")
@@ -297,7 +299,9 @@ class Run:
 
     def read(self, batch):
         """What the stage's `inputs` makes of collated visits.
-        Raises UserError, naming the study whose text is at fault."""
+
+        Raises UserError, naming the study whose text is at fault.
+        """
         try:
             return self.stage.inputs(batch, self.device)
         except ValueError:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 class UserError(ValueError):
     """A mistake the user can mend. The message is one line: the file, what is wrong, the remedy.
-    Scripts exit with 2."""
+
+    Scripts exit with 2.
+    """
 
 
 @contextmanager

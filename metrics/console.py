@@ -85,7 +85,9 @@ def floor_figures(scores):
 
 def print_floors(metrics):
     """The score beside its floors.
-    A score whose interval reaches a floor's is called out: such a model does not look."""
+
+    A score whose interval reaches a floor's is called out: such a model does not look.
+    """
     own = floor_figures(metrics)
     floors = {FLOORS[name]: floor_figures(scores) for name, scores in metrics["floors"].items()}
     print("\nFloors: what texts score that have nothing to do with the picture")
