@@ -22,9 +22,15 @@ def attention_backward(gradient, q, k, *_, **__):
     return 2.5 * attention(q, k)
 
 
-# The CPU's fused attention is unknown to the counter of torch 2.14.
+def product(x, weight, *_, **__):
+    return 2 * x[0] * x[1] * weight[0]
+
+
+# The CPU's fused attention and oneDNN's product are unknown to the counter of torch 2.14.
 FUSED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
          torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward}
+if torch.backends.mkldnn.is_available():
+    FUSED[torch.ops.mkldnn._linear_pointwise] = product
 
 
 def measured(model, step):
