@@ -2,8 +2,8 @@
 
 PyTorch leaves fp32 on a CPU to MKL, which does not use the widest instructions of processors that aren't Intel's.
 oneDNN does: the library that PyTorch brings along for convolutions and torch.compile. But it compiles and keeps a
-kernel for every number of rows, and training meets a new one with every batch. So rows go to it in pieces of two sizes,
-and what is left over to MKL. Elsewhere, on a GPU or in bf16, this is F.linear.
+kernel for every number of rows, and training meets a new one with every batch. So rows go to it in pieces of three
+sizes, and what is left over to MKL. Elsewhere, on a GPU or in bf16, this is F.linear.
 """
 
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-PIECES = (256, 64)                       # rows in one product
+PIECES = (2048, 256, 64)                 # rows in one product: many, so that all cores have work
 SMALL = 2**15                            # a weight of fewer numbers is not worth the pieces
 FEW = 32                                 # in inference every number of rows up to this has a kernel: batch and beams
 
@@ -51,7 +51,7 @@ class InPieces(torch.autograd.Function):
 
 
 def pieces(x):
-    """x (…, width) → its rows, (256, width) as often as it goes, then (64, width), then what is left."""
+    """x (…, width) → its rows, (2048, width) as often as it goes, then the smaller pieces, then what is left."""
     x = x.flatten(0, -2)
     sizes, left = [], len(x)
     for size in PIECES:

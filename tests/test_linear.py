@@ -55,7 +55,7 @@ def test_takes_any_layout():
         assert near(linear(part, weight), part.double() @ weight.double().T)
 
 
-@pytest.mark.parametrize("shape", [(64, IN), (256, IN), (330, IN), (2, 7, 59, IN), (100, 4, IN)])
+@pytest.mark.parametrize("shape", [(64, IN), (256, IN), (330, IN), (2, 7, 59, IN), (100, 4, IN), (2, 1200, IN)])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("loss", [lambda y: y.sum(), lambda y: y.tanh().square().sum(), lambda y: y.transpose(0, 1).sin().sum()],
                          ids=["expanded gradient", "dense gradient", "transposed gradient"])
@@ -85,10 +85,10 @@ def test_gradients_are_made_for_what_trains_alone(frozen):
 
 @ONEDNN
 def test_onednn_meets_few_sizes():
-    """It keeps a kernel for each: two when training, whatever the batch, and those of decoding."""
+    """It keeps a kernel for each: three when training, whatever the batch, and those of decoding."""
     weight = torch.randn(OUT, IN, requires_grad=True)
     with Calls() as training:
-        for rows in (1, FEW, 63, 64, 65, 300, 333, 700):
+        for rows in (1, FEW, 63, 64, 65, 300, 333, 700, 2049, 4500):
             linear(torch.randn(rows, IN, requires_grad=True), weight).sum().backward()
     assert set(training.rows) == {*PIECES, OUT}                        # OUT rows: the weight's gradient
     with torch.inference_mode(), Calls() as inference:
