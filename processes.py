@@ -10,6 +10,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from data.builder import end_with_parent
+
 
 class Processes:
     """torch.distributed as torchrun set it up, or one process alone."""
@@ -139,7 +141,8 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-def ignore_signals(_):
-    """Loader processes leave it to the run when to end."""
+def start_loader(_):
+    """Loader processes leave it to the run when to end, and end with it where it is killed."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent()

@@ -38,7 +38,7 @@ from data.reports import clean_report
 from inference import write_reports
 from metrics import score
 from model.lora import LINEAR, TARGETS
-from processes import Processes, Share, Stopped, StopSignal, ignore_signals
+from processes import Processes, Share, Stopped, StopSignal, start_loader
 from progress import Clock, Log, NoLog, module_table, summary
 from schedule import Plan, learning_rate, optimizer_for
 from stages import Stage1, Stage2
@@ -405,7 +405,7 @@ class Run:
     def loader(self):
         return iter(torch.utils.data.DataLoader(
             self.train, batch_sampler=self.plan.visits(self.step, self.processes), collate_fn=collate,
-            num_workers=self.args.workers, worker_init_fn=ignore_signals, pin_memory=self.device.type == "cuda",
+            num_workers=self.args.workers, worker_init_fn=start_loader, pin_memory=self.device.type == "cuda",
             generator=torch.Generator()))       # one of its own: drawing from the run's would set a resumed run apart
 
 

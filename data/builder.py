@@ -278,7 +278,7 @@ def _in_workers(work, chunks, workers):
         return
     # Forked workers start at once, without importing torch again. They touch nothing but numpy and Pillow.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         waiting, chunks = set(), iter(chunks)
         while True:
@@ -297,10 +297,13 @@ def _in_workers(work, chunks, workers):
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent():
-    """A killed parent must not leave its workers waiting for ever; Ctrl-C is the parent's to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start_worker():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)           # Ctrl-C is the parent's to answer
+    end_with_parent()
 
+
+def end_with_parent():
+    """From now on this process ends when its parent does: one that is killed can't tell its workers."""
     def watch():
         multiprocessing.parent_process().join()
         os._exit(1)

@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python tests/bench_kills.py [--kills 20] [--processes 1 2] [--workers 2 --accumulate 2 --precision bf16]
 
-On toy data, both stages, dropout on, a state every step, so that many kills fall into a save. Exits with 1 where a bit differs.
+On toy data, both stages, dropout on, a state every step, so that many kills fall into a save. A run that ends before it has
+met all kills is followed by another. Exits with 1 where a bit differs.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from tests import runs  # noqa: E402
 
 
 def killed_run(argv, folder, world, kills, rng):
-    """Runs to the end through `kills` kills; → how many left a half-written state behind."""
+    """Runs to the end through up to `kills` kills; → (kills, how many left a half-written state behind)."""
     during_save, done = 0, 0
     while True:
         started = runs.Started("train", [*argv, "--run", folder / "run"], folder / "out", world)
@@ -54,11 +55,17 @@ def main():
             argv = [*runs.prepare(folder, train=24), "--batch-size", 4 // world, "--epochs", "5", "--save-every", "1", *extra]
             code, _, err = runs.run("train", [*argv, "--run", folder / "whole"], folder / "out", world)
             assert code == 0, err
-            done, during_save = killed_run(argv, folder, world, args.kills, random.Random(world))
-            same = all(runs.same_weights(folder / "run" / name, folder / "whole" / name) for name in ("stage1.safetensors", "ckpt.safetensors"))
-            log = runs.log_of(folder / "run") == runs.log_of(folder / "whole")
-            print(f"{world} processes: {done} kills, {during_save} of them during a save, in {time.monotonic() - begun:.0f} s: weights "
-                  f"{'identical' if same else 'DIFFERENT'}, log {'identical' if log else 'DIFFERENT'}", flush=True)
+            rng, kills, saves, same, log, disturbed = random.Random(world), 0, 0, True, True, []
+            while kills < args.kills:
+                disturbed.append(folder / f"killed{len(disturbed)}")
+                done, during_save = killed_run(argv, disturbed[-1], world, args.kills - kills, rng)
+                kills, saves = kills + done, saves + during_save
+                same &= all(runs.same_weights(disturbed[-1] / "run" / name, folder / "whole" / name)
+                            for name in ("stage1.safetensors", "ckpt.safetensors"))
+                log &= runs.log_of(disturbed[-1] / "run") == runs.log_of(folder / "whole")
+            print(f"{world} processes: {kills} kills of {len(disturbed)} runs, {saves} of them during a save, in "
+                  f"{time.monotonic() - begun:.0f} s: weights {'identical' if same else 'DIFFERENT'}, log {'identical' if log else 'DIFFERENT'}",
+                  flush=True)
             failed |= not (same and log)
     sys.exit(failed)
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -73,6 +74,7 @@ def die_in_the_fourth_step():
     def deadly(*args):
         calls.append(1)
         if len(calls) == 4:
+            print(*(process.pid for process in multiprocessing.active_children()), flush=True)     # the loader's
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args)
 
@@ -213,12 +215,24 @@ def stop_the_second():
         stop_in_the_third_step()
 
 
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_killed_with_loader_processes_accumulation_and_bf16(whole, tmp_path):
     folder, argv, _ = whole
     argv = [*argv, "--stage", "2", "--stage1", folder / "run" / "stage1.safetensors", "--workers", "2", "--accumulate", "2",
             "--batch-size", "2", "--precision", "bf16", "--epochs", "2"]
     code, _, _ = runs.run("train", [*argv, "--run", tmp_path / "run"], tmp_path / "out", hook=die_in_the_fourth_step)
     assert code == -signal.SIGKILL
+    loaders, end = [int(pid) for pid in (tmp_path / "out" / "rank0.out").read_text().splitlines()[-1].split()], time.monotonic() + 10
+    while any(map(alive, loaders)) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(loaders) == 2 and not any(map(alive, loaders))
     assert "stage2: going on after step 3 of 6" in finish(argv, tmp_path / "run", tmp_path / "out")
     finish([*argv, "--workers", "0"], tmp_path / "reference", tmp_path / "out")
     assert runs.same_weights(tmp_path / "run" / "ckpt.safetensors", tmp_path / "reference" / "ckpt.safetensors")
