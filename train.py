@@ -422,7 +422,10 @@ def distributed(module, processes):
     warnings.filterwarnings("ignore", ".*broadcast_buffers.*")
     # Without find_unused_parameters, DDP lays its buckets out anew after the first step it sees, and three or more
     # processes would then add gradients in another order than the run that was interrupted.
-    return DistributedDataParallel(module, broadcast_buffers=False, init_sync=False, find_unused_parameters=True)
+    frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(     # or it would send them around at the start
+        module, frozen + [name for name, _ in module.named_buffers()])
+    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
