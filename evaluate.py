@@ -238,8 +238,7 @@ def evaluate_checkpoint(args):
         if not processes.fails_first():  # one process says it, the others only end
             sys.exit(2)
         raise
-    finally:
-        processes.close()
+    processes.close()
 
 
 def evaluate_on(processes, args, trrg):

@@ -29,7 +29,13 @@ class Processes:
                                     store=dist.PrefixStore("group", self.store), rank=self.rank, world_size=self.world)
 
     def close(self):
+        """At a good end: all together, since gloo of torch 2.6 may hang where one closes while others are further."""
         if self.world > 1:
+            if self.rank == 0:
+                self.store.set("closing", "")
+            else:
+                self.store.wait(["closing"], timedelta(days=1))          # the first may have long work of its own
+            dist.barrier()
             dist.destroy_process_group()
 
     def barrier(self):

@@ -5,6 +5,7 @@ batches hold: `terms` gives the numerators of one process's share, `counts` the 
 """
 
 import hashlib
+import inspect
 
 import torch
 from torch import nn
@@ -168,6 +169,16 @@ def stage2_config(args):
         lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, lora_targets=tuple(args.lora_targets))
 
 
+def fsdp():
+    """torch's functions to shard with. Raises UserError where torch is too old to leave the adapters whole."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    if "ignored_params" not in inspect.signature(fully_shard).parameters:
+        raise UserError(f"--shard: torch {torch.__version__} can't leave the adapters whole; take a newer torch, or leave "
+                        "--shard out")
+    return fully_shard, register_fsdp_forward_method
+
+
 def shard(language_model, processes):
     """Spreads the frozen layers over the processes (FSDP2); each gathers one layer at a time while it computes.
 
@@ -175,8 +186,8 @@ def shard(language_model, processes):
     the head, which are used outside of `hidden`. Layers come from the CPU one by one, so that no GPU ever holds all.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+    fully_shard, register_fsdp_forward_method = fsdp()
     mesh = init_device_mesh(processes.device.type, (processes.world,))
     layers = language_model.model["layers"]
     for layer in layers:

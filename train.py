@@ -41,7 +41,7 @@ from model.lora import LINEAR, TARGETS
 from processes import Processes, Share, Stopped, StopSignal, start_loader
 from progress import Clock, Log, NoLog, module_table, summary
 from schedule import Plan, learning_rate, optimizer_for
-from stages import Stage1, Stage2
+from stages import Stage1, Stage2, fsdp
 from state import (Lock, data_digest, differences, drop_states, load_state, newest_state, remove_leftovers, rng_state,
                    save_state)
 
@@ -480,6 +480,8 @@ def train(args, processes):
     if args.shard and processes.world == 1:
         raise UserError("--shard: there is one process, and nothing to spread over; start several with torchrun, "
                         "or leave it out")
+    if args.shard:
+        fsdp()                                             # where it can't be had, say so now, not after stage 1
     if args.preset == "demo":
         processes.lead_first(lambda: make_demo(args))
     lock = Lock(args.run) if processes.rank == 0 else None

@@ -1,5 +1,6 @@
 """Training: the same on any number of processes, what the user gets to see, and what stops a run."""
 
+import inspect
 import json
 import math
 import multiprocessing
@@ -13,6 +14,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.fsdp import fully_shard
 
 import progress
 import schedule
@@ -117,6 +119,8 @@ def products_in_pieces():
 @pytest.mark.parametrize("hook", [None, products_in_pieces])
 def test_sharding_the_language_model_changes_no_loss(toy, one, hook):
     folder, argv = toy[0] / str(hook and hook.__name__), toy[1]
+    if "ignored_params" not in inspect.signature(fully_shard).parameters:
+        pytest.skip("torch 2.6 can't leave adapters whole")
     for name, extra in (("whole", []), ("shards", ["--shard", "--checkpointing"])):
         code, _, err = runs.run("train", [*argv, "--stage", "2", "--stage1", one / "stage1.safetensors", "--batch-size", "4", *extra, "--run", folder / name],
                                 folder / "out", world=2, hook=hook)
