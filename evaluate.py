@@ -18,11 +18,11 @@ from pathlib import Path
 
 from data.files import UserError, file_digest, whole_file
 from data.reports import LABELS
+from evaluation.console import print_floors, print_metrics, print_zero_shot
+from evaluation.page.page import write_alignment_page, write_page
+from evaluation.pairs import read_pairs
+from evaluation.results import add_labels, chexbert_labels, evaluate_texts, missing_labels, phantom_labels
 from metrics import CLEANINGS, PROTOCOLS
-from metrics.console import print_floors, print_metrics, print_zero_shot
-from metrics.page import write_alignment_page, write_page
-from metrics.pairs import read_pairs
-from metrics.results import add_labels, chexbert_labels, evaluate_texts, missing_labels, phantom_labels
 
 
 class Parser(argparse.ArgumentParser):
@@ -189,7 +189,7 @@ def score(rows, args, labels_from, against=None):
 
 def log_beside(checkpoint):
     """The rows of the run's log.jsonl, as far as it lies beside the checkpoint."""
-    from progress import read_rows  # torch, which scoring given texts should not have to load
+    from training.log import read_rows  # torch, which scoring given texts should not have to load
 
     return read_rows(Path(checkpoint).parent / "log.jsonl")
 
@@ -229,7 +229,7 @@ def evaluate_checkpoint(args):
     """--ckpt: one report with --image;
     else the zero-shot evaluation of a stage-1 file, or the reports of a stage-2 file."""
     import trrg  # torch, which scoring given texts should not have to load
-    from processes import Processes
+    from training.processes import Processes
 
     processes = Processes()
     try:
@@ -266,7 +266,7 @@ def report_on_images(model, args):
     """--image: the report of one study, and the clues behind it."""
     model.decoding = decoding_of(model, args)
     if args.explain:
-        from explain import explain
+        from evaluation.explain import explain
 
         print(explain(model, args.image))
         return
@@ -301,7 +301,7 @@ def checkpoint_settings(model, args, prepared, studies):
 
 def evaluate_alignment(model, args, processes):
     """A stage-1 checkpoint: zero-shot recognition and retrieval."""
-    from inference import zero_shot
+    from evaluation.writing import zero_shot
 
     for option, given in (("--against", args.against), ("--labels-only", args.labels_only)):
         if given:
@@ -322,7 +322,7 @@ def evaluate_alignment(model, args, processes):
 
 def evaluate_trrg(model, args, processes):
     """A stage-2 checkpoint: its reports, their scores, and the floors that a model blind to the picture would reach."""
-    from inference import another_study, as_row, most_frequent_report, write_reports
+    from evaluation.writing import another_study, as_row, most_frequent_report, write_reports
 
     prepared, studies, out = prepared_for(model, args)
     decoding, data = decoding_of(model, args), data_named(model, prepared)

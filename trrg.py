@@ -27,10 +27,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from data.images import augment, read
 from data.files import UserError
+from data.images import augment, read
 from data.prompts import clue_prompts
-from data.reports import LABELS
 from data.tokenizers import SentencePiece, WordPiece
 from model.bert import Bert, BertConfig
 from model.checkpoint import digest, load_state, read_file, save_file

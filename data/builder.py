@@ -6,16 +6,11 @@ the model cannot see. What is left out stands in manifest.json with the reason; 
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +20,7 @@ from tqdm import tqdm
 from data.dataset import SPLITS
 from data.files import UserError, whole_file
 from data.reports import LABELS, sentences
+from data.workers import in_workers
 
 TO_READ, READ, BAD = 0, 1, 2  # what the state file says of a picture, a byte each
 CHUNK = 8  # pictures a worker is given at a time
@@ -188,7 +184,7 @@ class _Work:
             bar = tqdm(total=len(state), initial=len(state) - len(todo), unit=" pictures", desc=str(self.out), delay=1,
                        mininterval=0.5 if sys.stderr.isatty() else 30)
             try:
-                for row, picture in _in_workers(partial(_read_chunk, read, self.size), chunks, workers):
+                for row, picture in in_workers(partial(_read_chunk, read, self.size), chunks, workers):
                     if isinstance(picture, str):
                         state[row], reasons[row] = BAD, picture
                     else:
@@ -267,45 +263,3 @@ def _read_chunk(read, size, chunk):
         except (UserError, OSError) as error:
             results.append((row, str(error)))
     return results
-
-
-def _in_workers(work, chunks, workers):
-    """Yields the results of `work` on every chunk, in the order in which they come."""
-    workers = min(workers, len(chunks))
-    if workers <= 1:
-        for chunk in chunks:
-            yield from work(chunk)
-        return
-    # Forked workers start at once, without importing torch again. They touch nothing but numpy and Pillow.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-    try:
-        waiting, chunks = set(), iter(chunks)
-        while True:
-            # A few chunks a worker in flight: whatever the data set's size, results do not pile up in memory.
-            while len(waiting) < 4 * workers and (chunk := next(chunks, None)) is not None:
-                waiting.add(pool.submit(work, chunk))
-            if not waiting:
-                break
-            ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in ready:
-                yield from future.result()
-    except BrokenProcessPool:
-        raise UserError("a worker process has died (out of memory?); the same command with fewer --workers goes on "
-                        "from here") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)           # Ctrl-C is the parent's to answer
-    end_with_parent()
-
-
-def end_with_parent():
-    """From now on this process ends when its parent does: one that is killed can't tell its workers."""
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

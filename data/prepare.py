@@ -15,13 +15,14 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from data import images, mimic_cxr, openi, phantom as phantom_source, r2gen
+from data import images, mimic_cxr, openi, r2gen
+from data import phantom as phantom_source
 from data.builder import build, finished, kind_of
 from data.files import UserError, file_digest
 
 
 def phantom(out, counts=(2000, 300, 500), seed=0, size=128, workers=1):
-    """Prepares the phantom (data/phantom.py): `counts` studies for train, val and test. Returns the manifest."""
+    """Prepares the phantom (data/phantom/__init__.py): `counts` studies for train, val and test. Returns the manifest."""
     options = {"source": "phantom", "studies": list(counts), "seed": seed}
     done = finished(out, {**options, "size": size})
     return done or build(phantom_source.studies(counts, seed), phantom_source.draw, out, size=size,

@@ -8,7 +8,6 @@ Shapes: B batch, T tokens, D hidden width, H heads.
 
 from dataclasses import asdict, dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 

@@ -9,12 +9,12 @@ from transformers import BertConfig as ReferenceConfig
 from transformers import BertModel, BertTokenizer
 
 from data.files import UserError
+from evaluation.results import chexbert_labels
 from metrics import chexbert
 from metrics.chexbert import CLASSES, RENAME, CheXbert, Labeler
-from metrics.results import chexbert_labels
 from model import checkpoint
 from model.bert import BertConfig
-from tests.record_metrics import nasty_texts
+from tests.bench.record_metrics import nasty_texts
 
 SIZES = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96,
              max_position_embeddings=64)

@@ -14,7 +14,7 @@ import trrg
 from data.dataset import Prepared
 from data.reports import LABELS
 from data.tokenizers import SentencePiece
-from inference import another_study, most_frequent_report
+from evaluation.writing import another_study, most_frequent_report
 from metrics.chexbert import CheXbert, Labeler
 from tests import tiny
 
@@ -57,7 +57,7 @@ def test_half_a_surrogate_pair_in_a_text_breaks_no_file(run, tmp_path, monkeypat
     rows = [json.loads(line) for line in (tmp_path / "data/studies.jsonl").read_text(encoding="utf-8").splitlines()]
     rows[-1].update(id="strange \ud800", report="Clear lungs \udfff.")
     (tmp_path / "data/studies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    monkeypatch.setattr("metrics.results.find_data", lambda folder: None)
+    monkeypatch.setattr("evaluation.results.find_data", lambda folder: None)
     monkeypatch.setattr(SentencePiece, "decode", lambda self, ids: "Größe \ud800 ✓ \\ud800")
     assert evaluate.main(["--ckpt", str(run / "ckpt.safetensors"), "--data", str(tmp_path / "data"), "--out",
                           str(tmp_path / "out"), "--draws", "5", "--labeler", "phantom"]) == 0

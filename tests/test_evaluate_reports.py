@@ -13,9 +13,9 @@ import evaluate
 import metrics
 from data.files import UserError
 from data.reports import LABELS
+from evaluation.results import add_labels, evaluate_texts, phantom_labels
 from metrics.clinical import clinical_scores
 from metrics.meteor_data import find_data
-from metrics.results import add_labels, evaluate_texts, phantom_labels
 
 ROOT = Path(__file__).resolve().parents[1]
 PEER = ROOT.parent / "shared" / "real" / "peer_predictions_iu.jsonl"
@@ -38,7 +38,7 @@ def write(path, rows):
 @pytest.fixture
 def no_data(monkeypatch):
     """As on a machine without METEOR's files."""
-    for module in (metrics, sys.modules["metrics.results"]):
+    for module in (metrics, sys.modules["evaluation.results"]):
         monkeypatch.setattr(module, "find_data", lambda folder=None: None)
 
 

@@ -6,22 +6,22 @@ import sys
 
 import pytest
 
-import train
-
 from data.dataset import Prepared
 from data.files import UserError
 from data.prepare import phantom
 from data.prompts import clue_prompts
 from data.reports import LABELS
-from inference import as_row
+from evaluation.results import add_labels, labels_of, phantom_labels
+from evaluation.writing import as_row
 from metrics.clinical import clinical_scores
-from metrics.results import add_labels, labels_of, phantom_labels
 from metrics.truth import measure_truth
-from processes import Processes
-from tests import experiment_measures as measures
-from tests import experiments, tiny
-from tests.experiment_grid import checkpoint, folder
-from tests.experiment_tables import tables
+from tests import tiny
+from tests.experiments import __main__ as experiments
+from tests.experiments import measures
+from tests.experiments.grid import checkpoint, folder
+from tests.experiments.tables import tables
+from training.options import PRESETS
+from training.processes import Processes
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_options_of_one_stage_reach_no_other(args):
     jobs = jobs_of(given)
     one, two = (experiments.options(given, jobs[name]) for name in ("stage1", "trrg"))
     assert (one["lr"], one["sentences"], one["accumulate"], one["epochs"]) == (0.5, 2, 1, 4)
-    assert (two["lr"], two["sentences"], two["accumulate"], two["epochs"]) == (0.25, train.PRESETS["demo"]["sentences"], 3, 4)
+    assert (two["lr"], two["sentences"], two["accumulate"], two["epochs"]) == (0.25, PRESETS["demo"]["sentences"], 3, 4)
     less = experiments.experiments(args("--train1", "--epochs 2", "--train2", "--epochs 3"), 0)["data"]["10 %, trrg"].job
     assert less.options[-2:] == ("--epochs", "30") and less.after.options[-2:] == ("--epochs", "20")
 

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 import trrg
-from explain import clue_maps, explain, recorded, token_probabilities
-from model.decode import beam_search, Rules
+from evaluation.explain import clue_maps, explain, recorded, token_probabilities
+from model.decode import Rules, beam_search
 from tests import tiny
 
 

@@ -1,4 +1,4 @@
-"""BLEU, ROUGE-L, CIDEr and METEOR against values recorded from pycocoevalcap (tests/record_metrics.py)."""
+"""BLEU, ROUGE-L, CIDEr and METEOR against values recorded from pycocoevalcap (tests/bench/record_metrics.py)."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ from metrics.meteor import meteor
 from metrics.meteor_data import find_data, java_hash, normalize
 from metrics.rouge import common_length, rouge_l
 from metrics.stemmer import stem
-from tests.record_metrics import write_meteor_data
+from tests.bench.record_metrics import write_meteor_data
 
 GOLDEN = Path(__file__).parent / "golden"
 RECORDED = json.loads((GOLDEN / "language.json").read_text(encoding="utf-8"))

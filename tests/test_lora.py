@@ -10,8 +10,7 @@ from torch import nn
 
 from data.files import UserError
 from model import checkpoint
-from model.lora import (LoRALinear, adapters, add_lora, load_lora_state, load_peft, lora_state, merge_lora,
-                        save_peft)
+from model.lora import LoRALinear, adapters, add_lora, load_lora_state, load_peft, lora_state, merge_lora, save_peft
 from model.mistral import Mistral
 
 IDS = torch.randint(0, 97, (2, 11), generator=torch.Generator().manual_seed(5))

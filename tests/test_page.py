@@ -14,8 +14,8 @@ import pytest
 
 from data import phantom
 from data.reports import LABELS
-from metrics import charts, gallery, page, published, tables
-from metrics.results import add_labels, evaluate_texts, phantom_labels
+from evaluation.page import charts, gallery, page, published, tables
+from evaluation.results import add_labels, evaluate_texts, phantom_labels
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)> <!--<script> & \"'\u2028\u2029 \ud800"
 CUES = [("Clue: pneumothorax at the left apex", 0.5), (f"Clue: {HOSTILE}", 0.25)]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data.files import UserError
-from metrics.pairs import read_pairs
+from evaluation.pairs import read_pairs
 
 
 def written(tmp_path, text, name="r.jsonl"):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from data.phantom import LABELS, SEVERITIES, draw, easy, label, studies
-from data.phantom_labeler import ABSENT, PRESENT, UNCERTAIN
-from data.phantom_text import CLEAR, IN_LUNG
+from data.phantom.labeler import ABSENT, PRESENT, UNCERTAIN
+from data.phantom.text import CLEAR, IN_LUNG
 
 DRAWN = LABELS[:12]
 SIDED = [name for name in DRAWN if name not in ("Enlarged Cardiomediastinum", "Cardiomegaly", "Edema")]

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from processes import Processes, Share, StopSignal, gather
 from tests import runs
+from training.processes import Processes, Share, StopSignal, gather
 
 
 class Two:

@@ -34,10 +34,10 @@ def test_no_finding_has_a_pair_of_its_own():
 
 @pytest.mark.parametrize("preset, epochs, new_tokens", [("iu_xray", 20, 100), ("mimic_cxr", 5, 150)])
 def test_the_presets_are_the_papers(preset, epochs, new_tokens):
-    import train
     import trrg
+    from training.options import arguments
 
-    args = train.arguments(["--preset", preset])
+    args = arguments(["--preset", preset])
     assert (args.batch_size, args.lr, args.epochs, args.max_new_tokens) == ((8, 8), (1e-4, 1e-4), (epochs, epochs), new_tokens)
     assert (args.sentences, args.same_sentence_positives, args.optimizer) == (1, False, ("adamw", "adamw"))
     config = trrg.TRRGConfig()

@@ -1,4 +1,4 @@
-"""The tokens against those recorded from pycocoevalcap (tests/record_metrics.py)."""
+"""The tokens against those recorded from pycocoevalcap (tests/bench/record_metrics.py)."""
 
 import json
 from pathlib import Path

@@ -8,7 +8,6 @@ from PIL import Image
 
 from data import prepare, r2gen
 from data.dataset import Prepared
-from data.files import UserError
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import state
 from tests import runs
+from training import state
 
 STEPS = 8          # of stage 1: 4 epochs of 2
 
@@ -143,7 +143,7 @@ def test_killed_during_a_save(whole, tmp_path, hook):
 
 
 def stop_in_the_third_step():
-    from stages import Stage1
+    from training.stages import Stage1
     original, calls = Stage1.inputs, []
 
     def stopping(*args):

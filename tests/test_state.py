@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-import state
 from data.dataset import Prepared
 from tests import tiny
+from training import state
 
 CPU = torch.device("cpu")
 
@@ -121,7 +121,7 @@ def test_digests_follow_the_content(tmp_path):
 
 def test_one_run_a_folder(tmp_path):
     lock = state.Lock(tmp_path)
-    other = "import sys, pathlib, state; state.Lock(pathlib.Path(sys.argv[1]))"
+    other = "import sys, pathlib; from training import state; state.Lock(pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-c", other, str(tmp_path)]
     root = Path(__file__).resolve().parents[1]
     run = subprocess.run(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)

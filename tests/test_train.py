@@ -16,14 +16,16 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.fsdp import fully_shard
 
-import progress
-import schedule
 import train
 import trrg
 from data.dataset import PictureFile, Prepared
-from state import newest_state
 from tests import runs, tiny
 from tests.runs import ROOT
+from training import schedule
+from training.log import read_rows
+from training.optimizer import optimizer_for
+from training.options import arguments
+from training.state import newest_state
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +251,7 @@ def test_the_demo_fills_no_folder_of_the_users(toy, tmp_path, monkeypatch, capfd
     assert not made and sorted(path.name for path in tmp_path.rglob("*")) == ["begun", "swin"]
     monkeypatch.chdir(tmp_path)
     for extra in ([], ["--data", data, "--weights", tmp_path / "new"], ["--data", data, "--weights", toy[0] / "weights"]):
-        train.make_demo(train.arguments([*map(str, extra)]))
+        train.make_demo(arguments([*map(str, extra)]))
     assert made == [("datasets/demo", "weights/demo"), (str(data), f"{tmp_path}/new"), (str(data), f"{toy[0]}/weights")]
 
 
@@ -271,9 +273,9 @@ def test_help_lists_every_default(capsys):
 
 
 def test_the_papers_settings():
-    args = train.arguments(["--preset", "mimic_cxr"])
+    args = arguments(["--preset", "mimic_cxr"])
     assert (args.batch_size, args.lr, args.epochs, args.queries, args.lora_rank) == ((8, 8), (1e-4, 1e-4), (5, 5), 32, 16)
-    assert train.arguments(["--preset", "iu_xray"]).epochs == (20, 20) and not args.same_sentence_positives
+    assert arguments(["--preset", "iu_xray"]).epochs == (20, 20) and not args.same_sentence_positives
     assert args.lora_targets == ["q_proj", "v_proj"] and args.repetition_penalty == 1
 
 
@@ -284,13 +286,13 @@ def test_the_learning_rate_by_hand():
 
 def test_decay_is_for_matrices():
     model = tiny.alignment()
-    groups = schedule.optimizer_for(dict(model.named_parameters()), 1e-3, 0.05).param_groups
+    groups = optimizer_for(dict(model.named_parameters()), 1e-3, 0.05).param_groups
     assert all(group["weight_decay"] == (0.05 if p.ndim > 1 else 0) for group in groups for p in group["params"])
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
 def test_a_plan_shows_every_study_once_an_epoch(toy):
-    args = train.arguments([*toy[1], "--batch-size", "4", "--accumulate", "3"])
+    args = arguments([*toy[1], "--batch-size", "4", "--accumulate", "3"])
     plan = schedule.Plan(train.Stage1, Prepared(args.data), args, train.Processes())
     assert plan.steps_per_epoch == 3 and plan.steps == 6 and [step for step in range(8) if plan.validates(step)] == [3, 6]
     orders = []
@@ -389,7 +391,7 @@ def test_generated_scores_choose_the_checkpoint_on_request(toy, one, tmp_path, m
             "--max-new-tokens", "4"]
     assert train.main(argv) == 0
     _, header = newest_state(tmp_path / "state", "stage2")
-    assert header["facts"]["seconds"] > 0.6 + sum(sum(row["seconds"].values()) for row in progress.read_rows(tmp_path / "log.jsonl") if "loss" in row)
+    assert header["facts"]["seconds"] > 0.6 + sum(sum(row["seconds"].values()) for row in read_rows(tmp_path / "log.jsonl") if "loss" in row)
     assert seen == [["val-0", "val-2"]] * 2                     # a fixed subset of val, and never of test
     assert "best CIDEr on val: 0.3000 after step 4" in capfd.readouterr().out
     model = trrg.load(tmp_path / "ckpt.safetensors")

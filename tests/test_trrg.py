@@ -11,7 +11,6 @@ from data.files import UserError
 from model.lora import adapters
 from tests import tiny
 
-
 # --- stage 1
 
 

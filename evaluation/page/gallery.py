@@ -1,0 +1,184 @@
+"""The studies of the page: what each report states that the other does not, thumbnails, and heat maps as numbers.
+
+Everything is plain JSON, drawn by page.js. Only a positive label (1) is a finding here, as in metrics/truth.py; "No
+Finding" is none. The kinds of a finding, and of the sentence that states it:
+
+    match      both reports have it                    missed     the reference alone has it
+    differs    both have it, on another side or grade  denied     missed, and the sentence says it is absent
+    invented   the generated report alone has it
+"""
+
+import base64
+import io
+import re
+
+import numpy as np
+
+from data.reports import LABELS
+from evaluation.results import reference_text
+from metrics import prepare
+from metrics.rouge import rouge_l
+from metrics.truth import side
+
+STUDIES = 500                                      # more would make the page too heavy to send; reports.jsonl has all
+SIDE, QUALITY = 128, 72                            # of a thumbnail: its longer side in px, JPEG
+DISEASES = [i for i, name in enumerate(LABELS) if name != "No Finding"]
+WORST_FIRST = ("invented", "denied", "missed", "differs", "match")
+SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
+
+
+def labelled(rows):
+    """Whether both sides of every row carry labels."""
+    return bool(rows) and all(len(row.get("labels") or {}) == 2 for row in rows)
+
+
+def stated(row, side):
+    """The positive findings of one side, as a set of indices into LABELS."""
+    return {i for i in DISEASES if row["labels"][side][i] == 1}
+
+
+def finding_kinds(row):
+    """{index into LABELS: (kind, note)} of a labelled row, in LABELS' order."""
+    generated, true = stated(row, "hypothesis"), stated(row, "reference")
+    kinds = {}
+    for i in sorted(generated | true):
+        note = disagreement(row, LABELS[i]) if i in generated & true else ""
+        kind = "invented" if i not in true else "missed" if i not in generated else "differs" if note else "match"
+        kinds[i] = (kind, note)
+    return kinds
+
+
+def disagreement(row, name):
+    """"left, not right", "mild, not severe": where both reports have the finding, and its details are known."""
+    both = [{finding["finding"]: finding for finding in row.get("findings", {}).get(which) or ()}.get(name)
+            for which in ("hypothesis", "reference")]
+    if None in both:
+        return ""
+    (found_side, true_side), (found, true) = (side(f["location"]) for f in both), (f["severity"] for f in both)
+    notes = [f"{ours or f'no {what}'}, not {theirs}" for what, ours, theirs
+             in (("side", found_side, true_side), ("severity", found, true)) if theirs and ours != theirs]
+    return "; ".join(notes)
+
+
+def sentence_kind(row, which, labels, kinds):
+    """(kind or "", labels' names) of one sentence with its own labels; the worst kind where it has several findings."""
+    stated = ("match", "differs", "invented" if which == "hypothesis" else "missed")
+    found = []
+    for i in DISEASES:
+        kind = kinds.get(i, ("", ""))[0]
+        if labels[i] == 1 and kind in stated:
+            found.append((kind, LABELS[i]))
+        elif labels[i] == 2 and which == "hypothesis" and kind == "missed":
+            found.append(("denied", LABELS[i]))
+    if not found:
+        return "", []
+    return min((kind for kind, _ in found), key=WORST_FIRST.index), [name for _, name in found]
+
+
+def sentences_of(text):
+    """The text as written, in pieces that end with a sentence; nothing is dropped but white space between them."""
+    return [piece for piece in SENTENCE.split(text.strip()) if piece]
+
+
+def studies(rows, pictures=None, maps=None, labeler=None):
+    """(rows as JSON, how many were left out). At most `STUDIES`: those at the ends of the three orders.
+
+    pictures(i) → uint8 arrays (S, S), a view each, or None. maps(i) → what explain.clue_maps gives for one study, or
+    None. labeler(texts) → [(14 labels, …)] marks single sentences (evaluation.results.phantom_labels and chexbert_labels).
+    """
+    similar = similarity(rows)
+    known = labelled(rows)
+    found = [finding_kinds(row) if known else {} for row in rows]
+    agree = [agreement(row) if known else similar[i] for i, row in enumerate(rows)]
+    kept = chosen(agree, similar, found)
+    of_sentence = label_sentences([rows[i] for i in kept], labeler) if labeler and known else {}
+    return [study(rows[i], found[i], agree[i], similar[i], of_sentence, pictures and pictures(i), maps and maps(i))
+            for i in kept], len(rows) - len(kept)
+
+
+def study(row, kinds, agree, similar, of_sentence, views, maps):
+    """One study as JSON: a short name a field, since there are hundreds."""
+    def marked(which, text):
+        return [[piece, *(sentence_kind(row, which, of_sentence[piece], kinds) if piece in of_sentence else ("", []))]
+                for piece in sentences_of(text)]
+
+    return {
+        "id": str(row["id"]),
+        "h": marked("hypothesis", row["hypothesis"]), "r": marked("reference", reference_text(row)),
+        "f": [[LABELS[i], kind, note] for i, (kind, note) in kinds.items()],
+        "s": round(agree, 4), "l": round(similar, 4),
+        "v": [thumbnail(view) for view in (() if views is None else views)],
+        "c": [[clue["prompt"], round(clue["weight"], 4)] for clue in row.get("clues") or ()],
+        "m": None if maps is None else {
+            "clues": [quantised(grid) for _, _, grid in maps.get("clues", ())],
+            "queries": quantised(maps["queries"]) if maps.get("queries") is not None else None,
+            "cover": round(float(maps.get("cover", 1)), 4)},
+    }
+
+
+def label_sentences(rows, labeler):
+    """{sentence: labels} of every distinct sentence of both sides."""
+    pieces = list(dict.fromkeys(piece for row in rows for text in (row["hypothesis"], reference_text(row))
+                                for piece in sentences_of(text)))
+    return {piece: list(labels) for piece, (labels, *_) in zip(pieces, labeler(pieces), strict=True)}
+
+
+def similarity(rows):
+    """ROUGE-L of every row, on Penn Treebank tokens."""
+    hypotheses, references = prepare([row["hypothesis"] for row in rows], [row["reference"] for row in rows], "coco")
+    return [float(value) for value in rouge_l(hypotheses, references)[1]]
+
+
+def agreement(row):
+    """F1 of one report's 14 labels, uncertain as negative; two reports without any positive label agree."""
+    generated, true = ({i for i, value in enumerate(row["labels"][which]) if value == 1}
+                       for which in ("hypothesis", "reference"))
+    return 2 * len(generated & true) / (len(generated) + len(true)) if generated or true else 1.0
+
+
+def chosen(agree, similar, found):
+    """The numbers of the rows to show, in order: all, or a third each of the best, the worst and the most disputed."""
+    numbers = range(len(agree))
+    if len(agree) <= STUDIES:
+        return list(numbers)
+    best = sorted(numbers, key=lambda i: (-agree[i], -similar[i]))
+    disputed = sorted(numbers, key=lambda i: (-sum(kind != "match" for kind, _ in found[i].values()), similar[i]))
+    kept = dict.fromkeys(best[:STUDIES // 3] + best[-(STUDIES // 3):])
+    return sorted([*kept, *(i for i in disputed if i not in kept)][:STUDIES])
+
+
+def thumbnail(view):
+    """A uint8 array (S, S) → JPEG in base64."""
+    from PIL import Image  # which scoring given texts should not have to load
+
+    picture = Image.fromarray(np.asarray(view, np.uint8))
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=QUALITY, optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def quantised(grid):
+    """(V, g, g) → [lowest, highest, g, one string of g·g bytes in base64 a view], one scale for all views."""
+    grid = np.asarray(grid, np.float64)
+    low, high = float(grid.min()), float(grid.max())
+    levels = np.round((grid - low) * (255 / (high - low) if high > low else 0)).astype(np.uint8)
+    packed = [base64.b64encode(view.tobytes()).decode() for view in levels]
+    return [round(low, 4), round(high, 4), grid.shape[-1], packed]
+
+
+def confusion(rows):
+    """(14, 14) counts over labelled rows: [missed finding, invented finding] of the same report, hits on the diagonal.
+
+    The last row counts inventions where nothing was missed, the last column misses where nothing was invented.
+    """
+    counts = np.zeros((len(DISEASES) + 1,) * 2, int)
+    for row in rows:
+        generated, true = stated(row, "hypothesis"), stated(row, "reference")
+        for i in generated & true:
+            counts[i, i] += 1
+        for i in true - generated or {len(DISEASES)}:
+            for j in generated - true or {len(DISEASES)}:
+                counts[i, j] += 1
+    counts[-1, -1] = 0
+    return counts

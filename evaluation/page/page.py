@@ -1,0 +1,268 @@
+"""report.html: one self-contained file for people who would rather look than read.
+
+It opens from the disk, asks nothing of any network (its own policy forbids it), and runs one script, allowed by its
+hash. Every text of the data is escaped, in the markup and in the JSON that the script reads; the script writes texts as
+text only. page.css and page.js beside this file are put into it as they are.
+"""
+
+import base64
+import hashlib
+import json
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from data.files import whole_file
+from data.reports import LABELS
+from evaluation.page import gallery, tables
+from evaluation.page.charts import curves as chart
+from evaluation.page.charts import intervals, number, roc, smoothed
+from evaluation.page.published import ROWS
+from metrics.zero_shot import roc_curve
+
+# What is drawn of log.jsonl, a panel each: title, the figure, and the figure of a validation that belongs to it.
+PANELS = (("loss", "loss", "loss"), ("cross-entropy a token", "ce", None), ("L_DC, Eq. (4)", "dc", None),
+          ("temperature τ", "tau", None), ("learning rate", "lr", None), ("gradient norm", "gradient_norm", None),
+          ("studies a second", "studies_per_s", None))
+RAW = ("loss", "ce", "dc", "gradient_norm", "studies_per_s")           # noisy: a smoothed line over the raw one
+KINDS = (("match", "both reports have it"), ("differs", "both have it, on another side or in another severity"),
+         ("invented", "the generated report alone has it"), ("missed", "the reference alone has it"),
+         ("denied", "missed, and the sentence says it is absent"))
+
+
+def write_page(path, metrics, rows, *, title, pictures=None, maps=None, labeler=None, curves=None, data=None):
+    """The page of a stage-2 checkpoint, or of given texts.
+
+    metrics: as in metrics.json, parts may be absent. rows: as in reports.jsonl. pictures(i) → uint8 arrays (S, S) of
+    row i, a view each, or None. maps(i) → {"clues": [(prompt, weight, (V, g, g))], "queries": (V, g, g) or None,
+    "cover": the middle part of the picture's side that the grid lies over}, or None. labeler(texts) → [(14 labels, …)]
+    marks single sentences. curves: the rows of log.jsonl. data: the data set whose published rows stand beside ours.
+    Raises OSError.
+    """
+    known = gallery.labelled(rows)
+    shown, left = gallery.studies(rows, pictures, maps, labeler)
+    sections = [("scores", "Scores", scores_section(metrics, data))]
+    if metrics.get("floors"):
+        sections.append(("floors", "Floors", floors_section(metrics)))
+    if "clinical" in metrics:
+        sections.append(("clinical", "Clinical grid", clinical_section(metrics["clinical"])))
+        if known:
+            sections.append(("findings", "Findings", findings_section(metrics["clinical"], rows)))
+    sections.append(("gallery", "Studies", gallery_section(shown, left, known, labeler)))
+    if curves:
+        sections.append(("training", "Training", training_section(curves)))
+    sections.append(("settings", "Settings", settings_section(metrics.get("settings", {}))))
+    drawn = {"studies": shown, "labelled": known, "labels": [LABELS[i] for i in gallery.DISEASES]}
+    write(path, title, f"{metrics.get('settings', {}).get('n', len(rows))} reports", tiles(metrics), sections, drawn)
+
+
+def write_alignment_page(path, metrics, *, title, scores=None, labels=None, curves=None):
+    """The page of a stage-1 checkpoint. scores (N, 14) of the clue prompts and labels (N, 14) in CheXbert's coding give
+    the ROC curves; curves: the rows of log.jsonl. Raises OSError."""
+    sections = []
+    found = metrics.get("zero_shot", {})
+    if found.get("auroc"):
+        sections.append(("zero-shot", "Zero-shot recognition", zero_shot_section(found, scores, labels)))
+    sections.append(("retrieval", "Retrieval", retrieval_section(metrics["retrieval"])))
+    if curves:
+        sections.append(("training", "Training", training_section(curves)))
+    sections.append(("settings", "Settings", settings_section(metrics.get("settings", {}))))
+    names = (("auroc", "macro AUROC, clue prompts"), ("auroc_pairs", "macro AUROC, finding against no finding"))
+    figures = [(name, found[key]["macro"]) for key, name in names if found.get(key)]
+    figures += [(f"{RETRIEVAL[way]}, R@5", cells["R@5"]) for way, cells in metrics["retrieval"].items()]
+    studies = f"{metrics.get('settings', {}).get('n', '–')} studies"
+    write(path, title, studies, "".join(tile(*figure) for figure in figures), sections, None)
+
+
+# --- sections: each gives the HTML below its heading ------------------------------------------------------------------
+
+def paragraph(text, cls=""):
+    return f'<p class="{cls}">{text}</p>' if cls else f"<p>{text}</p>"
+
+
+def tile(name, cell, floor=None):
+    if cell["value"] is None:
+        return ""
+    known = floor and floor["value"] is not None
+    beside = f'<span class="floor">floor {number(floor["value"])}</span>' if known else ""
+    return (f'<div class="tile"><span class="name">{escape(name)}</span><b>{number(cell["value"])}</b>'
+            f'<span class="interval">{number(cell["low"])} – {number(cell["high"])}</span>{beside}</div>')
+
+
+def tiles(metrics):
+    floor = dict(tables.headline(metrics.get("floors", {}).get("permuted_pictures", {})))
+    return "".join(tile(name, cell, floor.get(name)) for name, cell in tables.headline(metrics))
+
+
+def scores_section(metrics, data):
+    parts = [tables.score_table(metrics, data)]
+    protocols = metrics.get("settings", {}).get("protocols", {})
+    parts += [paragraph(f"<b>{escape(name)}</b>: {escape(text)}.", "note") for name, text in protocols.items()]
+    parts.append(paragraph("Small figures: 95 % interval over studies. A row counts one way only, so figures of "
+                           "different rows compare only where the last column says the same.", "note"))
+    if ROWS.get(data):
+        parts.append(paragraph("Rows below ours are other papers’, and users’ own runs of released code (dashed). The "
+                               "protocol of each is what it <em>appears</em> to be: few papers state it. A blank is a "
+                               "figure we have no source for.", "note"))
+    return "".join(parts)
+
+
+def floors_section(metrics):
+    warnings = "".join(paragraph(
+        f"<b>Near its floor:</b> {escape(judge)} {number(own['value'])} against {number(cell['value'])} "
+        f"({escape(floor)}). These reports hardly depend on the pictures.", "warning")
+        for judge, floor, own, cell in tables.near_floor(metrics))
+    return (paragraph("What texts score that have nothing to do with the picture: the same model shown other studies’ "
+                      "pictures, and the training set’s most frequent report for every study. A model that looks "
+                      "stands clear of both.")
+            + warnings + tables.floors_table(metrics))
+
+
+def clinical_section(clinical):
+    return (paragraph(f"Labels: {escape(str(clinical['labels_from']))}. The literature prints different cells of this "
+                      "grid as “F1”. 13 labels: without No Finding; 5: Cardiomegaly, Edema, Consolidation, "
+                      "Atelectasis, Pleural Effusion.")
+            + tables.clinical_grid(clinical["grid"]))
+
+
+def findings_section(clinical, rows):
+    per_class = clinical["per_class"]["negative"]
+    return (paragraph("Uncertain counts as absent. Bars end at the value, whiskers are 95 % intervals. Press a count "
+                      "to see its studies.")
+            + tables.findings_table(per_class, rows)
+            + "<h3>Invented instead of what?</h3>"
+            + paragraph("How often a finding (row) was missed in a report that invented another one (column). Green: "
+                        "found.")
+            + tables.confusion_table(rows))
+
+
+def gallery_section(shown, left, known, labeler):
+    legend = "".join(f'<li><mark class="{kind}">{kind}</mark> {what}</li>' for kind, what in KINDS) if known else ""
+    notes = []
+    if left:
+        notes.append(f"{len(shown)} of {len(shown) + left} studies: the best, worst and most disputed; "
+                     "reports.jsonl has all.")
+    if not known:
+        notes.append("Findings are not marked: these reports carry no labels.")
+    elif labeler is None:
+        notes.append("Findings are marked for the whole report only: no labeler was at hand for single sentences.")
+    return ((f'<ul class="legend">{legend}</ul>' if legend else "") + "".join(paragraph(note, "note") for note in notes)
+            + '<form id="tools"></form><p id="count" role="status"></p><div id="cards"></div>'
+            '<button id="more" hidden>Show more</button>'
+            '<noscript><p class="warning">The studies are drawn by a script, which is off.</p></noscript>')
+
+
+def zero_shot_section(found, scores, labels):
+    clue, pairs = found["auroc"], found["auroc_pairs"]
+
+    def cells(one, other):
+        return [tables.figure(one), tables.figure(other), intervals([one, other], ["own", "floor-a"])]
+
+    rows = [("", [escape(name), str(cell["positives"]), *cells(cell, pairs["per_finding"][name])])
+            for name, cell in clue["per_finding"].items()]
+    rows.append(("total", ["macro mean", "", *cells(clue["macro"], pairs["macro"])]))
+    header = ["finding", "positives", '<span class="key own"></span>clue prompt',
+              '<span class="key floor-a"></span>finding against no finding', "AUROC, from 0"]
+    panels = ""
+    if scores is not None and labels is not None:
+        scores, labels = np.asarray(scores), np.asarray(labels)
+        for i, name in enumerate(LABELS):
+            certain, cell = labels[:, i] != 3, clue["per_finding"][name]
+            rates = roc_curve(scores[certain, i], labels[certain, i] == 1) if cell["value"] is not None else None
+            caption = f"<figcaption>{escape(name)}<b>{number(cell['value'])}</b></figcaption>"
+            panels += f"<figure>{roc(name, rates)}{caption}</figure>"
+        panels = f'<div class="panels rocs">{panels}</div>'
+    return (paragraph("The cosine of picture and prompt, without any training on labels; 0.5 is chance. Curves: false "
+                      "positive rate to the right, true positive rate upwards, by the clue prompts, whose order picks "
+                      "the clues of stage 2.")
+            + panels + tables.table(header, rows, "zero"))
+
+
+RETRIEVAL = {"image_to_text": "picture → sentence", "text_to_image": "sentence → picture"}
+
+
+def retrieval_section(retrieval):
+    columns = list(next(iter(retrieval.values())))
+    rows = [("", [RETRIEVAL[way], *(f'{tables.figure(cells[at])}<small>chance {number(cells[at]["chance"])}</small>'
+                                    for at in columns)]) for way, cells in retrieval.items()]
+    return paragraph("Share of queries with a right answer among the K best.") + tables.table(["", *columns], rows)
+
+
+def training_section(rows):
+    parts = []
+    for stage in dict.fromkeys(row.get("stage", "") for row in rows):
+        mine = [row for row in rows if row.get("stage", "") == stage]
+        figures = []
+
+        def points_of(name, figures=lambda row: row):
+            return [(row["step"], figures(row)[name]) for row in mine
+                    if isinstance(figures(row).get(name), (int, float))]
+
+        for title, name, validation in PANELS:
+            points, held_out = points_of(name), points_of(validation, lambda row: row.get("validation", {}))
+            if not points:
+                continue
+            lines = [(name, "train", points, "raw" if name in RAW else "line")]
+            if name in RAW:
+                lines.append((f"{name}, smoothed", "train", smoothed(points), "line"))
+            lines += [("validation", "held-out", held_out, "dots")] if held_out else []
+            last = f"{number(points[-1][1])}" if abs(points[-1][1]) >= 0.01 else f"{points[-1][1]:.2g}"
+            key = ' <span class="key held-out"></span>validation' if held_out else ""
+            caption = f"<figcaption>{escape(title)}{key}<b>{last}</b></figcaption>"
+            figures.append(f"<figure>{caption}{chart(title, lines)}</figure>")
+        parts.append(f'<h3>{escape(str(stage))}</h3><div class="panels">{"".join(figures)}</div>')
+    legend = paragraph("Over optimiser steps; faint: every step, strong: smoothed. The figure is the last step’s.")
+    return "".join([legend, *parts])
+
+
+def settings_section(settings):
+    items = [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+             for name, value in settings.items()]
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in items) + "</dl>"
+
+
+# --- the document -----------------------------------------------------------------------------------------------------
+
+def write(path, title, subtitle, tiles, sections, data):
+    """Puts the page together and writes it in one go."""
+    folder = Path(__file__).parent
+    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'; "
+              "base-uri 'none'; form-action 'none'")
+    links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in sections)
+    body = "".join(f'<section id="{name}"><h2>{heading}</h2>{html}</section>' for name, heading, html in sections)
+    text = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>
+<nav aria-label="Sections">{links}</nav>
+<main>
+<div class="tiles">{tiles}</div>
+{body}
+</main>
+<script type="application/json" id="data">{in_script(data)}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+    with whole_file(path) as file:
+        file.write(text.encode("utf-8", "replace").decode())     # half a surrogate pair becomes "?": no file holds it
+
+
+def in_script(data):
+    """JSON that cannot end its <script>, begin another, or break a line: < > & and U+2028/9 as \\u escapes."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text

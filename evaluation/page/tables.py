@@ -1,0 +1,158 @@
+"""The tables of the page as HTML, from metrics.json: every figure under its full name, with its interval."""
+
+from html import escape
+
+from data.reports import LABELS
+from evaluation.page.charts import bar, intervals, number
+from evaluation.page.gallery import DISEASES, confusion
+from evaluation.page.published import AGAIN, ROWS
+from metrics.clinical import CLASS_SETS, PARTS, UNCERTAIN
+
+LANGUAGE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "METEOR", "CIDEr")   # the papers' order
+FLOORS = {"permuted_pictures": "other studies’ pictures", "most_frequent_report": "most frequent report"}
+TRUTH = {"invented_per_report": "invented findings a report", "missed_per_report": "missed findings a report",
+         "side_accuracy": "side right", "severity_accuracy": "severity right"}
+COUNTED = {"coco": "full references, Penn Treebank tokens",
+           "r2gen": "R2Gen’s cleaning, the stop counts, references cut"}
+# The cells of the clinical grid that published rows come nearest to: 14 labels, uncertain as negative.
+BESIDE = ("macro", "micro", "example")
+
+
+def table(header, rows, cls=""):
+    """header: HTML, already escaped; rows: (class, [cells]), the first cell naming the row. Wide ones scroll."""
+    head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
+    body = "".join(f'<tr class="{of_row}"><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}'
+                   "</tr>" for of_row, (name, *cells) in rows)
+    return (f'<div class="scroll" tabindex="0"><table class="{cls}"><thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>")
+
+
+def figure(cell, digits=3):
+    """The value, and its interval below it."""
+    if cell["value"] is None:
+        return "–"
+    return f'{number(cell["value"], digits)}<small>{number(cell["low"], digits)}–{number(cell["high"], digits)}</small>'
+
+
+def language_cells(scores):
+    """The seven columns of a protocol's scores; a METEOR without its synonyms says so."""
+    cells = []
+    for name in LANGUAGE:
+        found = next((key for key in scores if key.partition(" (")[0] == name), None)
+        mark = f' <em>{escape(found.partition(" (")[2].rstrip(")"))}</em>' if found and found != name else ""
+        cells.append(figure(scores[found]) + mark if found else "")
+    return cells
+
+
+def score_table(metrics, data=None):
+    """Our rows, one convention a row, and published rows beside them where the data set has any."""
+    published = ROWS.get(data, ())
+    blank, clinical = [""] * len(LANGUAGE), "clinical" in metrics or published
+    none = [""] * len(PARTS) if clinical else []
+    rows = [("own", [f"this run, <b>{escape(protocol)}</b>", *language_cells(scores), *none, COUNTED[protocol]])
+            for protocol, scores in metrics["language"].items()]
+    if "clinical" in metrics:
+        for average in BESIDE:
+            cell = metrics["clinical"]["grid"][average]["14"]["negative"]
+            rows.append(("own", [f"this run, <b>{average}</b>", *blank, *(figure(cell[part]) for part in PARTS),
+                                 f"{average} over 14 labels, uncertain as negative"]))
+    for row in published:
+        notes = [f"{what}: {note}" for what, note in (("texts", row.protocol), ("labels", row.average)) if note]
+        rows.append(("again" if row.kind == AGAIN else "other", [
+            f"{escape(row.name)}<small>{escape(row.source)}</small>",
+            *(number(row.language[name]) if name in row.language else "" for name in LANGUAGE),
+            *("" if value is None else number(value) for value in row.clinical), escape("; ".join(notes))]))
+    return table(["", *LANGUAGE, *(("precision", "recall", "F1") if clinical else ()), "counted on"], rows, "scores")
+
+
+def clinical_grid(grid):
+    """F1, precision and recall of every reading: averages by class sets and uncertain."""
+    columns = [(classes, uncertain) for classes in CLASS_SETS for uncertain in UNCERTAIN]
+    header = ["", *(f"{classes} labels<small>uncertain as {uncertain}</small>" for classes, uncertain in columns)]
+    rows = []
+    for average in ("macro", "micro", "example", "weighted"):
+        rows += [("f1" if part == "f1" else "part", [
+            f"<b>{average}</b> F1" if part == "f1" else part,
+            *(figure(grid[average][classes][uncertain][part]) for classes, uncertain in columns)])
+            for part in ("f1", "precision", "recall")]
+    return table(header, rows, "grid")
+
+
+def headline(metrics):
+    """[(name, cell, digits)] that the page opens with and that floors are compared by; as far as they are known."""
+    figures = [(f"{name} ({protocol})", scores[name]) for protocol, scores in metrics.get("language", {}).items()
+               for name in ("BLEU-4", "CIDEr") if name in scores]
+    if "clinical" in metrics:
+        grid = metrics["clinical"]["grid"]
+        figures += [(f"{average} F1 (14 labels)", grid[average]["14"]["positive"]["f1"])
+                    for average in ("micro", "macro")]
+    return figures + [(TRUTH.get(name, name), cell) for name, cell in metrics.get("truth", {}).items()]
+
+
+def floors_table(metrics):
+    """Every headline figure beside what texts reach that have nothing to do with the picture."""
+    floors = {name: dict(headline(scores)) for name, scores in metrics["floors"].items()}
+    none = {"value": None}
+    rows = []
+    for name, cell in headline(metrics):
+        cells = [cell, *(scores.get(name, none) for scores in floors.values())]
+        rows.append(("", [escape(name), *map(figure, cells), intervals(cells, ["own", "floor-a", "floor-b"])]))
+    keys = [f'<span class="key {cls}"></span>{escape(FLOORS.get(name, name))}'
+            for name, cls in zip(floors, ("floor-a", "floor-b"))]
+    return table(["", '<span class="key own"></span>this model', *keys, ""], rows, "floors")
+
+
+def near_floor(metrics):
+    """[(judge, floor, its own cell, the floor's cell)] of the floors not cleared: the intervals meet.
+
+    The judge is micro F1, or CIDEr where there are no labels.
+    """
+    own = dict(headline(metrics))
+    judge = next(name for name in own if name.startswith("micro F1" if "clinical" in metrics else "CIDEr"))
+    reached = []
+    for name, scores in metrics["floors"].items():
+        cell = dict(headline(scores)).get(judge)
+        if cell and None not in (own[judge]["value"], cell["value"]) and own[judge]["low"] <= cell["high"]:
+            reached.append((judge, FLOORS.get(name, name), own[judge], cell))
+    return reached
+
+
+def findings_table(per_class, rows):
+    """Per finding, uncertain as negative: support, counts that lead to the gallery, and bars."""
+    counts = confusion(rows)
+    lines = []
+    for i, (name, cell) in enumerate(per_class.items()):
+        extra = ["", "", ""]
+        if i in DISEASES:
+            invented = sum(1 for row in rows if row["labels"]["hypothesis"][i] == 1 != row["labels"]["reference"][i])
+            missed = sum(1 for row in rows if row["labels"]["reference"][i] == 1 != row["labels"]["hypothesis"][i])
+            extra = [jump(name, "match", counts[i, i]), jump(name, "invented", invented), jump(name, "missed", missed)]
+        lines.append(("", [escape(name), str(cell["support"]), *extra,
+                           *(f'{bar(cell[part], part)}{figure(cell[part], 2)}' for part in PARTS)]))
+    return table(["finding", "support", "found", "invented", "missed", "precision", "recall", "F1"], lines, "findings")
+
+
+def jump(finding, kind, count):
+    """A count that shows its studies in the gallery when pressed."""
+    return (f'<button class="count {kind}" data-finding="{escape(finding)}" data-kind="{kind}"'
+            f'{" disabled" * (not count)}>{count}</button>')
+
+
+def confusion_table(rows):
+    """Rows: the finding that was missed; columns: what the same report invented; the diagonal: found."""
+    counts = confusion(rows)
+    used = [i for i in range(len(DISEASES)) if counts[i].any() or counts[:, i].any()]
+    names = [LABELS[DISEASES[i]] for i in used]
+    order = [*used, len(DISEASES)]
+    most = max([counts[i, j] for i in order for j in order if i != j] + [1])
+    lines = []
+    for i, name in zip(order, [*names, "nothing missed"]):
+        cells = []
+        for j in order:
+            count = counts[i, j]
+            level = 0 if not count else 1 + min(4, int(4 * (count - 1) / most)) if i != j else 0
+            cls = "hit" if i == j and i < len(DISEASES) else f"level-{level}"
+            cells.append(f'<span class="{cls}">{count or ""}</span>')
+        lines.append(("", [escape(name), *cells]))
+    return table(['<span class="corner">missed ↓ &nbsp; invented →</span>',
+                  *(f"<span>{escape(name)}</span>" for name in [*names, "nothing invented"])], lines, "confusion")

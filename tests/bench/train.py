@@ -1,0 +1,265 @@
+"""A training step of each stage and the writing of a test set, next to the same of transformers' models and PEFT's adapters.
+
+    OMP_NUM_THREADS=1 python -m tests.bench.train                                      # CPU: 100 M parameters, fp32
+    python -m tests.bench.train --device cuda --shape 7b                               # a GPU: the paper's shapes, bf16
+    python -m tests.bench.train --device cuda --shape 7b --side ours --only stage-2    # the memory of one side alone
+    python -m tests.bench.train --device cuda --shape 7b --side ours --only decode-set # MIMIC-CXR's 3,858 test studies
+
+Random weights, the same on both sides: their first losses, and the tokens they write in fp32, must agree. Runs of steps
+alternate, medians are printed: studies a second, FLOP utilisation of a GPU (FLOPs as dry_run.py counts them) and the
+GPU's peak memory; a ratio above 1: ours is the faster. A set is written once: beam 3, 100 tokens a report.
+"""
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+import trrg
+from model.bert import Bert, BertConfig
+from model.clues import ClueBank
+from model.decode import generate
+from model.mistral import Mistral, MistralConfig
+from model.swin import Swin, SwinConfig
+from tests import tiny
+from tests.bench.models import quiet
+from training import dry_run
+from training.optimizer import optimizer_for
+
+SHAPES = {
+    "100m": (SwinConfig(embed_dim=64, depths=(2, 2, 6, 2), num_heads=(2, 4, 8, 16)), BertConfig(num_hidden_layers=4),
+             MistralConfig(hidden_size=768, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=12, num_key_value_heads=4, head_dim=64)),
+    "7b": (SwinConfig(), BertConfig(), MistralConfig())}
+SENTENCE, REPORT, VIEWS = 32, {"100m": 64, "7b": 160}, 2
+TEST_SET, TOKENS, BEAMS = 3858, 100, 3             # studies of MIMIC-CXR's test split
+TASKS = ("stage-1", "stage-2", "decode-set")
+
+
+def their(kind, ours):
+    """transformers' model with our weights, by way of a folder that both read."""
+    with tempfile.TemporaryDirectory() as folder:
+        ours.save_pretrained(Path(folder))
+        pooler = {} if kind == "MistralForCausalLM" else {"add_pooling_layer": False}
+        return getattr(quiet(), kind).from_pretrained(folder, dtype="auto", **pooler)
+
+
+class Their(nn.Module):
+    """transformers' Swin or BERT behind the interface of ours."""
+
+    def __init__(self, kind, ours):
+        super().__init__()
+        self.config, self.model = ours.config, their(kind, ours)
+
+    def forward(self, x, mask=None):
+        out = self.model(pixel_values=x) if mask is None else self.model(input_ids=x, attention_mask=mask)
+        return out.last_hidden_state
+
+
+def stage_1(args):
+    """{side: (step, loss)}, batch and FLOPs of Eq. (1) on both encoders."""
+    swin_config, bert_config, _ = SHAPES[args.shape]
+    swin, bert = Swin(swin_config), Bert(bert_config)
+    sides, B = {}, args.batch_size
+    images, ids = torch.randn(B, 3, 224, 224, device=args.device), torch.randint(5, 1000, (B, SENTENCE), device=args.device)
+    for side in args.sides:
+        pair = (copy.deepcopy(swin), copy.deepcopy(bert)) if side == "ours" else (Their("SwinModel", swin), Their("BertModel", bert))
+        torch.manual_seed(0)
+        model = trrg.Alignment(*pair, trrg.AlignmentConfig(d=swin_config.width)).to(args.device).train()
+
+        def loss(model=model):
+            v, t = model(images, ids, torch.ones_like(ids).bool())
+            return trrg.contrastive_loss(v.float(), t.float(), model.tau)
+
+        sides[side] = stepper(model, loss, args)
+    flops = 3 * (dry_run.swin_flops(swin_config, B) + dry_run.bert_flops(bert_config, B, SENTENCE))
+    return sides, B, flops
+
+
+def writers(args):
+    """{side: (model, its language model)}: TRRG with the same clue side, on each library's language model and Swin."""
+    swin_config, _, mistral_config = SHAPES[args.shape]
+    dtype, d = torch.float32 if args.device == "cpu" else torch.bfloat16, swin_config.width
+    with torch.device(args.device):
+        swin, language_model = Swin(swin_config).to(dtype), Mistral(mistral_config).to(dtype)
+        bank = ClueBank(torch.randn(60, 12, d), torch.randn(60, d), torch.ones(60, 12, dtype=torch.bool), torch.arange(60) % 14)
+    tokenizer, found = tiny.pieces(), {}
+    for side in reversed(args.sides):                 # ours last, for it puts its adapters into the language model
+        theirs = their("MistralForCausalLM", language_model).to(args.device) if side != "ours" else None
+        if args.side == "theirs":                     # what only embeds is not to weigh
+            language_model.model["layers"], language_model.lm_head = nn.ModuleList(), None
+        torch.manual_seed(0)
+        # On their side our language model only embeds the prompt.
+        model = trrg.TRRG(swin, nn.Linear(d, d, bias=False), torch.tensor(0.07), bank, language_model,
+                          tokenizer, trrg.TRRGConfig(lora_rank=16 if side == "ours" else 0, lora_dropout=0.1))
+        model.image_projection.to(dtype)
+        model.to(args.device).train()
+        if side == "ours":
+            model.language_model.checkpoint = args.checkpointing
+        else:
+            model.swin = Their("SwinModel", swin).to(args.device).eval().requires_grad_(False)
+        found[side] = model, theirs
+    return found
+
+
+def stage_2(args):
+    """{side: (step, loss)}, batch and FLOPs of Eq. (5)."""
+    B, T, sides = args.batch_size, REPORT[args.shape], {}
+    images = torch.randn(B, VIEWS, 3, 224, 224, device=args.device)
+    ids = torch.randint(3, 300, (B, T), device=args.device)
+    for side, (model, theirs) in writers(args).items():
+        if side == "ours":
+            def loss(model=model):
+                return trrg.loss_total(model(images, ids, ids), 1.0)
+
+            sides[side] = stepper(model, loss, args)
+        else:
+            import peft
+            adapted = peft.get_peft_model(theirs, peft.LoraConfig(r=16, lora_alpha=16, lora_dropout=0.1, bias="none",
+                                                                  target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+            if args.checkpointing:
+                theirs.gradient_checkpointing_enable({"use_reentrant": False})
+
+            def loss(model=model, adapted=adapted):
+                prompt = model.prompt(images)
+                embeds = torch.cat([prompt.embeds, model.language_model.embed(ids).to(prompt.embeds)], 1)
+                labels = torch.cat([ids.new_full((B, prompt.embeds.shape[1]), -100), ids], 1)
+                ce = adapted(inputs_embeds=embeds, labels=labels).loss
+                return ce + trrg.disease_consistency(prompt.e_v, prompt.e_c).mean()
+
+            both = nn.ModuleDict({"rest": nn.ModuleDict({name: child for name, child in model.named_children() if name not in ("language_model", "swin", "bank")}),
+                                  "language_model": adapted})
+            sides[side] = stepper(both, loss, args)
+    swin_config, _, config = SHAPES[args.shape]
+    tokens = model.prompt(images[:1]).embeds.shape[1] + T
+    flops = dry_run.swin_flops(swin_config, B * VIEWS) + 2 * (
+        dry_run.mistral_flops(config, B, tokens) + 2 * B * T * config.hidden_size * config.vocab_size)
+    return sides, B, flops
+
+
+def decode_set(args):
+    """{side: (seconds, GB at the peak)} of writing `--studies` reports, every side the same tokens in fp32."""
+    found, written = {}, {}
+    settings = dict(max_new_tokens=TOKENS, min_new_tokens=TOKENS)
+    for side, (model, theirs) in writers(args).items():
+        model.eval()
+        eos = model.tokenizer.eos_id
+
+        def write(images, model=model, theirs=theirs, eos=eos):
+            if theirs is None:
+                prompt = model.prompt(images)
+                return generate(model.language_model, embeds=prompt.embeds, eos_id=eos, beams=BEAMS, **settings)
+            embeds = model.prompt(images).embeds
+            return theirs.generate(inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
+                                   num_beams=BEAMS, do_sample=False, eos_token_id=eos, pad_token_id=eos, **settings).tolist()
+
+        pictures = torch.randn(args.decode_batch, VIEWS, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(args.device)
+        with torch.no_grad():
+            write(pictures[:1])                     # warms up
+            if args.device == "cuda":
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            begun, written[side] = time.perf_counter(), []
+            for start in range(0, args.studies, args.decode_batch):
+                written[side].append(write(pictures[:args.studies - start]))
+        if args.device == "cuda":
+            torch.cuda.synchronize()
+        found[side] = time.perf_counter() - begun, torch.cuda.max_memory_allocated() / 1e9 if args.device == "cuda" else 0.0
+    if len(written) == 2 and args.device == "cpu":
+        ours, theirs = ([row[:TOKENS - 1] for batch in rows for row in batch] for rows in (written["ours"], written["transformers"]))
+        assert ours == theirs, "the two sides write different tokens"
+    return found
+
+
+def stepper(model, loss, args):
+    """One optimiser step, as the loop of train.py makes it."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = optimizer_for(parameters, 1e-4, 0.05)
+
+    def value():
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.device != "cpu"):
+            return loss()
+
+    def step():
+        now = value()
+        now.backward()
+        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return now.item()
+
+    with torch.no_grad():                   # without dropout, both sides must agree
+        modes = {part: part.training for part in model.modules()}
+        model.eval()
+        first = value().item()
+        for part, training in modes.items():
+            part.training = training
+    return step, first
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--shape", default="100m", choices=SHAPES)
+    parser.add_argument("--batch-size", type=int, help="of the steps (default: 2 on the CPU, 8 on a GPU)")
+    parser.add_argument("--decode-batch", type=int, help="of decode-set (default: 4 on the CPU, 64 on a GPU)")
+    parser.add_argument("--studies", type=int, help=f"of decode-set (default: 8 on the CPU, {TEST_SET} on a GPU)")
+    parser.add_argument("--repeats", type=int, default=7, help="(default: %(default)s)")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--side", choices=("ours", "theirs", "both"), default="both", help="one alone, to see its memory (default: %(default)s)")
+    args = parser.parse_args()
+    args.sides = {"ours": ["ours"], "theirs": ["transformers"], "both": ["ours", "transformers"]}[args.side]
+    gpu = SimpleNamespace(name=torch.cuda.get_device_name(), wait=torch.cuda.synchronize) if args.device == "cuda" else None
+    args.batch_size = args.batch_size or (8 if gpu else 2)
+    args.decode_batch, args.studies = args.decode_batch or (64 if gpu else 4), args.studies or (TEST_SET if gpu else 8)
+    peak_flops = next((flops for name, flops in dry_run.GPUS.items() if gpu and name in gpu.name), None)
+    print(f"{gpu.name if gpu else 'CPU'}, {torch.get_num_threads()} threads, torch {torch.__version__}, shape {args.shape}, batch {args.batch_size}")
+    for task, make in (("stage-1", stage_1), ("stage-2", stage_2)):
+        if task in args.only:
+            torch.manual_seed(0)
+            sides, B, flops = make(args)
+            losses = [first for _, first in sides.values()]
+            assert max(losses) - min(losses) <= (1e-3 if gpu is None else 0.02) * max(map(abs, losses)), f"the sides' losses differ: {losses}"
+            times, memory = {side: [] for side in sides}, {}
+            for step, _ in sides.values():
+                step()                              # warms up
+            for _ in range(args.repeats):
+                for side, (step, _) in sides.items():
+                    if gpu:
+                        gpu.wait()
+                        torch.cuda.reset_peak_memory_stats()
+                    begun = time.perf_counter()
+                    step()
+                    if gpu:
+                        gpu.wait()
+                        memory[side] = torch.cuda.max_memory_allocated() / 1e9
+                    times[side].append(time.perf_counter() - begun)
+            median = {side: statistics.median(values) for side, values in times.items()}
+            of = "" if args.side != "both" else " with both sides' weights"
+            for side in sides:
+                used = f", {flops / median[side] / peak_flops / 1e12:.0%} of the peak FLOPs" if peak_flops else ""
+                print(f"{task}  {side:<13} {median[side] * 1e3:9.1f} ms  {B / median[side]:8.2f} studies/s{used}"
+                      + (f", {memory[side]:.1f} GB{of}" if gpu else "") + f"   first loss {sides[side][1]:.4f}")
+            ratio(task, median)
+    if "decode-set" in args.only:
+        torch.manual_seed(0)
+        found = decode_set(args)
+        for side, (seconds, memory) in found.items():
+            print(f"decode-set  {side:<13} {args.studies:,} reports of {TOKENS} tokens, beam {BEAMS}, batches of {args.decode_batch}: {seconds:.1f} s, "
+                  f"{args.studies / seconds:.2f} reports/s, {TEST_SET:,} in {TEST_SET / args.studies * seconds / 60:.1f} min" + (f", {memory:.1f} GB" if gpu else ""))
+        ratio("decode-set", {side: seconds for side, (seconds, _) in found.items()})
+
+
+def ratio(task, seconds):
+    if len(seconds) == 2:
+        print(f"{task}  ratio {seconds['transformers'] / seconds['ours']:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""--dry-run: what a run will need, before anything is loaded.
+
+Every module is built on the meta device, so parameter counts are exact. The rest is arithmetic on shapes:
+
+    memory  =  weights  +  trainable parameters × (4 gradient + 8 AdamW)  +  activations  +  logits
+    FLOPs   =  2 a weight and token forward, the same again for the gradient of the input wherever something below
+               trains, and once more for the gradient of the weight where it trains itself;
+               attention's products likewise
+
+Activations are what the backward pass reads again, tensor by tensor, as autograd keeps it; kernels' workspaces and
+fragmentation come on top, for which `MARGIN` stands.
+"""
+
+
+import torch
+from torch import nn
+
+import trrg
+from data.dataset import Prepared
+from data.prompts import clue_prompts
+from data.tokenizers import SentencePiece, WordPiece
+from model.bert import Bert, BertConfig
+from model.checkpoint import read_config
+from model.clues import ClueBank
+from model.mistral import Mistral, MistralConfig
+from model.swin import Swin, SwinConfig
+from training.log import module_table
+
+MARGIN = 1.1
+UTILISATION = 0.45
+# Dense bf16 TFLOP/s, from the vendor's data sheets.
+GPUS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "A6000": 155, "RTX 4090": 165}
+
+
+def config_at(config_class, folder):
+    """A folder's configuration, or the published one where there is no such folder."""
+    return read_config(config_class, folder) if (folder / "config.json").is_file() else config_class()
+
+
+def linear_weights(module):
+    """Weights of all matrices that multiply tokens; embeddings look up instead."""
+    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+
+
+def swin_sizes(config, pictures):
+    """[(tokens, channels, blocks)] a stage for a number of pictures."""
+    side = -(-config.image_size // config.patch_size)
+    sizes = []
+    for index, blocks in enumerate(config.depths):
+        sizes.append((pictures * side * side, config.embed_dim * 2**index, blocks))
+        side = -(-side // 2)
+    return sizes
+
+
+def swin_flops(config, pictures):
+    """Of one forward pass: a block has 4 + 2 ratio matrices of C × C and attention within windows."""
+    patches = pictures * (config.image_size // config.patch_size) ** 2
+    flops = 2 * patches * config.embed_dim * config.num_channels * config.patch_size**2
+    for index, (tokens, C, blocks) in enumerate(swin_sizes(config, pictures)):
+        flops += blocks * tokens * (2 * (4 + 2 * config.mlp_ratio) * C * C + 4 * config.window_size**2 * C)
+        if index < len(config.depths) - 1:
+            flops += tokens / 4 * 2 * 8 * C * C
+    return flops
+
+
+def bert_flops(config, sentences, tokens):
+    D, I = config.hidden_size, config.intermediate_size
+    return config.num_hidden_layers * sentences * tokens * (2 * (4 * D * D + 2 * D * I) + 4 * tokens * D)
+
+
+def mistral_flops(config, rows, tokens):
+    """Of the layers alone, forward; causal attention counts whole squares, as is the custom."""
+    D, H, G, d = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    matrices = D * d * (2 * H + 2 * G) + 3 * D * config.intermediate_size
+    return config.num_hidden_layers * rows * tokens * (2 * matrices + 4 * tokens * H * d)
+
+
+def mistral_activations(config, rows, tokens, adapted, size, recompute):
+    """Bytes that the frozen layers keep for the backward pass; `size` bytes a number.
+
+    A frozen matrix keeps nothing (its input's gradient needs the weight alone). A layer keeps the input of both norms
+    and q, k, v and the result of attention and, of the MLP, gate, its silu, and up; an `adapted` one its input and
+    dropout's mask.
+    """
+    D, H, G, d = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    layer = size * (2 * D + d * (2 * H + 2 * G) + 3 * config.intermediate_size) + 4 * H
+    layer += sum({"o_proj": H * d, "down_proj": config.intermediate_size}.get(name, D) for name in adapted) * (size + 1)
+    if recompute:
+        return rows * tokens * (config.num_hidden_layers * D * size + layer)
+    return rows * tokens * config.num_hidden_layers * layer
+
+
+def swin_activations(config, pictures, size, recompute):
+    """A block keeps: the input of both norms and their results, q, k, v, attention's result,
+    and two of the MLP's width."""
+    kept = [tokens * C * size * (blocks * (1 if recompute else 10 + 2 * config.mlp_ratio))
+            for tokens, C, blocks in swin_sizes(config, pictures)]
+    return sum(kept)
+
+
+def bert_activations(config, sentences, tokens, size):
+    D, I = config.hidden_size, config.intermediate_size
+    masks = 2 * D if config.hidden_dropout_prob else 0
+    return sentences * tokens * config.num_hidden_layers * (size * (9 * D + 2 * I) + masks)
+
+
+class Stage1Needs:
+    """Stage 1 on the meta device, for one process."""
+
+    def __init__(self, args):
+        self.args, self.batch = args, args.batch_size[0]
+        self.swin, self.bert = (config_at(kind, args.weights / name)
+                                for kind, name in ((SwinConfig, "swin"), (BertConfig, "bert")))
+        with torch.device("meta"):
+            self.model = trrg.Alignment(Swin(self.swin), Bert(self.bert), trrg.AlignmentConfig(d=self.swin.width))
+        self.tokens, self.sentences = self.model.config.sentence_tokens, self.batch * args.sentences
+
+    def shapes(self, processes):
+        d, n, B = self.model.config.d, swin_sizes(self.swin, 1)[-1][0], self.batch
+        return [("picture", (B, 3, self.swin.image_size, self.swin.image_size)),
+                ("v_1..v_n", (B, n, d)), ("v_cls", (B, d)),
+                ("sentence", (self.sentences, self.tokens)), ("t_cls", (self.sentences, d)),
+                ("cosines, Eq. (1)", (B * processes.world, B * processes.world))]
+
+    def flops(self):
+        return 3 * (swin_flops(self.swin, self.batch) + bert_flops(self.bert, self.sentences, self.tokens)
+                    + 2 * self.model.config.d * (self.batch * self.swin.width * swin_sizes(self.swin, 1)[-1][0]
+                                                 + self.sentences * self.tokens * self.bert.hidden_size))
+
+    def activations(self):
+        size = 2 if self.args.precision == "bf16" else 4
+        return [("activations, Swin", swin_activations(self.swin, self.batch, size, self.args.checkpointing)),
+                ("activations, BERT", bert_activations(self.bert, self.sentences, self.tokens, size))]
+
+    def frozen(self, world):
+        return []
+
+
+class Stage2Needs:
+    """Stage 2 on the meta device, for one process; a batch of studies with `views` pictures and full reports."""
+
+    def __init__(self, args, views):
+        from training.stages import stage2_config
+        self.args, self.batch, self.views = args, args.batch_size[1], views
+        self.swin, self.mistral = (config_at(kind, args.weights / name)
+                                   for kind, name in ((SwinConfig, "swin"), (MistralConfig, "mistral")))
+        self.tokenizer, words = tokenizers(args.weights)
+        config, d = stage2_config(args), self.swin.width
+        prompts = [text for texts in clue_prompts(args.prompts_per_disease or None) for text in texts]
+        r = max(len(words(text)) for text in prompts) - 1
+        with torch.device("meta"):
+            bank = ClueBank(torch.empty(len(prompts), r, d), torch.empty(len(prompts), d),
+                            torch.empty(len(prompts), r, dtype=torch.bool),
+                            torch.empty(len(prompts), dtype=torch.long))
+            self.model = trrg.TRRG(Swin(self.swin), nn.Linear(self.swin.width, d, bias=False), torch.empty(()), bank,
+                                   Mistral(self.mistral), None, config)
+        self.visual = swin_sizes(self.swin, 1)[-1][0] * (views if args.views == "concat" else 1)
+        markers = ["[INST] <Img>", "</Img>", f"{config.instruction} [/INST]"] + ["<Clue>", "</Clue>"] * config.clues
+        self.clue = {"base": 0, "dci": config.k * r}.get(config.variant, config.queries)
+        self.prompt = (1 + sum(len(self.tokenizer(text)) for text in markers) + self.visual
+                       + config.queries * config.interaction + self.clue)
+        self.tokens = self.prompt + args.report_tokens
+        self.size = 2 if args.precision == "bf16" else 4
+        dtype = torch.bfloat16 if self.size == 2 else torch.float32
+        self.model.swin.to(dtype), self.model.image_projection.to(dtype)
+        for p in self.model.language_model.parameters():
+            if not p.requires_grad:
+                p.data = p.data.to(dtype)
+
+    def shapes(self, processes):
+        d, D, B, L = self.swin.width, self.mistral.hidden_size, self.batch, self.model.config.queries
+        rows = [("pictures", (B, self.views, 3, self.swin.image_size, self.swin.image_size)),
+                ("v_e, v_d", (B, self.visual, d))]
+        if self.model.config.clues:
+            rows += [("c_s", (B, self.model.config.k * self.model.bank.tokens.shape[1], d))]
+        if self.model.config.interaction:
+            rows += [("E^v, E^c", (B, L, d))]
+        return rows + [("prompt", (B, self.prompt, D)), ("prompt and report", (B, self.tokens, D)),
+                       ("logits, report only", (B * (self.args.report_tokens + 1), self.mistral.vocab_size))]
+
+    def small(self):
+        """The modules between the frozen ones, with how many rows pass through them."""
+        rows = {"mapper": self.visual, "visual_projector": self.visual + self.model.config.queries,
+                "clue_projector": self.clue, "interaction": self.visual + 2 * self.model.config.queries}
+        return [(getattr(self.model, name), count * self.batch) for name, count in rows.items()
+                if hasattr(self.model, name)]
+
+    def flops(self):
+        head = 2 * self.batch * (self.args.report_tokens + 1) * self.mistral.hidden_size * self.mistral.vocab_size
+        adapters = sum(p.numel() for name, p in self.model.language_model.named_parameters() if ".lora_" in name)
+        lora = adapters * 2 * self.batch * self.tokens
+        small = sum(2 * linear_weights(module) * rows for module, rows in self.small())
+        return (swin_flops(self.swin, self.batch * self.views)
+                + 2 * (mistral_flops(self.mistral, self.batch, self.tokens) + head) + 3 * (lora + small))
+
+    def activations(self):
+        rows = self.batch * (self.args.report_tokens + 1)
+        adapted = self.args.lora_targets if self.args.lora_rank else ()
+        language = mistral_activations(self.mistral, self.batch, self.tokens, adapted, self.size,
+                                       self.args.checkpointing)
+        interaction = sum(12 * linear_weights(m) ** 0.5 * count * self.size for m, count in self.small())
+        return [("activations, language model", language), ("activations, clue interaction", interaction),
+                ("logits and their gradient", rows * self.mistral.vocab_size * (self.size + 4 + 4))]
+
+    def frozen(self, world):
+        """What sharding takes away from this process's share of the frozen layers: all but one in `world`, and
+        one layer."""
+        if not self.args.shard:
+            return []
+        layers = [sum(p.numel() * p.element_size() for p in layer.parameters() if not p.requires_grad)
+                  for layer in self.model.language_model.model["layers"]]
+        return [(f"sharded over {world} processes", -sum(layers) * (1 - 1 / world) + 2 * max(layers))]
+
+
+def tokenizers(weights):
+    """Functions from a text to its tokens: the weights' own, or words cut into fours where they are missing."""
+    roughly = lambda text: [word[i:i + 4] for word in text.split() for i in range(0, len(word), 4)]  # noqa: E731
+    pieces = (SentencePiece.from_pretrained(weights / "mistral")
+              if (weights / "mistral" / "tokenizer.model").is_file() else None)
+    words = WordPiece.from_pretrained(weights / "bert") if (weights / "bert" / "vocab.txt").is_file() else None
+    return ((lambda text: pieces.encode(text, special=False)) if pieces else roughly,
+            words.encode if words else lambda text: ["[CLS]", *roughly(text), "[SEP]"])
+
+
+def memory(needs, world):
+    """[(what, bytes)] of one process at the peak of a step; the last row is their sum with the margin."""
+    tensors = [*needs.model.parameters(), *needs.model.buffers()]
+    training = sum(p.numel() for p in needs.model.parameters() if p.requires_grad)
+    rows = [("weights", sum(t.numel() * t.element_size() for t in tensors)), *needs.frozen(world),
+            ("gradients", 4 * training), ("AdamW's moments", 8 * training)]
+    rows += [("gradients in DDP's buckets", 4 * training)] * (world > 1) + needs.activations()
+    return [*rows, (f"peak, with {MARGIN - 1:.0%} for workspaces", MARGIN * sum(size for _, size in rows))]
+
+
+def dry_run(args, processes):
+    """The whole text of a dry run."""
+    views, studies = 2, None
+    if (args.data / "studies.jsonl").is_file():
+        train = Prepared(args.data).split("train")
+        views, studies = max(len(study["views"]) for study in train), len(train)
+    texts = []
+    for number in (1, 2) if args.stage is None else (args.stage,):
+        needs = Stage1Needs(args) if number == 1 else Stage2Needs(args, views)
+        flops, sizes = needs.flops(), memory(needs, processes.world)
+        lines = [f"stage {number}: {processes.world} × {needs.batch} studies a batch, {args.precision}"
+                 + (f", {views} views" if number == 2 else ""), "",
+                 module_table(needs.model), "",
+                 *(f"{name:<34}{' × '.join(map(str, shape))}" for name, shape in needs.shapes(processes)), "",
+                 *(f"{name:<40}{size / 2**30:>9.2f} GiB" for name, size in sizes), "",
+                 f"{'FLOPs of a batch, one process':<40}{flops / 1e12:>9.2f} T"]
+        name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+        for gpu, peak in GPUS.items():
+            if not name or gpu in name:
+                seconds = flops / (peak * 1e12 * UTILISATION)
+                whole = ""
+                if studies is not None:
+                    hours = seconds * studies * args.epochs[number - 1] / needs.batch / processes.world / 3600
+                    whole = f", {hours:.1f} h in all"
+                speed = f"{gpu} at {peak} TFLOP/s and {UTILISATION:.0%}"
+                lines.append(f"  on {speed:<37}{seconds:>9.3f} s{whole}")
+        lines += warning(sizes[-1][1], args)
+        texts.append("\n".join(lines))
+    if not (args.weights / "mistral" / "config.json").is_file():
+        texts.append(f"{args.weights} holds no weights: published shapes are shown, token counts of prompts are rough")
+    return "\n\n".join(texts)
+
+
+def warning(need, args):
+    """A line where the GPU that is here is too small."""
+    if not torch.cuda.is_available():
+        return ["no GPU here to compare with"]
+    have = torch.cuda.get_device_properties(0).total_memory
+    if need <= have:
+        return [f"fits the GPU that is here ({have / 2**30:.0f} GiB)"]
+    remedies = [flag for flag, on in (("--checkpointing", args.checkpointing), ("--shard", args.shard)) if not on]
+    tries = ", ".join([*remedies, "a smaller --batch-size"])
+    return [f"WARNING: does not fit the GPU that is here ({have / 2**30:.0f} GiB): try {tries}"]

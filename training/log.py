@@ -1,0 +1,124 @@
+"""What the user sees of a run: the table of parts, a bar, log.jsonl, and a summary at the end."""
+
+import json
+import os
+import time
+
+import torch
+from tqdm import tqdm
+
+from data.files import whole_file
+
+
+def module_table(model):
+    """What trains and what is frozen, a line a part."""
+    lines, sums = [f"{'part':<22}{'parameters':>16}{'trainable':>16}{'megabytes':>12}  {'type'}"], [0, 0, 0]
+    for name, part in model.named_children():
+        tensors = [*part.parameters(), *part.buffers()]
+        if not tensors:
+            continue
+        row = [sum(p.numel() for p in part.parameters()), sum(p.numel() for p in part.parameters() if p.requires_grad),
+               sum(t.numel() * t.element_size() for t in tensors)]
+        types = "/".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()}))
+        lines.append(f"{name:<22}{row[0]:>16,}{row[1]:>16,}{row[2] / 1e6:>12,.1f}  {types}")
+        sums = [a + b for a, b in zip(sums, row)]
+    return "\n".join([*lines, f"{'all':<22}{sums[0]:>16,}{sums[1]:>16,}{sums[2] / 1e6:>12,.1f}"])
+
+
+class Clock:
+    """Where the time of a step goes; on a GPU it waits for the queue, so that each part is charged its own."""
+
+    def __init__(self, device):
+        self.device, self.laps, self.last = device, {}, time.perf_counter()
+
+    def lap(self, name):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self.last
+        self.last = now
+
+
+class Log:
+    """The bar, and log.jsonl: a line a step and a line a validation.
+
+    Going on at step `first`, later lines of this stage are dropped, and so is a line that a kill cut off.
+    """
+
+    def __init__(self, path, stage, first, validated, steps):
+        self.stage = stage
+        rows = [row for row in read_rows(path) if row["stage"] != stage
+                or row["step"] <= (validated if "validation" in row else first)]
+        with whole_file(path) as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        self.file = open(path, "a", encoding="utf-8")
+        self.bar = tqdm(total=steps, initial=first, desc=stage, unit="step")
+
+    def write(self, row):
+        self.file.write(json.dumps({"stage": self.stage, **row}) + "\n")
+        self.file.flush()
+
+    def step(self, row, clock, studies, device):
+        """row: step, epoch, loss, its terms, lr, gradient_norm; the rest is measured."""
+        seconds = sum(clock.laps.values())
+        rate, memory = studies / seconds, peak_memory(device) / 1e9
+        self.write({**row, "studies_per_s": round(rate, 2), "memory_gb": round(memory, 3),
+                    "seconds": {name: round(value, 4) for name, value in clock.laps.items()}})
+        self.bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row['lr']:.1e}", studies_per_s=f"{rate:.1f}",
+                             gb=f"{memory:.1f}", refresh=False)
+        self.bar.update()
+
+    def sync(self):
+        """Before a state is saved: its lines must not be lost where it survives."""
+        os.fsync(self.file.fileno())
+
+    def close(self):
+        self.bar.close()
+        self.file.close()
+
+
+class NoLog:
+    """What all processes but the first write."""
+
+    def write(self, row):
+        pass
+
+    def step(self, row, clock, studies, device):
+        pass
+
+    def sync(self):
+        pass
+
+    def close(self):
+        pass
+
+
+def read_rows(path):
+    """The whole lines of a log.jsonl; none where there is no file."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:              # cut off by a kill
+            pass
+    return rows
+
+
+def peak_memory(device):
+    """Bytes at most in use: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows, where there is no torchrun with gloo either
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def summary(stage, plan, facts, args):
+    """The last words on a stage."""
+    best = facts["best"]
+    cut = f", {facts['cut']:,} reports were cut to {args.report_tokens} tokens" if facts["cut"] else ""
+    left_out = f", {facts['left_out']} steps were left out for not being finite" if facts["left_out"] else ""
+    return (f"{stage.name}: {plan.steps:,} steps, {facts['studies']:,} studies, {facts['seconds'] / 3600:.2f} h"
+            f"{cut}{left_out}\n"
+            f"  best {args.select if stage.number == 2 else 'loss'} on val: {best['value']:.4f} "
+            f"after step {best['step']:,}\n"
+            f"  {args.run / stage.checkpoint}, {args.run / 'log.jsonl'}, {args.run / 'state'}")

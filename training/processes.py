@@ -1,0 +1,154 @@
+"""One process or several: what the scripts need of torch.distributed, as torchrun sets it up.
+
+A batch is planned for all processes together and each takes its `Share`; nothing else knows how many there are.
+"""
+
+import os
+import signal
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from data.workers import end_with_parent
+
+
+class Processes:
+    """torch.distributed as torchrun set it up, or one process alone."""
+
+    def __init__(self):
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.world > 1:
+            # The store outlives a process that fails, so it can tell who failed first.
+            self.store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(minutes=5)))
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(minutes=5),
+                                    store=dist.PrefixStore("group", self.store), rank=self.rank, world_size=self.world)
+
+    def close(self):
+        """At a good end: all together, since gloo of torch 2.6 may hang where one closes while others are further."""
+        if self.world > 1:
+            if self.rank == 0:
+                self.store.set("closing", "")
+            else:
+                self.store.wait(["closing"], timedelta(days=1))          # the first may have long work of its own
+            dist.barrier()
+            dist.destroy_process_group()
+
+    def barrier(self):
+        if self.world > 1:
+            dist.barrier()
+
+    def lead_first(self, work):
+        """Runs `work` on the first process; the others wait for it, for as long as it takes."""
+        if self.rank == 0:
+            work()
+            if self.world > 1:
+                self.store.set("lead", "done")
+        else:
+            self.store.wait(["lead"], timedelta(days=1))
+
+    def fails_first(self):
+        """Whether this process is the first to fail, and so the one that has to say why."""
+        try:
+            return self.world == 1 or self.store.add("failures", 1) == 1
+        except dist.DistError:          # the store's own process has gone: not the first, then
+            return False
+
+    def lost(self, error):
+        """Whether an error means that another process has gone; NCCL has a class for it, gloo only words."""
+        return self.world > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+    def sum(self, *values):
+        """Sums of numbers over all processes, the same on each."""
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self.world > 1:
+            dist.all_reduce(total)
+        return total.tolist()
+
+    def gather_objects(self, value):
+        """The value of every process, in the order of their ranks."""
+        values = [None] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        return values if self.world > 1 else [value]
+
+
+class Gather(torch.autograd.Function):
+    """(b, d) of every process → (world, b, d), with gradient:
+    what each process's loss owes to ours comes back to us."""
+
+    @staticmethod
+    def forward(ctx, x):
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[dist.get_rank()]
+
+
+def gather(x, shares):
+    """Rows of all processes, (Σ shares, d); this process holds shares[rank] of them (or one stand-in for none)."""
+    if len(shares) == 1:
+        return x
+    mine = shares[dist.get_rank()]
+    padded = torch.cat([x[:mine], x.new_zeros(max(shares) - mine, *x.shape[1:])])
+    every = Gather.apply(padded + 0 * x.sum())      # a stand-in row stays in the graph, with no weight
+    return torch.cat([part[:share] for part, share in zip(every, shares)])
+
+
+class Share:
+    """One process's part of a planned batch. One without a study of its own takes the first with weight 0, so that
+    every process runs the same collectives."""
+
+    def __init__(self, batch, processes):
+        parts = [batch[rank::processes.world] for rank in range(processes.world)]
+        self.sizes = [len(part) for part in parts]
+        self.weight = float(bool(parts[processes.rank]))
+        self.numbers = parts[processes.rank] or batch[:1]
+
+
+class Stopped(Exception):
+    """The run ends early, with a reason and an exit code."""
+
+    def __init__(self, reason, code=1):
+        super().__init__(reason)
+        self.code = code
+
+
+class StopSignal:
+    """SIGTERM or Ctrl-C, noted for the end of the step; torchrun may send it more than once.
+
+    As a context: the handlers from before come back at its end. Where one of several processes leaves it by an error,
+    they do not: torchrun's SIGTERM is on its way to it, and it has to say first what went wrong.
+    """
+
+    def __init__(self, processes):
+        self.several, self.number = processes.world > 1, 0
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def note(self, number, _):
+        self.number = number
+
+    def __exit__(self, kind, error, trace):
+        if self.several and error is not None:
+            return
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def start_loader(_):
+    """Loader processes leave it to the run when to end, and end with it where it is killed."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
