@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from data.command import Parser, at_least
 from data.files import UserError, file_digest, whole_file
 from data.reports import LABELS
 from evaluation.console import print_floors, print_metrics, print_zero_shot
@@ -25,22 +26,8 @@ from evaluation.results import add_labels, chexbert_labels, evaluate_texts, miss
 from metrics import CLEANINGS, PROTOCOLS
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; --help lists all options")
-
-
-def at_least(low):
-    """An argument's type: a whole number not below `low`."""
-    def number(text):
-        if not text.isdecimal() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low} on")
-        return int(text)
-    return number
-
-
 def parser():
-    positive = at_least(1)
+    positive = at_least(int, 1)
     p = Parser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     what = p.add_argument_group("what to evaluate (one of --ckpt, --reports)")
     what.add_argument("--ckpt", metavar="FILE", help="checkpoint of either stage")
@@ -74,7 +61,7 @@ def parser():
                    help="folder of meteor-1.5.jar and data/paraphrase-en.gz; default: an installed pycocoevalcap's")
     g.add_argument("--against", metavar="FILE", help="other reports on the same studies, for differences and p-values")
     g.add_argument("--draws", type=positive, default=1000, help="bootstrap resamples")
-    g.add_argument("--seed", type=at_least(0), default=0, help="of the bootstrap")
+    g.add_argument("--seed", type=at_least(int, 0), default=0, help="of the bootstrap")
 
     g = p.add_argument_group("clinical scores (labels in a file of reports come first)")
     g.add_argument("--chexbert", metavar="DIR", help="label texts with CheXbert: folder of chexbert.pth and vocab.txt")

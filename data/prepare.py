@@ -18,6 +18,7 @@ from pathlib import Path
 from data import images, mimic_cxr, openi, r2gen
 from data import phantom as phantom_source
 from data.builder import build, finished, kind_of
+from data.command import Parser, at_least
 from data.files import UserError, file_digest
 
 
@@ -29,11 +30,6 @@ def phantom(out, counts=(2000, 300, 500), seed=0, size=128, workers=1):
                          workers=workers, options=options)
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; --help lists all options")
-
-
 def _arguments(argv):
     parser = Parser(prog="python -m data.prepare", description=__doc__.splitlines()[0])
     sources = parser.add_subparsers(dest="source", required=True, metavar="{openi,r2gen,mimic_cxr,phantom}")
@@ -42,12 +38,12 @@ def _arguments(argv):
         command = sources.add_parser(name, help=text, description=text,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         command.add_argument("--out", required=True, type=Path, help="folder of the prepared data set")
-        command.add_argument("--size", type=_positive, default=size, help="pixels of a side; crops need a little less")
-        command.add_argument("--workers", type=_positive, default=len(os.sched_getaffinity(0))
+        command.add_argument("--size", type=at_least(int, 1), default=size, help="pixels of a side; crops need a little less")
+        command.add_argument("--workers", type=at_least(int, 1), default=len(os.sched_getaffinity(0))
                              if hasattr(os, "sched_getaffinity") else os.cpu_count(), help="processes")
         if name != "phantom":
             command.add_argument("--raw", required=True, type=Path, help="folder of the download")
-            command.add_argument("--views", type=_positive, default=2, help="at most so many pictures a study")
+            command.add_argument("--views", type=at_least(int, 1), default=2, help="at most so many pictures a study")
             command.add_argument("--text-only", action="store_true", help="write no pictures, only the two other files")
         return command
 
@@ -55,27 +51,17 @@ def _arguments(argv):
     command = source("openi", "Open-i's Indiana University chest X-rays", 256)
     command.add_argument("--target", choices=targets, default="findings", help="the text to generate")
     command.add_argument("--split-from", type=Path, help="R2Gen's annotation.json, whose split to take")
-    command.add_argument("--seed", type=_natural, default=0, help="of the 70/10/20 split, without --split-from")
+    command.add_argument("--seed", type=at_least(int, 0), default=0, help="of the 70/10/20 split, without --split-from")
     source("r2gen", "R2Gen's annotation.json with images/", 256)
     command = source("mimic_cxr", "MIMIC-CXR-JPG with the reports of MIMIC-CXR", 256)
     command.add_argument("--target", choices=targets, default="findings", help="the text to generate")
     command.add_argument("--count", choices=("studies", "images"), default="studies",
                          help="an example is a study with its views, or (as R2Gen counts) every image by itself")
     command = source("phantom", "drawn chest X-rays with reports that fit", 128)
-    command.add_argument("--studies", type=_positive, nargs=3, default=[2000, 300, 500],
+    command.add_argument("--studies", type=at_least(int, 1), nargs=3, default=[2000, 300, 500],
                          metavar=("TRAIN", "VAL", "TEST"), help="studies per split")
-    command.add_argument("--seed", type=_natural, default=0, help="of everything drawn")
+    command.add_argument("--seed", type=at_least(int, 0), default=0, help="of everything drawn")
     return parser.parse_args(argv)
-
-
-def _natural(text, low=0):
-    if not text.isdecimal() or int(text) < low:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} on")
-    return int(text)
-
-
-def _positive(text):
-    return _natural(text, low=1)
 
 
 def _digest(path):

@@ -1,12 +1,12 @@
 """The options of train.py, and the presets they start from."""
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
 
 import trrg
+from data.command import Parser, at_least
 from data.files import UserError
 from model.lora import LINEAR, TARGETS
 from training.stages import Stage1
@@ -24,21 +24,6 @@ PRESETS = {
     "iu_xray": dict(PAPER, epochs=(20, 20), report_tokens=160, max_new_tokens=100),
     "mimic_cxr": dict(PAPER, epochs=(5, 5), report_tokens=256, max_new_tokens=150),
 }
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; --help lists all options")
-
-
-def at_least(kind, low):
-    """An argument's type: a number that is finite and not below `low`."""
-    def number(text):
-        value = kind(text)
-        if not low <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a number from {low} on")
-        return value
-    return number
 
 
 def arguments(argv=None, description=__doc__):

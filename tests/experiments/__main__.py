@@ -34,13 +34,14 @@ from pathlib import Path
 
 import train
 import trrg
+from data.command import at_least
 from data.dataset import Prepared
 from data.files import UserError, whole_file
 from tests.experiments import measures
 from tests.experiments.grid import PERCENT, TRAINED, argv, checkpoint, experiments, folder, needs, part, with_needed
 from tests.experiments.tables import COLUMNS, tables
 from training import demo
-from training.options import arguments, at_least
+from training.options import arguments
 from training.processes import Processes
 from training.state import data_digest, weights_digest
 
