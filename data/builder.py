@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.dataset import SPLITS
-from data.files import UserError, whole_file
+from data.files import UserError, read_json, whole_file
 from data.reports import LABELS, sentences
 from data.workers import in_workers
 
@@ -62,7 +62,7 @@ def finished(out, options):
     if not path.exists():
         return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         made_with = dict(manifest["options"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not the manifest of a prepared data set; choose another --out or remove it") from None
@@ -220,7 +220,7 @@ class _Work:
 
     def finish(self):
         """Closes the gaps, renames; every step can be repeated, so a kill between any two does no harm."""
-        draft = json.loads(self.manifest.read_text(encoding="utf-8"))
+        draft = read_json(self.manifest)
         if self.images.exists():
             header, row_bytes = _header(draft["rows"], self.size), self.size * self.size
             with open(self.images, "r+b") as file:

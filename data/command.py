@@ -1,7 +1,10 @@
-"""What all command lines share: how a mistake is said, and the types of numbers."""
+"""What all command lines share: how a mistake is said, the types of numbers, and what a terminal can't upset."""
 
 import argparse
+import io
 import math
+import signal
+import sys
 
 from data.files import UserError
 
@@ -24,3 +27,22 @@ def at_least(kind, low):
             raise argparse.ArgumentTypeError(f"{text} is not a {'whole ' * (kind is int)}number from {low} on")
         return value
     return number
+
+
+def plain_output():
+    """From now on a character that the terminal's or log file's encoding lacks is written as "?", and ends nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):         # a notebook's or a test's own stream takes everything
+            stream.reconfigure(errors="replace")
+
+
+def stop_in_one_line(message="stopped"):
+    """From now on Ctrl-C ends the process with one line and exit code 130, cleanly: every `finally` still runs.
+
+    A command says it before it imports torch, whose seconds would else end in a traceback.
+    """
+    def stop(*_):
+        print(message, file=sys.stderr)
+        raise SystemExit(130)
+
+    signal.signal(signal.SIGINT, stop)

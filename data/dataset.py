@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data.files import UserError
+from data.files import UserError, read_json, text_lines
 from data.images import augment
 from data.reports import clean_report, sentences
 
@@ -83,11 +83,7 @@ class Prepared:
         for name in ("studies.jsonl", "images.npy", "manifest.json"):
             if not (self.folder / name).is_file():
                 raise UserError(f"{self.folder}: no prepared data set, {name} is missing; {remedy}")
-        try:
-            self.manifest = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            raise UserError(f"{self.folder}/manifest.json: cannot be read ({error}); "
-                            "prepare the data set again") from None
+        self.manifest = read_json(self.folder / "manifest.json", remedy="prepare the data set again")
         self.images = PictureFile(self.folder / "images.npy")
         self.size = self.images.shape[1]
         self.studies = list(self._read_studies())
@@ -95,25 +91,30 @@ class Prepared:
     def _read_studies(self):
         path = self.folder / "studies.jsonl"
         seen = set()
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                where = f"{path}, line {number}"
-                try:
-                    study = json.loads(line)
-                    missing = {"id", "split", "report", "views"} - study.keys()
-                except (ValueError, AttributeError):
-                    raise UserError(f"{where}: not a JSON object; prepare the data set again") from None
-                if missing:
-                    raise UserError(f"{where}: no {', '.join(sorted(missing))}; prepare the data set again")
-                if study["split"] not in SPLITS:
-                    raise UserError(f"{where}: split {study['split']!r} is none of {', '.join(SPLITS)}")
-                if study["id"] in seen:
-                    raise UserError(f"{where}: the id {study['id']!r} stands there twice; ids must be unique")
-                if not study["views"] or not all(0 <= row < len(self.images) for row in study["views"]):
-                    raise UserError(f"{where}: views {study['views']} are not rows of images.npy "
-                                    f"({len(self.images)} pictures); prepare the data set again")
-                seen.add(study["id"])
-                yield study
+        for number, line in text_lines(path):
+            where = f"{path}, line {number}"
+            if not line.strip():
+                continue
+            try:
+                study = json.loads(line)
+                missing = {"id", "split", "report", "views"} - study.keys()
+            except (ValueError, AttributeError, RecursionError):
+                raise UserError(f"{where}: not a JSON object; prepare the data set again") from None
+            if missing:
+                raise UserError(f"{where}: no {', '.join(sorted(missing))}; prepare the data set again")
+
+            if study["split"] not in SPLITS:
+                raise UserError(f"{where}: split {study['split']!r} is none of {', '.join(SPLITS)}")
+            if study["id"] in seen:
+                raise UserError(f"{where}: the id {study['id']!r} stands there twice; ids must be unique")
+            if not isinstance(study["report"], str):
+                raise UserError(f"{where}: the report is {study['report']!r}, no text; prepare the data set again")
+            views = study["views"]
+            if not (isinstance(views, list) and views and all(row in range(len(self.images)) for row in views)):
+                raise UserError(f"{where}: views {views} are not rows of images.npy ({len(self.images)} pictures); "
+                                "prepare the data set again")
+            seen.add(study["id"])
+            yield study
 
     def split(self, name):
         studies = [study for study in self.studies if study["split"] == name]

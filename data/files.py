@@ -1,11 +1,18 @@
-"""Files that are whole or not there, their digests, and mistakes that are the user's.
+"""Files: read without a stumble over what editors leave in them, written whole or not at all; and the user's mistakes.
 
 Everything the project writes goes through `whole_file`: to a temporary name beside the target, flushed to the disk,
 then renamed, so that a killed run or a full disk never leaves half a file under a name somebody will read.
+Every text it reads goes through `read_text`, `text_lines` or `read_csv`: UTF-8, with or without the byte order mark
+and the "\\r\\n" line ends that Windows editors write.
 """
 
+import csv
+import gzip
 import hashlib
+import json
 import os
+import tempfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +22,61 @@ class UserError(ValueError):
 
     Scripts exit with 2.
     """
+
+
+def read_text(path):
+    """The text of a file, with "\\n" line ends. Raises OSError; UserError where it is not UTF-8."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def text_lines(path):
+    """Yields (number from 1 on, line without its end) of a text file too large to hold. Raises as `read_text`."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line.rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error) from None
+
+
+def read_json(path, remedy="download it again"):
+    """The value in a JSON file. Raises OSError; UserError, which ends in `remedy`, where it is not JSON."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({' '.join(str(error).split())}); {remedy}") from None
+
+
+def read_csv(path, *columns):
+    """Yields the named columns' values of each row of a .csv or .csv.gz. Raises UserError for a damaged file."""
+    opener = gzip.open if str(path).endswith(".gz") else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file)
+            header = next(rows, [])
+            missing = [column for column in columns if column not in header]
+            if missing:
+                raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(header)[:300]}")
+            positions = [header.index(column) for column in columns]
+
+            for row in rows:
+                if row and len(row) <= max(positions):
+                    raise UserError(f"{path}, line {rows.line_num}: only {len(row)} columns; download it again")
+                if row:
+                    yield tuple(row[position] for position in positions)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error) from None
+    except (EOFError, OSError, zlib.error, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); download it again") from None
+
+
+def _not_utf8(path, error):
+    return UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8, or download it again")
 
 
 @contextmanager
@@ -36,6 +98,17 @@ def whole_file(path, mode="w"):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def writable_folder(path, option):
+    """Raises UserError where the folder that `option` names can't be made or written into; leaves nothing behind."""
+    path = Path(path)
+    try:
+        nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({error.strerror}); give another folder with {option}") from None
 
 
 def file_digest(path):

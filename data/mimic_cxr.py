@@ -15,18 +15,15 @@ Rules, each where the release leaves a choice:
 - Views in the order PA, AP, LATERAL, LL, other, unknown.
 """
 
-import csv
-import gzip
 import itertools
 import re
 import sys
-import zlib
 from pathlib import Path
 
 from tqdm import tqdm
 
 from data.dataset import SPLITS, Study
-from data.files import UserError
+from data.files import UserError, read_csv, read_text
 from data.images import locate
 from data.reports import LABELS
 
@@ -181,28 +178,6 @@ def target_text(report, study, target="findings"):
     return "\n\n".join(part for part in parts if part)
 
 
-def read_csv(path, *columns):
-    """Yields the named columns' values of each row of a csv or csv.gz. Raises UserError for a damaged or other file."""
-    opener = gzip.open if str(path).endswith(".gz") else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file)
-            header = next(rows, [])
-            missing = [column for column in columns if column not in header]
-            if missing:
-                raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(header)[:300]}")
-            places = [header.index(column) for column in columns]
-            for row in rows:
-                if row and len(row) <= max(places):
-                    raise UserError(f"{path}, line {rows.line_num}: only {len(row)} columns; download it again")
-                if row:
-                    yield tuple(row[place] for place in places)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); download it again") from None
-    except (EOFError, OSError, zlib.error, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); download it again") from None
-
-
 def look_around(raw):
     """({table: path}, tree of reports, tree of pictures) somewhere below `raw`; a tree is a folder with p10 … p19."""
     tables, trees = {}, []
@@ -285,11 +260,12 @@ def _labels(path):
 
 
 def _report(tree, name):
+    path = locate(tree, name)
     try:
-        return locate(tree, name).read_bytes().decode("utf-8").replace("\r\n", "\n")
+        return read_text(path)
     except FileNotFoundError:
         raise NoText("no report file") from None
-    except UnicodeDecodeError:
+    except UserError:
         raise NoText("the report file is not UTF-8 text") from None
 
 

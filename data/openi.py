@@ -18,9 +18,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from data.dataset import Study
-from data.files import UserError
+from data.files import UserError, read_csv, read_text
 from data.images import locate
-from data.mimic_cxr import read_csv
 from data.r2gen import read_annotation
 
 PUBLISHED = {"reports": 3955, "pictures named in them": 7470, "reports with findings": 3425,
@@ -97,10 +96,7 @@ def collect(raw, target="findings", views=2, seed=0, split_from=None, text_only=
 
 def _parse(path):
     """{"path", "uid", "FINDINGS", "IMPRESSION", "pictures"} of one report."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); unpack the archive anew") from None
+    text = read_text(path)
     # The published reports declare no document type; without one no entity can expand or point anywhere.
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise UserError(f"{path}: declares a document type, which no published report does; refused")

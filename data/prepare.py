@@ -15,15 +15,19 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+from data.command import Parser, at_least, plain_output, stop_in_one_line
+
+if __name__ == "__main__":
+    stop_in_one_line("stopped; the same command goes on from here")
+
 from data import images, mimic_cxr, openi, r2gen
 from data import phantom as phantom_source
 from data.builder import build, finished, kind_of
-from data.command import Parser, at_least
-from data.files import UserError, file_digest
+from data.files import UserError, file_digest, writable_folder
 
 
 def phantom(out, counts=(2000, 300, 500), seed=0, size=128, workers=1):
-    """Prepares the phantom (data/phantom/__init__.py): `counts` studies for train, val and test. Returns the manifest."""
+    """Prepares the phantom (data/phantom/): `counts` studies for train, val and test. Returns the manifest."""
     options = {"source": "phantom", "studies": list(counts), "seed": seed}
     done = finished(out, {**options, "size": size})
     return done or build(phantom_source.studies(counts, seed), phantom_source.draw, out, size=size,
@@ -38,7 +42,7 @@ def _arguments(argv):
         command = sources.add_parser(name, help=text, description=text,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         command.add_argument("--out", required=True, type=Path, help="folder of the prepared data set")
-        command.add_argument("--size", type=at_least(int, 1), default=size, help="pixels of a side; crops need a little less")
+        command.add_argument("--size", type=at_least(int, 1), default=size, help="pixels per side; a crop needs fewer")
         command.add_argument("--workers", type=at_least(int, 1), default=len(os.sched_getaffinity(0))
                              if hasattr(os, "sched_getaffinity") else os.cpu_count(), help="processes")
         if name != "phantom":
@@ -71,6 +75,7 @@ def _digest(path):
 
 
 def _prepare(args):
+    writable_folder(args.out, "--out")
     if args.source == "phantom":
         options = {"source": "phantom", "studies": args.studies, "seed": args.seed}
     else:
@@ -127,6 +132,7 @@ def _print_summary(out, manifest):
 
 def main(argv=None):
     """Runs the command; returns its exit code."""
+    plain_output()
     try:
         _prepare(_arguments(argv))
     except UserError as error:
@@ -135,9 +141,6 @@ def main(argv=None):
     except OSError as error:  # a full disk, no permission
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
     return 0
 
 

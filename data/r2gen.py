@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from data.dataset import SPLITS, Study
-from data.files import UserError
+from data.files import UserError, read_json
 from data.images import locate
 
 # R2Gen's own two files: examples per split (cuhksz-nlp/R2Gen issue 16 for MIMIC-CXR; IU X-Ray counted).
@@ -50,13 +50,9 @@ def read_annotation(path):
     """[(split, entry)] of an annotation.json, every entry checked: id, report (text), image_path (list of names)."""
     path = Path(path)
     try:
-        splits = json.loads(path.read_bytes().decode("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; R2Gen's layout is annotation.json beside images/") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); download it again") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); download it again") from None
+        splits = read_json(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; R2Gen's layout is annotation.json beside images/") from None
     if not (isinstance(splits, dict) and splits.keys() <= set(SPLITS)
             and all(isinstance(entries, list) for entries in splits.values())):
         raise UserError(f"{path}: not R2Gen's annotation: expected {{\"train\": […], \"val\": […], \"test\": […]}}")

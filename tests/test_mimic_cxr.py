@@ -9,7 +9,7 @@ from PIL import Image
 
 from data import mimic_cxr, prepare
 from data.dataset import Prepared
-from data.files import UserError, file_digest
+from data.files import file_digest
 from data.mimic_cxr import NoText, section_name, sections, target_text
 from data.reports import LABELS
 
@@ -340,10 +340,3 @@ def test_without_labels_and_text_only(tmp_path):
     assert command(raw, tmp_path / "set", "--text-only") == 0
     lines = [json.loads(line) for line in (tmp_path / "set/studies.jsonl").read_text("utf-8").splitlines()]
     assert len(lines) == 3 and not any("labels" in line for line in lines)
-
-
-def test_read_csv_takes_columns_by_name(tmp_path):
-    (tmp_path / "x.csv").write_bytes(b"\xef\xbb\xbfb,a,\"c,d\"\r\n1,2,3\r\n\r\n4,\"5\n6\",7\r\n")
-    assert list(mimic_cxr.read_csv(tmp_path / "x.csv", "c,d", "a", "b")) == [("3", "2", "1"), ("7", "5\n6", "4")]
-    with pytest.raises(UserError, match="no column e; it has b, a, c,d"):
-        list(mimic_cxr.read_csv(tmp_path / "x.csv", "e"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data import builder, prepare
 from data.dataset import Prepared, Study
@@ -280,3 +281,46 @@ def test_the_command(tmp_path, capsys):
         message = capsys.readouterr().err
         assert message.startswith("error: ") and message.count("\n") == 1
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("out", ["file", "file/x", "file/x/y"])
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys, out):
+    (tmp_path / "file").write_text("")
+    assert prepare.main(["phantom", "--out", str(tmp_path / out)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and f"{tmp_path / out}: can't be written" in message and "--out" in message
+
+
+def test_a_terminal_without_utf8_ends_nothing(tmp_path):
+    """The summary names three of the studies left out and an ellipsis, which ASCII lacks."""
+    entries = [{"id": f"Grü{n}", "report": "x" if n else "Clear.", "image_path": [f"{n}.png"]} for n in range(6)]
+    (tmp_path / "annotation.json").write_text(json.dumps({"train": entries}), "utf-8")
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8), 99).save(tmp_path / "images/0.png")
+    command = ["r2gen", "--raw", str(tmp_path), "--out", str(tmp_path / "set"), "--workers", "1"]
+    done = subprocess.run([sys.executable, "-m", "data.prepare", *command], cwd=ROOT, capture_output=True,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert (done.returncode, done.stderr) == (0, b"") and b"5  left out: no such file (" in done.stdout
+
+
+def test_ctrl_c_while_it_imports_is_one_line(tmp_path):
+    """A torch that sends the signal stands in for a user who presses the keys in these seconds."""
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run([sys.executable, "-m", "data.prepare", "phantom", "--out", str(tmp_path / "set")], cwd=ROOT,
+                          capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (130, "stopped; the same command goes on from here\n")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_while_it_draws_is_one_line_and_loses_nothing(tmp_path, workers):
+    command = ["phantom", "--out", str(tmp_path / "set"), "--studies", "300", "1", "1", "--size", "64",
+               "--workers", str(workers)]
+    process = subprocess.Popen([sys.executable, "-m", "data.prepare", *command], cwd=ROOT, stderr=subprocess.PIPE,
+                               text=True)
+    state, limit = tmp_path / "set/.state.part", time.monotonic() + 60
+    while time.monotonic() < limit and not state.exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and error.splitlines()[-1] == "stopped; the same command goes on from here"
+    assert "Traceback" not in error and state.exists()
