@@ -13,7 +13,6 @@ from torch import nn
 
 from data.files import UserError
 from model import checkpoint
-from model.linear import Linear
 
 # Published names → the names here. ClinicalBERT's file has the `bert.` prefix, CheXbert's `module.bert.`; files made
 # from TensorFlow's call LayerNorm's weights gamma and beta; old files hold the positions as a buffer.
@@ -80,7 +79,7 @@ class Attention(nn.Module):
         D = config.hidden_size
         self.num_heads = config.num_attention_heads
         self.attention_dropout = config.attention_probs_dropout_prob
-        self.self = nn.ModuleDict({name: Linear(D, D) for name in ("query", "key", "value")})
+        self.self = nn.ModuleDict({name: nn.Linear(D, D) for name in ("query", "key", "value")})
         self.output = Output(D, config)
 
     def forward(self, x, mask):
@@ -97,7 +96,7 @@ class Output(nn.Module):
 
     def __init__(self, width, config):
         super().__init__()
-        self.dense = Linear(width, config.hidden_size)
+        self.dense = nn.Linear(width, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -109,7 +108,7 @@ class Layer(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.attention = Attention(config)
-        self.intermediate = nn.ModuleDict({"dense": Linear(config.hidden_size, config.intermediate_size)})
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
         self.output = Output(config.intermediate_size, config)
 
     def forward(self, x, mask):

@@ -14,6 +14,8 @@ Shapes: B rows still decoding, K beams, V vocabulary, P prompt tokens.
 import torch
 import torch.nn.functional as F
 
+from model.few_rows import few_rows
+
 DEAD = -1e9                            # the score of what must not be chosen; finite, as in the reference
 
 
@@ -35,9 +37,10 @@ def generate(mistral, ids=None, embeds=None, *, max_new_tokens, eos_id, beams=1,
     if beams > 1 and temperature > 0:
         raise ValueError("beams are not drawn at random: give beams=1 or temperature=0")
     rules = Rules(eos_id, min_new_tokens, repetition_penalty)
-    if beams > 1:
-        return beam_search(mistral, ids, embeds, max_new_tokens, beams, rules, length_penalty, early_stopping)[0]
-    return one_by_one(mistral, ids, embeds, max_new_tokens, rules, Sampler(temperature, top_p, seed))
+    with few_rows(mistral):
+        if beams > 1:
+            return beam_search(mistral, ids, embeds, max_new_tokens, beams, rules, length_penalty, early_stopping)[0]
+        return one_by_one(mistral, ids, embeds, max_new_tokens, rules, Sampler(temperature, top_p, seed))
 
 
 class Rules:

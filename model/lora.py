@@ -11,11 +11,11 @@ import re
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from data.files import UserError, whole_file
 from model import checkpoint
-from model.linear import Linear, linear
 
 TARGETS = ("q_proj", "v_proj")           # of the paper of LoRA
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")     # all of a Mistral layer
@@ -43,8 +43,8 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x):
         # The adapter follows the activations' type: casting its small matrices is cheaper than casting x.
-        low = linear(self.dropout(x), self.lora_A.to(x.dtype))
-        return linear(x, self.weight, self.bias) + linear(low, (self.lora_B * self.scale).to(x.dtype))
+        low = F.linear(self.dropout(x), self.lora_A.to(x.dtype))
+        return super().forward(x) + F.linear(low, (self.lora_B * self.scale).to(x.dtype))
 
     def extra_repr(self):
         return f"{super().extra_repr()}, rank={self.rank}, scale={self.scale:g}"
@@ -91,7 +91,7 @@ def merge_lora(module):
 
 def plain(lora, weight):
     with torch.device("meta"):
-        layer = Linear(lora.in_features, lora.out_features, bias=False)
+        layer = nn.Linear(lora.in_features, lora.out_features, bias=False)
     layer.weight, layer.bias = weight, lora.bias
     return layer.train(lora.training)
 

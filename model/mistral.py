@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from data.files import UserError
 from model import checkpoint
-from model.linear import Linear, linear
 
 
 @dataclass(frozen=True)
@@ -113,10 +112,10 @@ class Attention(nn.Module):
         super().__init__()
         D, H, G, d = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.head_dim = d
-        self.q_proj = Linear(D, H * d, bias=False)
-        self.k_proj = Linear(D, G * d, bias=False)
-        self.v_proj = Linear(D, G * d, bias=False)
-        self.o_proj = Linear(H * d, D, bias=False)
+        self.q_proj = nn.Linear(D, H * d, bias=False)
+        self.k_proj = nn.Linear(D, G * d, bias=False)
+        self.v_proj = nn.Linear(D, G * d, bias=False)
+        self.o_proj = nn.Linear(H * d, D, bias=False)
 
     def forward(self, x, cos, sin, mask, cache, layer):
         B, T, _ = x.shape
@@ -149,9 +148,9 @@ class MLP(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -182,7 +181,7 @@ class Mistral(nn.Module):
             "layers": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers)),
             "norm": nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)})
         if not config.tie_word_embeddings:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.apply(init_weights)
 
     def forward(self, ids=None, embeds=None, cache=None):
@@ -231,7 +230,7 @@ class Mistral(nn.Module):
     def logits(self, hidden):
         """(…, D) → (…, vocabulary). A trainer calls it for the report's positions only."""
         weight = self.model["embed_tokens"].weight if self.config.tie_word_embeddings else self.lm_head.weight
-        return linear(hidden, weight)
+        return F.linear(hidden, weight)
 
     def new_cache(self, batch, length):
         """An empty cache for `length` tokens in each of `batch` rows, in the weights' type and place."""

@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from data.files import UserError
 from model import checkpoint
-from model.linear import Linear
 
 # Published names → the names here. Classifiers have the `swin.` prefix and a head, SimMIM a mask token and a decoder.
 RENAME = {r"^swin\.": "", r"^(classifier|decoder)\.": None, r"^embeddings\.mask_token$": None,
@@ -128,10 +127,10 @@ class WindowAttention(nn.Module):
     def __init__(self, width, num_heads, config):
         super().__init__()
         self.window, self.num_heads = config.window_size, num_heads
-        self.self = nn.ModuleDict({name: Linear(width, width, bias=config.qkv_bias)
+        self.self = nn.ModuleDict({name: nn.Linear(width, width, bias=config.qkv_bias)
                                    for name in ("query", "key", "value")})
         self.self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * self.window - 1) ** 2, num_heads))
-        self.output = nn.ModuleDict({"dense": Linear(width, width)})
+        self.output = nn.ModuleDict({"dense": nn.Linear(width, width)})
 
     def forward(self, x, mask):
         """x (B * windows, N, C); mask (windows, N, N) is added to the logits, None for none."""
@@ -156,8 +155,8 @@ class Block(nn.Module):
         self.layernorm_before = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.attention = WindowAttention(width, num_heads, config)
         self.layernorm_after = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.intermediate = nn.ModuleDict({"dense": Linear(width, hidden)})
-        self.output = nn.ModuleDict({"dense": Linear(hidden, width)})
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, hidden)})
+        self.output = nn.ModuleDict({"dense": nn.Linear(hidden, width)})
 
     def forward(self, x):
         """(B, H, W, C) → the same shape."""
@@ -195,7 +194,7 @@ class PatchMerging(nn.Module):
     def __init__(self, width):
         super().__init__()
         self.norm = nn.LayerNorm(4 * width)
-        self.reduction = Linear(4 * width, 2 * width, bias=False)
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x):
         """(B, H, W, C) → (B, ceil(H / 2), ceil(W / 2), 2 C)."""

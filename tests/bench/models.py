@@ -19,7 +19,9 @@ import sys
 import tempfile
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +40,10 @@ PROMPT, NEW, REPORT, EOS = 128, 64, 64, 2
 TASKS = ("decode-1", "decode-8", "beam-3", "train", "swin", "bert", "load", "load-bf16")
 
 
-def references(task):
-    """Whom a task is compared with."""
+def references(task, args):
+    """Whom a task is compared with; decoding on a CPU also with itself, its products by F.linear alone."""
+    if task in ("decode-1", "decode-8", "beam-3") and args.device == "cpu":
+        return ("transformers", "ours, F.linear")
     several = {"swin": ("transformers", "timm", "torchvision"), "train": ("transformers+peft",)}
     return several.get(task, ("transformers",))
 
@@ -70,7 +74,7 @@ def write_weights(folder, args):
 
 
 def language_model(side, folder, args, dtype=None):
-    if side == "ours":
+    if side.startswith("ours"):
         return Mistral.from_pretrained(folder / "mistral", dtype=dtype).to(args.device).eval()
     transformers = quiet()
     model = transformers.MistralForCausalLM.from_pretrained(folder / "mistral", dtype=dtype or "auto")
@@ -83,8 +87,13 @@ def prompts(batch, args):
 
 def decode_task(side, folder, args, batch, beams):
     model, ids = language_model(side, folder, args), prompts(batch, args)
-    if side == "ours":
-        return lambda: generate(model, ids=ids, max_new_tokens=NEW, min_new_tokens=NEW, eos_id=EOS, beams=beams)
+    if side.startswith("ours"):
+        plain = mock.patch("model.decode.few_rows", nullcontext) if side == "ours, F.linear" else nullcontext()
+
+        def decode():
+            with plain:
+                return generate(model, ids=ids, max_new_tokens=NEW, min_new_tokens=NEW, eos_id=EOS, beams=beams)
+        return decode
     mask = torch.ones_like(ids)
     return lambda: model.generate(ids, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False,
                                   num_beams=beams, eos_token_id=EOS, pad_token_id=0)[:, PROMPT:].tolist()
@@ -184,7 +193,7 @@ def timed(function, args):
 
 def interleaved(task, folder, args):
     """{side: median seconds}: every round runs each side once, so that a slow minute of the machine hits all."""
-    sides = ("ours", *references(task))
+    sides = ("ours", *references(task, args))
     functions = {side: make(task, side, folder, args) for side in sides}
     times = {side: [] for side in sides}
     for round in range(args.rounds + 1):
@@ -272,7 +281,7 @@ def main():
         for task in args.only:
             seconds = interleaved(task, Path(folder), args)
             megabytes = {} if args.no_memory else {side: peak(task, side, folder, args) for side in seconds}
-            for side in references(task):
+            for side in references(task, args):
                 line = f"{task:10} {side:18} {seconds['ours']:8.3f}s {seconds[side]:8.3f}s " \
                        f"{seconds[side] / seconds['ours']:6.2f}"
                 if megabytes:
