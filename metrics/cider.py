@@ -27,31 +27,36 @@ SIGMA = 6.0
 
 def cider(hypotheses, references):
     """(list of token strings, list of lists of token strings) → (corpus value, item values)."""
-    cooked = [[ngrams(reference.split()) for reference in several] for several in references]
-    frequency = [Counter() for _ in range(ORDERS)]
-    for several in cooked:
-        for n, counter in enumerate(frequency):
-            counter.update(set().union(*(grams[n] for grams in several)))
-    top = log(len(hypotheses)) if hypotheses else 0.0
-    idf = [{gram: top - log(count) for gram, count in counter.items()} for counter in frequency]
+    counted = [[ngrams(reference.split()) for reference in of_item] for of_item in references]
 
-    def norms(grams):
-        return [sqrt(sum([(count * idf[n].get(gram, top)) ** 2 for gram, count in grams[n].items()]))
-                for n in range(ORDERS)]
+    # An n-gram counts once per item, however many of its references have it.
+    frequency = [Counter() for _ in range(ORDERS)]
+    for of_item in counted:
+        for n, counter in enumerate(frequency):
+            counter.update(set().union(*(grams[n] for grams in of_item)))
+    unseen = log(len(hypotheses)) if hypotheses else 0.0
+    idf = [{gram: unseen - log(count) for gram, count in counter.items()} for counter in frequency]
 
     values = []
-    for hypothesis, several in zip(hypotheses, cooked, strict=True):
-        own = ngrams(hypothesis.split())
-        own_norm, own_length = norms(own), own[1].total()
-        total = 0.0
-        for other in several:
-            other_norm, delta = norms(other), own_length - other[1].total()
-            similarity = 0.0
-            for n in range(ORDERS):
-                if own_norm[n] and other_norm[n]:
-                    h, r, weight = own[n], other[n], idf[n]
-                    dot = sum([min(h[gram], r[gram]) * r[gram] * weight[gram] ** 2 for gram in h.keys() & r.keys()])
-                    similarity += dot / (own_norm[n] * other_norm[n])
-            total += similarity * exp(-delta**2 / (2 * SIGMA**2)) / ORDERS
-        values.append(10 * total / len(several))
+    for hypothesis, of_item in zip(hypotheses, counted, strict=True):
+        grams = ngrams(hypothesis.split())
+        similarities = [similarity(grams, reference, idf, unseen) for reference in of_item]
+        values.append(10 * sum(similarities) / len(of_item))
     return float(np.mean(values)) if values else 0.0, values
+
+
+def similarity(hypothesis, reference, idf, unseen):
+    """Mean over n of the cosines of two texts' n-gram counters, times the penalty for a difference in length.
+
+    idf: per n {n-gram: weight}; unseen: the weight of an n-gram that no reference has.
+    """
+    total = 0.0
+    for h, r, weight in zip(hypothesis, reference, idf):
+        norms = [sqrt(sum([(count * weight.get(gram, unseen)) ** 2 for gram, count in counts.items()]))
+                 for counts in (h, r)]
+        if norms[0] and norms[1]:
+            # In the order of the hypothesis: a set's would change with every start of Python, and with it the last digit.
+            dot = sum([min(count, r[gram]) * r[gram] * weight[gram] ** 2 for gram, count in h.items() if gram in r])
+            total += dot / (norms[0] * norms[1])
+    difference = hypothesis[1].total() - reference[1].total()
+    return total * exp(-difference**2 / (2 * SIGMA**2)) / ORDERS

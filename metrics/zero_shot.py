@@ -3,30 +3,40 @@
 AUROC is the probability that a random positive study scores above a random negative one, ties counting half
 (Mann–Whitney). R@K is the share of queries with at least one right answer among their K best; the share that a random
 order would reach stands beside it, since short sentences repeat and a query may have many right answers.
-Intervals are the 95 % percentile bootstrap over studies.
 """
 
 from math import lgamma
 
 import numpy as np
 
+from metrics.intervals import DRAWS, SEED, Measured, drawn_counts, interval, with_intervals
+
 AT = (1, 5, 10)
 
 
-def ranks(values):
-    """Ranks from 1, equal values sharing their mean: (N,) → (N,)."""
-    values = np.asarray(values)
-    ordered = np.sort(values)
-    return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right") + 1) / 2
+def auroc(scores, positive, counts=None):
+    """(N,) scores and (N,) bools → AUROC; NaN where one class is empty.
 
-
-def auroc(scores, positive):
-    """(N,) scores and (N,) bools → AUROC; NaN where one class is empty."""
+    counts (draws, N): how often each study was drawn, for one value per draw, (draws,); None: every study once.
+    """
     positive = np.asarray(positive, bool)
-    p, n = positive.sum(), (~positive).sum()
-    if p == 0 or n == 0:
-        return float("nan")
-    return float((ranks(scores)[positive].sum() - p * (p + 1) / 2) / (p * n))
+    once = counts is None
+    counts = np.ones((1, len(positive))) if once else counts
+    if not len(positive):
+        return float("nan") if once else np.full(len(counts), np.nan)
+
+    # Per distinct score, from the lowest: how many positives and how many negatives have it.
+    order = np.argsort(scores, kind="stable")
+    starts = np.append(0, np.flatnonzero(np.diff(np.asarray(scores)[order])) + 1)
+    positives, negatives = (np.add.reduceat(counts[:, order] * kind[order], starts, axis=1)
+                            for kind in (positive, ~positive))
+
+    # Of all pairs of a positive and a negative those in the right order, ties as halves: whole numbers, so exact sums.
+    below = np.cumsum(negatives, axis=1) - negatives
+    right = (positives * (below + negatives / 2)).sum(1)
+    pairs = positives.sum(1) * negatives.sum(1)
+    values = np.divide(right, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    return float(values[0]) if once else values
 
 
 def roc_curve(scores, positive):
@@ -38,7 +48,7 @@ def roc_curve(scores, positive):
     return np.append(0, misses / max(1, misses[-1])), np.append(0, hits / max(1, hits[-1]))
 
 
-def zero_shot_scores(scores, labels, names, draws=1000, seed=0):
+def zero_shot_scores(scores, labels, names, draws=DRAWS, seed=SEED):
     """scores (N, m), labels (N, m) in CheXbert's coding → {"macro": figure, "per_finding": {name: figure}}.
 
     1 is positive, 0 (blank) and 2 are negative; a study uncertain (3) about a finding is left out of its AUROC. A
@@ -47,40 +57,29 @@ def zero_shot_scores(scores, labels, names, draws=1000, seed=0):
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
 
-    def per_finding(rows):
-        found = np.full(len(names), np.nan)
-        for i in range(len(names)):
-            known = rows[labels[rows, i] != 3]
-            found[i] = auroc(scores[known, i], labels[known, i] == 1)
-        return found
+    def per_finding(counts):
+        certain = labels != 3
+        return np.stack([auroc(scores[rows, i], labels[rows, i] == 1, counts[:, rows])
+                         for i, rows in enumerate(certain.T)], axis=1)
 
-    rng = np.random.default_rng(seed)
-    N = len(scores)
-    value = per_finding(np.arange(N))
-    drawn = np.array([per_finding(rng.integers(0, N, N)) for _ in range(draws)])
-    result = {"macro": figure(nanmean(value[None])[0], nanmean(drawn)), "per_finding": {}}
+    value = per_finding(np.ones((1, len(scores))))
+    drawn = np.concatenate([per_finding(counts) for counts in drawn_counts(len(scores), draws, seed)])
+
+    result = {"macro": interval(nanmean(value)[0], nanmean(drawn)), "per_finding": {}}
     for i, name in enumerate(names):
-        counts = {"positives": int((labels[:, i] == 1).sum()), "negatives": int(np.isin(labels[:, i], (0, 2)).sum())}
-        result["per_finding"][name] = dict(figure(value[i], drawn[:, i]), **counts)
+        result["per_finding"][name] = {**interval(value[0, i], drawn[:, i]),
+                                       "positives": int((labels[:, i] == 1).sum()),
+                                       "negatives": int(np.isin(labels[:, i], (0, 2)).sum())}
     return result
 
 
 def nanmean(rows):
     """Row means over what is not NaN; NaN for a row of NaN alone."""
-    known = ~np.isnan(rows)
-    return np.where(known.any(-1), np.where(known, rows, 0).sum(-1) / np.maximum(1, known.sum(-1)), np.nan)
+    certain = ~np.isnan(rows)
+    return np.where(certain.any(-1), np.where(certain, rows, 0).sum(-1) / np.maximum(1, certain.sum(-1)), np.nan)
 
 
-def figure(value, drawn):
-    """{"value", "low", "high"}, None where there is nothing to tell."""
-    drawn = drawn[~np.isnan(drawn)]
-    if np.isnan(value) or not len(drawn):
-        return {"value": None, "low": None, "high": None}
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return {"value": float(value), "low": float(low), "high": float(high)}
-
-
-def retrieval(similarity, right, draws=1000, seed=0):
+def retrieval(similarity, right, draws=DRAWS, seed=SEED):
     """similarity (Q, G) and right (Q, G) bool → {"R@1": {"value", "low", "high", "chance"}, …};
     every query has an answer.
 
@@ -89,15 +88,14 @@ def retrieval(similarity, right, draws=1000, seed=0):
     similarity, right = np.asarray(similarity), np.asarray(right, bool)
     best = np.where(right, similarity, -np.inf).max(-1)
     ahead = ((similarity >= best[:, None]) & ~right).sum(-1)                 # wrong answers before the first right one
-    rng = np.random.default_rng(seed)
-    Q, G = similarity.shape
-    picks = rng.integers(0, Q, (draws, Q))
-    result = {}
-    for k in AT:
-        hit = (ahead < k).astype(float)
-        chance = np.mean([1 - no_hit(G, answers, k) for answers in right.sum(-1)])
-        result[f"R@{k}"] = dict(figure(hit.mean(), hit[picks].mean(-1)), chance=float(chance))
-    return result
+    hits = np.stack([*(ahead < k for k in AT), np.ones(len(ahead))], axis=1)
+    figures = with_intervals(Measured(hits, lambda summed: {(f"R@{k}",): summed[..., i] / summed[..., -1]
+                                                            for i, k in enumerate(AT)}), draws, seed)
+
+    gallery = similarity.shape[1]
+    return {f"R@{k}": {**figures[f"R@{k}"],
+                       "chance": float(np.mean([1 - no_hit(gallery, answers, k) for answers in right.sum(-1)]))}
+            for k in AT}
 
 
 def no_hit(gallery, answers, k):
