@@ -1,6 +1,7 @@
 """What evaluate.py prints: the figures of metrics.json as tables of text."""
 
 from data.reports import LABELS
+from evaluation.verdicts import FLOORS, headline, near_floor, nearly_alike, variety_lines
 from metrics.clinical import AVERAGES, CLASS_SETS, PARTS, UNCERTAIN
 
 
@@ -28,6 +29,10 @@ def print_metrics(metrics):
         print(f"  {protocol}: {described}")
     if "METEOR" not in names:
         print(f"  METEOR (exact+stem) is not the METEOR of papers: {settings['meteor'].partition(': ')[2]}")
+    for line in variety_lines(metrics["variety"], settings["n"]):
+        print(f"  {line}")
+    if warning := nearly_alike(metrics["variety"], settings["n"]):
+        print(f"  {warning}")
     if "clinical" in metrics:
         print_clinical(metrics["clinical"])
     if "truth" in metrics:
@@ -70,36 +75,15 @@ def print_differences(against):
          "-" if cell["p"] is None else f"{cell['p']:.3f}"] for name, cell in rows])
 
 
-FLOORS = {"permuted_pictures": "other studies' pictures", "most_frequent_report": "most frequent report"}
-
-
-def floor_figures(scores):
-    """The figures that floors are compared by: {name: cell}."""
-    figures = {f"{name} ({protocol})": scores["language"][protocol][name]
-               for protocol in scores["language"] for name in ("BLEU-4", "CIDEr")}
-    if "clinical" in scores:
-        grid = scores["clinical"]["grid"]
-        figures["micro F1, 14 classes, uncertain as positive"] = grid["micro"]["14"]["positive"]["f1"]
-    return figures | {name.replace("_", " "): cell for name, cell in scores.get("truth", {}).items()}
-
-
 def print_floors(metrics):
-    """The score beside its floors.
-
-    A score whose interval reaches a floor's is called out: such a model does not look.
-    """
-    own = floor_figures(metrics)
-    floors = {FLOORS[name]: floor_figures(scores) for name, scores in metrics["floors"].items()}
+    """The score beside its floors, and which of them it does not clear."""
+    figures = headline(metrics)
+    floors = {FLOORS[name]: headline(scores) for name, scores in metrics["floors"].items()}
     print("\nFloors: what texts score that have nothing to do with the picture")
     table(["", "this model", *floors], [[name, figure(cell), *(figure(floor[name]) for floor in floors.values())]
-                                        for name, cell in own.items()])
-    judge = "micro F1, 14 classes, uncertain as positive"
-    for name in [judge] if judge in own else [name for name in own if name.startswith("CIDEr")]:
-        for floor, scores in floors.items():
-            ours, its = own[name], scores[name]
-            if ours["value"] is not None and its["value"] is not None and ours["low"] <= its["high"]:
-                print(f"  NEAR ITS FLOOR: {name} {ours['value']:.4f} against {its['value']:.4f} ({floor}): "
-                      "these reports hardly depend on the pictures")
+                                        for name, cell in figures.items()])
+    for verdict in near_floor(metrics):
+        print(f"  NEAR ITS FLOOR: {verdict}")
     if "most_frequent_report" not in metrics["floors"]:
         print("  the data set has no training studies, so there is no most frequent report to compare with")
 

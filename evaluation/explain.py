@@ -1,7 +1,6 @@
 """One picture's way through the model, step by step: to learn what happens, and to find out why a report says it.
 
-    explain(model, pictures)     the lines that `evaluate.py --ckpt … --image … --explain` prints
-    clue_maps(model, prompt)     where the picture answers each clue, and where the queries look: what the page draws
+`evaluate.py --ckpt … --image … --explain` prints it.
 """
 
 from contextlib import contextmanager
@@ -155,32 +154,3 @@ def written(model, prompt, tokens):
 def piece(model, token):
     """A token as SentencePiece writes it, "▁" for a blank."""
     return model.tokenizer.processor.id_to_piece(token)
-
-
-@torch.no_grad()
-def clue_maps(model, prompt):
-    """What the page draws for the B studies of a `trrg.Prompt`: a list of dicts of float32 arrays on the CPU.
-
-    "clues": [(prompt text, weight, (V, g, g))], heaviest first: the cosine of every patch token with the clue's cls
-    token, whose mean over the tokens is nearly what recognises it. "queries": (V, g, g), attention summed over the L
-    queries of Eq. (3), mean 1; None for a variant without queries. "cover": the part of the stored picture's side that
-    the g × g grid lies over. V is 1 where the views were averaged.
-    """
-    swin = model.swin.config
-    g = swin.image_size // swin.patch_size // 2 ** (len(swin.depths) - 1)
-    cover = model.pictures["crop"] / model.pictures["size"]
-
-    def grids(values):
-        """(…, N) → (…, V, g, g)."""
-        return values.float().unflatten(-1, (-1, g, g)).cpu().numpy()
-
-    maps = [{"clues": [], "queries": None, "cover": cover} for _ in prompt.v_e]
-    for i, of_study in enumerate(maps):
-        if prompt.clues is not None:
-            found = grids(cosine(model.bank.cls[prompt.clues.prompt[i]].float(), prompt.v_e[i].float()))  # (k, V, g, g)
-            of_study["clues"] = [(*pair, grid) for pair, grid in zip(model.named_clues(prompt.clues, i), found)]
-    if model.config.interaction:
-        attention = model.interaction.visual_attention(model.mapper(prompt.v_e)).mean(1)                  # (B, N)
-        for of_study, grid in zip(maps, grids(attention * attention.shape[-1])):
-            of_study["queries"] = grid
-    return maps

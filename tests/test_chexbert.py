@@ -9,7 +9,7 @@ from transformers import BertConfig as ReferenceConfig
 from transformers import BertModel, BertTokenizer
 
 from data.files import UserError
-from evaluation.results import chexbert_labels
+from evaluation.labels import chexbert_labeler
 from metrics import chexbert
 from metrics.chexbert import CLASSES, RENAME, CheXbert, Labeler
 from model import checkpoint
@@ -114,8 +114,7 @@ def test_a_folder_as_published_has_no_config(folder, tmp_path, monkeypatch):
 
 
 def test_loaded_once_a_run_and_no_text_read_twice(folder, monkeypatch):
-    label, read = chexbert_labels(str(folder[0])), []
-    assert chexbert_labels(str(folder[0])) is label
+    label, read = chexbert_labeler(str(folder[0])), []
     encode = Labeler.encode
     monkeypatch.setattr(Labeler, "encode", lambda self, text: read.append(text) or encode(self, text))
     first = label(["no effusion", "heart"])

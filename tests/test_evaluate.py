@@ -4,16 +4,18 @@ import json
 import shutil
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import evaluate
 import trrg
 from data.dataset import Prepared
+from data.prompts import clue_prompts
 from data.reports import LABELS
 from data.tokenizers import SentencePiece
+from evaluation import recognition
+from evaluation.checkpoint import source_of
+from evaluation.output import write_json, write_labels
 from evaluation.writing import another_study, most_frequent_report
 from metrics.chexbert import CheXbert, Labeler
 from tests import tiny
@@ -23,15 +25,7 @@ from tests import tiny
 def run(tmp_path_factory):
     """A folder with a toy data set, a stage-1 and a stage-2 checkpoint, and two pictures."""
     folder = tmp_path_factory.mktemp("run")
-    tiny.write_data(folder / "data", test=5)
-    model = tiny.model()
-    header = {"pictures": model.pictures, "data": str(folder / "data"), "preset": "demo", "decoding": model.decoding}
-    trrg.save(folder / "ckpt.safetensors", model, {**header, "base": {"folder": "nowhere"}}, embed_base=True)
-    aligned = tiny.alignment()
-    trrg.save_alignment(folder / "stage1.safetensors", aligned, aligned.words, header)
-    rng = np.random.default_rng(0)
-    for name, shape in (("frontal.png", (40, 50)), ("lateral.jpg", (50, 40, 3))):
-        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
+    tiny.write_run(folder)
     return folder
 
 
@@ -67,9 +61,9 @@ def test_half_a_surrogate_pair_in_a_text_breaks_no_file(run, tmp_path, monkeypat
     assert last["hypothesis"] == "Größe \ud800 ✓ \\ud800"
     assert "Größe \\ud800 ✓ \\\\ud800" in text
     assert "Größe" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
-    evaluate.write_labels(tmp_path / "labels.csv", [last])
+    write_labels(tmp_path / "labels.csv", [last])
     assert "strange \\ud800,hypothesis," in (tmp_path / "labels.csv").read_text(encoding="utf-8")
-    evaluate.write_json(tmp_path / "figures.json", {"reports": "file\udcff"})         # as Python has a name that is no UTF-8
+    write_json(tmp_path / "figures.json", {"reports": "file\udcff"})         # as Python has a name that is no UTF-8
     assert json.loads((tmp_path / "figures.json").read_text(encoding="utf-8")) == {"reports": "file\udcff"}
 
 
@@ -99,13 +93,27 @@ def test_a_stage_1_checkpoint_gives_recognition_and_retrieval(run, tmp_path):
     assert "<svg" in (tmp_path / "out/report.html").read_text()
 
 
+def test_the_prompts_of_the_run_are_those_of_its_evaluation(run, tmp_path, monkeypatch):
+    """--prompts-per-disease 1 is judged by one prompt per disease."""
+    asked = []
+    embed = recognition.embed_sentences
+    monkeypatch.setattr(recognition, "embed_sentences", lambda model, texts: asked.append(texts) or embed(model, texts))
+    tiny.write_run(tmp_path, prompts_per_disease=1)
+    for folder, prompts in ((tmp_path, 14), (run, sum(map(len, clue_prompts())))):
+        assert evaluate.main(["--ckpt", str(folder / "stage1.safetensors"), "--out", str(tmp_path / "out"), "--draws", "2"]) == 0
+        assert len(asked[0]) == prompts and asked[0][0].startswith("Clue: ")
+        asked.clear()
+
+
 def test_one_image_prints_its_report_and_clues(run, capsys):
     pictures = [str(run / "frontal.png"), str(run / "lateral.jpg")]
     assert evaluate.main(["--ckpt", str(run / "ckpt.safetensors"), "--image", *pictures]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("Report\n") and printed.count("Clue: ") == 3 and "%" in printed
+    assert printed.startswith("trained on ") and printed.endswith("\nresearch output, no medical advice\n")
+    assert "\nReport\n" in printed and printed.count("Clue: ") == 3 and "%" in printed
     assert evaluate.main(["--ckpt", str(run / "ckpt.safetensors"), "--json", "--image", *pictures]) == 0
     told = json.loads(capsys.readouterr().out)
+    assert told["trained_on"].startswith("trained on ") and told["notice"] == "research output, no medical advice"
     expected = trrg.load(run / "ckpt.safetensors").report(pictures)
     assert told["report"] == expected.text and [clue["prompt"] for clue in told["clues"]] == [prompt for prompt, _ in expected.clues]
     assert evaluate.main(["--ckpt", str(run / "ckpt.safetensors"), "--explain", "--image", pictures[0]]) == 0
@@ -119,13 +127,13 @@ def test_one_image_prints_its_report_and_clues(run, capsys):
     (["--ckpt", "{run}/ckpt.safetensors", "--split", "exam"], "no study in the split 'exam'"),
     (["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/nothing.png"], "nothing.png: no such file"),
     (["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/ckpt.safetensors"], "ckpt.safetensors"),
-    (["--ckpt", "{run}/stage1.safetensors", "--image", "{run}/frontal.png"], "stage-1 checkpoint writes no reports"),
+    (["--ckpt", "{run}/stage1.safetensors", "--image", "{run}/frontal.png"], "stage-1 checkpoint writes no reports; --image wants"),
     ([], "name --ckpt FILE or --reports FILE"),
     (["--ckpt", "{run}/ckpt.safetensors", "--limit", "some"], "some is not a whole number from 1 on"),
     (["--ckpt", "{run}/ckpt.safetensors", "--seed", "-1"], "-1 is not a whole number from 0 on"),
     (["--ckpt", "{run}/ckpt.safetensors", "--exam"], "--exam; --help lists all options"),
     (["--ckpt", "{run}/ckpt.safetensors", "--explain"], "--explain does nothing without --image"),
-    (["--ckpt", "{run}/ckpt.safetensors", "--json"], "--json does nothing without --image"),
+    (["--ckpt", "{run}/ckpt.safetensors", "--json"], "--json does nothing beside a stage-2 checkpoint"),
     (["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/frontal.png", "--out", "x"], "--out does nothing beside --image"),
     (["--ckpt", "{run}/ckpt.safetensors", "--labels-only"], "needs a labeler"),
     (["--ckpt", "{run}/ckpt.safetensors", "--chexbert", "{run}/nowhere"], "nowhere"),
@@ -212,7 +220,10 @@ def test_chexbert_reads_both_sides_once(run, tmp_path, monkeypatch):
     assert [row["labels"]["reference"] for row in rows] == load(folder)([row["reference"] for row in rows], progress=False)
     assert "no labeler was at hand" not in (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert evaluate.main([*command, "--out", str(tmp_path / "labels"), "--labels-only"]) == 0
-    assert [path.name for path in (tmp_path / "labels").iterdir()] == ["labels.csv"]
+    # the reports that took the time are kept, and their labels
+    assert sorted(path.name for path in (tmp_path / "labels").iterdir()) == ["labels.csv", "reports.jsonl"]
+    kept = [json.loads(line) for line in (tmp_path / "labels/reports.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(row["hypothesis"], row["labels"]) for row in kept] == [(row["hypothesis"], row["labels"]) for row in rows]
 
 
 @pytest.mark.parametrize("source, preset, data", [
@@ -220,7 +231,7 @@ def test_chexbert_reads_both_sides_once(run, tmp_path, monkeypatch):
     ("r2gen", "iu_xray", "iu_xray"), ("r2gen", "demo", "demo"), (None, "mimic_cxr", "")])
 def test_published_rows_belong_to_the_data_not_to_the_preset(source, preset, data):
     prepared = SimpleNamespace(manifest={"options": {"source": source} if source else {}})
-    assert evaluate.data_named(SimpleNamespace(header={"preset": preset}), prepared) == data
+    assert source_of({"preset": preset}, prepared) == data
 
 
 def test_the_permuted_floor_shows_every_study_another_ones_pictures(run):

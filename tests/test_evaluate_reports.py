@@ -13,7 +13,8 @@ import evaluate
 import metrics
 from data.files import UserError
 from data.reports import LABELS
-from evaluation.results import add_labels, evaluate_texts, phantom_labels
+from evaluation.labels import phantom_labeler, with_labels
+from evaluation.results import Scoring, evaluate_texts
 from metrics.clinical import clinical_scores
 from metrics.meteor_data import find_data
 
@@ -57,7 +58,7 @@ def test_files_and_tables(tmp_path, capsys, no_data):
         assert protocol in printed
     assert "METEOR (exact+stem)" in printed
     assert "METEOR " not in printed.replace("METEOR (exact+stem)", "").replace("METEOR of papers", "")
-    grid = clinical_scores(*(np.array([labels for labels, _ in phantom_labels([row[side] for row in rows()])])
+    grid = clinical_scores(*(np.array([labels for labels, _ in phantom_labeler()([row[side] for row in rows()])])
                              for side in ("hypothesis", "reference")))
     clinical = result["clinical"]
     assert clinical["labels_from"] == "phantom rules"
@@ -91,12 +92,12 @@ def test_against(tmp_path, capsys, no_data):
 
 
 def test_truth_needs_known_findings(no_data):
-    known = rows()
-    add_labels(known, phantom_labels, "rules")
-    assert "truth" not in evaluate_texts(known, labels_from="rules", draws=10)
+    label = phantom_labeler()
+    known, labels_from = with_labels(rows(), label)
+    assert labels_from == "phantom rules" and "truth" not in evaluate_texts(known, Scoring(draws=10), "rules")
     for row in known:
-        row["findings"]["reference"] = phantom_labels([row["reference"]])[0][1]
-    truth = evaluate_texts(known, labels_from="rules", draws=10)["truth"]
+        row["findings"]["reference"] = label([row["reference"]])[0][1]
+    truth = evaluate_texts(known, Scoring(draws=10), "rules")["truth"]
     assert truth["invented_per_report"]["n"] == 6 and truth["missed_per_report"]["value"] > 0
 
 
@@ -120,10 +121,10 @@ def test_labels_only(tmp_path):
     (lambda rows: rows, ["--against", "/nowhere.jsonl"], "/nowhere.jsonl"),
     (lambda rows: rows, ["--ckpt", "x.safetensors"], "one of them"),
     (lambda rows: rows, ["--labeler", "phantom", "--chexbert", "x"], "one of them"),
-    (lambda rows: rows, ["--limit", "3"], "--limit does nothing without --ckpt"),
-    (lambda rows: rows, ["--split", "val"], "--split does nothing without --ckpt"),
-    (lambda rows: rows, ["--beams", "3"], "--beams does nothing without --ckpt"),
-    (lambda rows: rows, ["--image", "a.png"], "--image does nothing without --ckpt"),
+    (lambda rows: rows, ["--limit", "3"], "--limit does nothing beside --reports: it belongs to a stage-"),
+    (lambda rows: rows, ["--split", "val"], "--split does nothing beside --reports: it belongs to a stage-"),
+    (lambda rows: rows, ["--beams", "3"], "--beams does nothing beside --reports: it belongs to a stage-2"),
+    (lambda rows: rows, ["--image", "a.png"], "--image does nothing beside --reports"),
     (lambda rows: rows, ["--labeler", "phantom", "--labels-only", "--against", "x"], "--against does nothing beside --labels-only"),
     (lambda rows: rows, ["--seed", "-1"], "--seed: -1 is not a whole number from 0 on"),
     (lambda rows: rows, ["--protocol", "bleu"], "--help lists all options"),
@@ -174,10 +175,10 @@ def test_against_other_studies(tmp_path, capsys):
 def test_against_compares_every_reference(no_data, one, other, same):
     mine, theirs = ([{"id": "1", "hypothesis": "x", "reference": reference}] for reference in (one, other))
     if same:
-        evaluate_texts(mine, against=theirs, draws=2)
+        evaluate_texts(mine, Scoring(draws=2), against=theirs)
     else:
         with pytest.raises(UserError, match="different references for id '1'"):
-            evaluate_texts(mine, against=theirs, draws=2)
+            evaluate_texts(mine, Scoring(draws=2), against=theirs)
 
 
 def test_strange_texts_are_scored(tmp_path, no_data):

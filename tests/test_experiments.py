@@ -11,7 +11,7 @@ from data.files import UserError
 from data.prepare import phantom
 from data.prompts import clue_prompts
 from data.reports import LABELS
-from evaluation.results import add_labels, labels_of, phantom_labels
+from evaluation.labels import labels_of, phantom_labeler, with_labels
 from evaluation.writing import as_row
 from metrics.clinical import clinical_scores
 from metrics.truth import measure_truth
@@ -89,7 +89,7 @@ def test_the_true_clue_is_the_prompt_that_says_most_of_what_is_true(name, severi
 def test_counts_a_study_give_the_scores_of_all(place):
     studies = Prepared(place / "data").split("test")
     rows = [as_row(study, studies[i // 2]["report"]) for i, study in enumerate(studies)]
-    add_labels(rows, phantom_labels, "phantom rules")
+    rows, _ = with_labels(rows, phantom_labeler())
     found = measures.measured(measures.counts(rows))
     found = {name: float(value) for (name,), value in found.values(found.statistics.sum(0)).items()}
     h, r = labels_of(rows, "hypothesis"), labels_of(rows, "reference")

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 import trrg
-from evaluation.explain import clue_maps, explain, recorded, token_probabilities
+from evaluation.explain import explain, recorded, token_probabilities
+from evaluation.writing import clue_maps
 from model.decode import Rules, beam_search
 from tests import tiny
 

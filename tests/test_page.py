@@ -15,7 +15,8 @@ import pytest
 from data import phantom
 from data.reports import LABELS
 from evaluation.page import charts, gallery, page, published, tables
-from evaluation.results import add_labels, evaluate_texts, phantom_labels
+from evaluation.labels import phantom_labeler, with_labels
+from evaluation.results import Scoring, evaluate_texts
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)> <!--<script> & \"'\u2028\u2029 \ud800"
 CUES = [("Clue: pneumothorax at the left apex", 0.5), (f"Clue: {HOSTILE}", 0.25)]
@@ -33,7 +34,7 @@ def phantom_rows(count=6):
                 findings={"reference": study.extra["findings"]},
                 clues=[{"prompt": prompt, "weight": weight} for prompt, weight in CUES])
             for i, (study, text) in enumerate(zip(studies, texts))]
-    return studies, rows, add_labels(rows, phantom_labels, "phantom rules")
+    return studies, *with_labels(rows, phantom_labeler())
 
 
 def maps(i):
@@ -45,14 +46,14 @@ def maps(i):
 def written(tmp_path_factory):
     """(the page's text, rows, metrics) of phantom studies of one or two views, with a hostile one among them."""
     studies, rows, labels_from = phantom_rows()
-    metrics = evaluate_texts(rows, labels_from=labels_from, meteor_data=False, draws=20)
+    metrics = evaluate_texts(rows, Scoring(meteor_data=False, draws=20), labels_from)
     metrics["floors"] = {"permuted_pictures": {part: metrics[part] for part in ("language", "clinical", "truth")}}
     metrics["settings"]["checkpoint"] = HOSTILE
     rows[0]["id"], rows[0]["hypothesis"] = HOSTILE, rows[0]["hypothesis"] + " " + HOSTILE
     log = [{"stage": "stage1", "step": step, "loss": 8.0 - step / 50, "tau": 0.07} for step in range(1, 120)]
     log.append({"stage": "stage1", "step": 119, "validation": {"loss": 6.0}})
     path = tmp_path_factory.mktemp("page") / "report.html"
-    page.write_page(path, metrics, rows, title=f"Title {HOSTILE}", maps=maps, labeler=phantom_labels,
+    page.write_page(path, metrics, rows, title=f"Title {HOSTILE}", maps=maps, labeler=phantom_labeler(),
                     pictures=lambda i: [phantom.draw(picture, 64) for picture in studies[i].pictures], curves=log,
                     data="mimic_cxr")
     return path.read_text(encoding="utf-8"), rows, metrics
@@ -217,7 +218,7 @@ def test_it_shows_every_part(written):
 
 def test_absent_parts_are_left_out(tmp_path):
     rows = [row(0, "No effusion.", ["No effusion.", "Clear."]), row(1, "", "Heart is normal.")]
-    metrics = evaluate_texts(rows, ("coco",), meteor_data=False, draws=5)
+    metrics = evaluate_texts(rows, Scoring(("coco",), meteor_data=False, draws=5))
     page.write_page(tmp_path / "report.html", metrics, rows, title="texts")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert 'id="floors"' not in text and 'id="findings"' not in text and "METEOR" in text
@@ -230,8 +231,8 @@ def test_findings_are_marked_as_the_truth_has_them():
     rows = [row(0, generated, reference)]
     labels, findings = phantom.label(reference)
     rows[0] |= {"labels": {"reference": labels}, "findings": {"reference": findings}}
-    add_labels(rows, phantom_labels, "phantom rules")
-    (study,), left = gallery.studies(rows, labeler=phantom_labels)
+    rows, _ = with_labels(rows, phantom_labeler())
+    (study,), left = gallery.studies(rows, labeler=phantom_labeler())
     assert left == 0
     assert dict((name, kind) for name, kind, _ in study["f"]) == {
         "Cardiomegaly": "missed", "Edema": "invented", "Pleural Effusion": "differs"}
@@ -276,7 +277,7 @@ def test_five_hundred_studies_stay_below_ten_megabytes():
                 for i, study in enumerate(studies)}
     for r in rows:
         r["hypothesis"] = r["reference"] = " ".join([r["reference"]] * 2)
-    shown, _ = gallery.studies(rows, pictures.get, maps, phantom_labels)
+    shown, _ = gallery.studies(rows, pictures.get, maps, phantom_labeler())
     assert all(len(study["v"]) == 2 for study in shown) and len(page.in_script(shown)) / len(rows) * 500 < 8e6
 
 

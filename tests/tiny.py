@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import torch
+from PIL import Image
 
 import trrg
 from data.prompts import clue_prompts
@@ -88,3 +89,16 @@ def write_data(folder, train=12, val=4, test=4, views=2, seed=0):
         for number, row in enumerate(rows):
             file.write(json.dumps({**row, "views": list(range(number * views, (number + 1) * views))}) + "\n")
     (folder / "manifest.json").write_text(json.dumps({"counts": {"train": train, "val": val, "test": test}, "options": {}}))
+
+
+def write_run(folder, **header):
+    """data/, ckpt.safetensors with its base inside, stage1.safetensors, frontal.png and lateral.jpg."""
+    write_data(folder / "data", test=5)
+    built, aligned = model(), alignment()
+    header = {"pictures": built.pictures, "data": str(folder / "data"), "preset": "demo", "decoding": built.decoding,
+              **header}
+    trrg.save(folder / "ckpt.safetensors", built, {**header, "base": {"folder": "nowhere"}}, embed_base=True)
+    trrg.save_alignment(folder / "stage1.safetensors", aligned, aligned.words, header)
+    rng = np.random.default_rng(0)
+    for name, shape in (("frontal.png", (40, 50)), ("lateral.jpg", (50, 40, 3))):
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)

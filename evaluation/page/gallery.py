@@ -15,14 +15,14 @@ import re
 import numpy as np
 
 from data.reports import LABELS
-from evaluation.results import reference_text
+from evaluation.labels import reference_text
+from evaluation.results import DISEASES
 from metrics import prepare
 from metrics.rouge import rouge_l
 from metrics.truth import side
 
 STUDIES = 500                                      # more would make the page too heavy to send; reports.jsonl has all
 SIDE, QUALITY = 128, 72                            # of a thumbnail: its longer side in px, JPEG
-DISEASES = [i for i, name in enumerate(LABELS) if name != "No Finding"]
 WORST_FIRST = ("invented", "denied", "missed", "differs", "match")
 SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
 
@@ -83,8 +83,8 @@ def sentences_of(text):
 def studies(rows, pictures=None, maps=None, labeler=None):
     """(rows as JSON, how many were left out). At most `STUDIES`: those at the ends of the three orders.
 
-    pictures(i) → uint8 arrays (S, S), a view each, or None. maps(i) → what explain.clue_maps gives for one study, or
-    None. labeler(texts) → [(14 labels, …)] marks single sentences (evaluation.results.phantom_labels and chexbert_labels).
+    pictures(i) → uint8 arrays (S, S), a view each, or None. maps(i) → what writing.clue_maps gives for one study, or
+    None. labeler(texts) → [(14 labels, …)] marks single sentences (evaluation/labels.py).
     """
     similar = similarity(rows)
     known = labelled(rows)

@@ -15,10 +15,12 @@ import numpy as np
 
 from data.files import whole_file
 from data.reports import LABELS
+from evaluation.output import NO_ADVICE
 from evaluation.page import gallery, tables
 from evaluation.page.charts import curves as chart
 from evaluation.page.charts import intervals, number, roc, smoothed
 from evaluation.page.published import ROWS
+from evaluation.verdicts import headline, near_floor, nearly_alike, variety_lines
 from metrics.zero_shot import roc_curve
 
 # What is drawn of log.jsonl, a panel each: title, the figure, and the figure of a validation that belongs to it.
@@ -40,7 +42,7 @@ def write_page(path, metrics, rows, *, title, pictures=None, maps=None, labeler=
     marks single sentences. curves: the rows of log.jsonl. data: the data set whose published rows stand beside ours.
     Raises OSError.
     """
-    known = gallery.labelled(rows)
+    settings, known = metrics.get("settings", {}), gallery.labelled(rows)
     shown, left = gallery.studies(rows, pictures, maps, labeler)
     sections = [("scores", "Scores", scores_section(metrics, data))]
     if metrics.get("floors"):
@@ -52,27 +54,27 @@ def write_page(path, metrics, rows, *, title, pictures=None, maps=None, labeler=
     sections.append(("gallery", "Studies", gallery_section(shown, left, known, labeler)))
     if curves:
         sections.append(("training", "Training", training_section(curves)))
-    sections.append(("settings", "Settings", settings_section(metrics.get("settings", {}))))
+    sections.append(("settings", "Settings", settings_section(settings)))
     drawn = {"studies": shown, "labelled": known, "labels": [LABELS[i] for i in gallery.DISEASES]}
-    write(path, title, f"{metrics.get('settings', {}).get('n', len(rows))} reports", tiles(metrics), sections, drawn)
+    write(path, title, f"{settings.get('n', len(rows))} reports", settings, tiles(metrics), sections, drawn)
 
 
 def write_alignment_page(path, metrics, *, title, scores=None, labels=None, curves=None):
     """The page of a stage-1 checkpoint. scores (N, 14) of the clue prompts and labels (N, 14) in CheXbert's coding give
     the ROC curves; curves: the rows of log.jsonl. Raises OSError."""
-    sections = []
+    sections, settings = [], metrics.get("settings", {})
     found = metrics.get("zero_shot", {})
     if found.get("auroc"):
         sections.append(("zero-shot", "Zero-shot recognition", zero_shot_section(found, scores, labels)))
     sections.append(("retrieval", "Retrieval", retrieval_section(metrics["retrieval"])))
     if curves:
         sections.append(("training", "Training", training_section(curves)))
-    sections.append(("settings", "Settings", settings_section(metrics.get("settings", {}))))
+    sections.append(("settings", "Settings", settings_section(settings)))
     names = (("auroc", "macro AUROC, clue prompts"), ("auroc_pairs", "macro AUROC, finding against no finding"))
     figures = [(name, found[key]["macro"]) for key, name in names if found.get(key)]
     figures += [(f"{RETRIEVAL[way]}, R@5", cells["R@5"]) for way, cells in metrics["retrieval"].items()]
-    studies = f"{metrics.get('settings', {}).get('n', '–')} studies"
-    write(path, title, studies, "".join(tile(*figure) for figure in figures), sections, None)
+    studies = f"{settings.get('n', '–')} studies"
+    write(path, title, studies, settings, "".join(tile(*figure) for figure in figures), sections, None)
 
 
 # --- sections: each gives the HTML below its heading ------------------------------------------------------------------
@@ -91,8 +93,8 @@ def tile(name, cell, floor=None):
 
 
 def tiles(metrics):
-    floor = dict(tables.headline(metrics.get("floors", {}).get("permuted_pictures", {})))
-    return "".join(tile(name, cell, floor.get(name)) for name, cell in tables.headline(metrics))
+    floor = headline(metrics.get("floors", {}).get("permuted_pictures", {}))
+    return "".join(tile(name, cell, floor.get(name)) for name, cell in headline(metrics).items())
 
 
 def scores_section(metrics, data):
@@ -101,6 +103,11 @@ def scores_section(metrics, data):
     parts += [paragraph(f"<b>{escape(name)}</b>: {escape(text)}.", "note") for name, text in protocols.items()]
     parts.append(paragraph("Small figures: 95 % interval over studies. A row counts one way only, so figures of "
                            "different rows compare only where the last column says the same.", "note"))
+    if "variety" in metrics:
+        n = metrics["settings"]["n"]
+        parts += [paragraph(escape(line) + ".") for line in variety_lines(metrics["variety"], n)]
+        if warning := nearly_alike(metrics["variety"], n):
+            parts.append(paragraph(escape(warning) + ".", "warning"))
     if ROWS.get(data):
         parts.append(paragraph("Rows below ours are other papers’, and users’ own runs of released code (dashed). The "
                                "protocol of each is what it <em>appears</em> to be: few papers state it. A blank is a "
@@ -109,10 +116,8 @@ def scores_section(metrics, data):
 
 
 def floors_section(metrics):
-    warnings = "".join(paragraph(
-        f"<b>Near its floor:</b> {escape(judge)} {number(own['value'])} against {number(cell['value'])} "
-        f"({escape(floor)}). These reports hardly depend on the pictures.", "warning")
-        for judge, floor, own, cell in tables.near_floor(metrics))
+    warnings = "".join(paragraph(f"<b>Near its floor:</b> {escape(verdict)}.", "warning")
+                       for verdict in near_floor(metrics))
     return (paragraph("What texts score that have nothing to do with the picture: the same model shown other studies’ "
                       "pictures, and the training set’s most frequent report for every study. A model that looks "
                       "stands clear of both.")
@@ -224,8 +229,10 @@ def settings_section(settings):
 
 # --- the document -----------------------------------------------------------------------------------------------------
 
-def write(path, title, subtitle, tiles, sections, data):
+def write(path, title, subtitle, settings, tiles, sections, data):
     """Puts the page together and writes it in one go."""
+    origin = [settings["trained_on"]] if settings.get("trained_on") else []
+    notes = "".join(paragraph(escape(note), "origin") for note in [*origin, NO_ADVICE])
     folder = Path(__file__).parent
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -245,7 +252,7 @@ def write(path, title, subtitle, tiles, sections, data):
 {style}</style>
 </head>
 <body>
-<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>
+<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p>{notes}</header>
 <nav aria-label="Sections">{links}</nav>
 <main>
 <div class="tiles">{tiles}</div>

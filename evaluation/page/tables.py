@@ -4,14 +4,13 @@ from html import escape
 
 from data.reports import LABELS
 from evaluation.page.charts import bar, intervals, number
-from evaluation.page.gallery import DISEASES, confusion
+from evaluation.page.gallery import confusion
 from evaluation.page.published import AGAIN, ROWS
+from evaluation.results import DISEASES
+from evaluation.verdicts import FLOORS, headline
 from metrics.clinical import CLASS_SETS, PARTS, UNCERTAIN
 
 LANGUAGE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "METEOR", "CIDEr")   # the papers' order
-FLOORS = {"permuted_pictures": "other studies’ pictures", "most_frequent_report": "most frequent report"}
-TRUTH = {"invented_per_report": "invented findings a report", "missed_per_report": "missed findings a report",
-         "side_accuracy": "side right", "severity_accuracy": "severity right"}
 COUNTED = {"coco": "full references, Penn Treebank tokens",
            "r2gen": "R2Gen’s cleaning, the stop counts, references cut"}
 # The cells of the clinical grid that published rows come nearest to: 14 labels, uncertain as negative.
@@ -78,43 +77,16 @@ def clinical_grid(grid):
     return table(header, rows, "grid")
 
 
-def headline(metrics):
-    """[(name, cell, digits)] that the page opens with and that floors are compared by; as far as they are known."""
-    figures = [(f"{name} ({protocol})", scores[name]) for protocol, scores in metrics.get("language", {}).items()
-               for name in ("BLEU-4", "CIDEr") if name in scores]
-    if "clinical" in metrics:
-        grid = metrics["clinical"]["grid"]
-        figures += [(f"{average} F1 (14 labels)", grid[average]["14"]["positive"]["f1"])
-                    for average in ("micro", "macro")]
-    return figures + [(TRUTH.get(name, name), cell) for name, cell in metrics.get("truth", {}).items()]
-
-
 def floors_table(metrics):
     """Every headline figure beside what texts reach that have nothing to do with the picture."""
-    floors = {name: dict(headline(scores)) for name, scores in metrics["floors"].items()}
-    none = {"value": None}
+    floors = {name: headline(scores) for name, scores in metrics["floors"].items()}
     rows = []
-    for name, cell in headline(metrics):
-        cells = [cell, *(scores.get(name, none) for scores in floors.values())]
+    for name, cell in headline(metrics).items():
+        cells = [cell, *(scores[name] for scores in floors.values())]
         rows.append(("", [escape(name), *map(figure, cells), intervals(cells, ["own", "floor-a", "floor-b"])]))
-    keys = [f'<span class="key {cls}"></span>{escape(FLOORS.get(name, name))}'
+    keys = [f'<span class="key {cls}"></span>{escape(FLOORS[name])}'
             for name, cls in zip(floors, ("floor-a", "floor-b"))]
     return table(["", '<span class="key own"></span>this model', *keys, ""], rows, "floors")
-
-
-def near_floor(metrics):
-    """[(judge, floor, its own cell, the floor's cell)] of the floors not cleared: the intervals meet.
-
-    The judge is micro F1, or CIDEr where there are no labels.
-    """
-    own = dict(headline(metrics))
-    judge = next(name for name in own if name.startswith("micro F1" if "clinical" in metrics else "CIDEr"))
-    reached = []
-    for name, scores in metrics["floors"].items():
-        cell = dict(headline(scores)).get(judge)
-        if cell and None not in (own[judge]["value"], cell["value"]) and own[judge]["low"] <= cell["high"]:
-            reached.append((judge, FLOORS.get(name, name), own[judge], cell))
-    return reached
 
 
 def findings_table(per_class, rows):

@@ -12,8 +12,10 @@ from torch.nn.functional import cosine_similarity
 from data.files import UserError
 from data.phantom import label
 from data.reports import LABELS, clean_report
-from evaluation.results import add_labels, evaluate_texts, labels_of, phantom_labels
-from evaluation.writing import another_study, as_row, over_batches, zero_shot
+from evaluation.labels import labels_of, phantom_labeler, with_labels
+from evaluation.recognition import zero_shot
+from evaluation.results import Scoring, evaluate_texts
+from evaluation.writing import another_study, as_row, over_batches
 from metrics.clinical import UNCERTAIN
 from metrics.intervals import Measured
 from metrics.truth import measure_truth, side
@@ -49,7 +51,7 @@ def recognised(model, prepared, studies, processes):
         return [[field[i].cpu() for field in clues] for i in range(len(visits["ids"]))]
 
     done = over_batches(prepared, studies, model.pictures["crop"], BATCH, processes, "clues", work)
-    return Clues(*map(torch.stack, zip(*(done[number] for number in range(len(studies))))))
+    return Clues(*map(torch.stack, zip(*done)))
 
 
 def of_other_findings(studies, seed=0):
@@ -137,8 +139,7 @@ def write(model, prepared, studies, processes, clues=None, **decoding):
         reports, prompt = model.write(visits["images"].to(device), given, **{**model.decoding, **decoding})
         return list(zip(reports, diseases(prompt.clues) if prompt.clues else [[]] * len(reports)))
 
-    done = over_batches(prepared, studies, model.pictures["crop"], BATCH, processes, "reports", work)
-    return [done[number] for number in range(len(studies))]
+    return over_batches(prepared, studies, model.pictures["crop"], BATCH, processes, "reports", work)
 
 
 def diseases(clues):
@@ -153,9 +154,9 @@ def reports(model, prepared, studies, processes, kind="own", **decoding):
     if kind in SWAPS:
         clues = swapped(model, recognised(model, prepared, studies, processes), studies, kind)
     written = write(model, prepared, studies, processes, clues, **decoding)
-    texts = [as_row(study, report.text, report.clues) for study, (report, _) in zip(studies, written)]
-    found = evaluate_texts(texts, ("coco",), meteor_data=False, draws=1,
-                           labels_from=add_labels(texts, phantom_labels, "phantom rules"))
+    texts, labels_from = with_labels(
+        [as_row(study, report.text, report.clues) for study, (report, _) in zip(studies, written)], phantom_labeler())
+    found = evaluate_texts(texts, Scoring(("coco",), meteor_data=False, draws=1), labels_from)
     language, grid = found["language"]["coco"], found["clinical"]["grid"]
     figures = {name: cell["value"] for name, cell in language.items() if name not in ("BLEU-1", "BLEU-2", "BLEU-3")}
     figures |= {f"{average} F1": grid[average]["14"]["positive"]["f1"]["value"] for average in ("micro", "macro")}
@@ -242,7 +243,7 @@ def queries(model, prepared, studies, processes):
         return list(zip(prompt.e_v.float().cpu(), prompt.e_c.float().cpu()))
 
     done = over_batches(prepared, studies, model.pictures["crop"], BATCH, processes, "queries", work)
-    return [torch.stack(stream) for stream in zip(*(done[number] for number in range(len(studies))))]
+    return [torch.stack(stream) for stream in zip(*done)]
 
 
 def cross_entropy(model, prepared, studies, processes, clues, pictures=None):
@@ -260,5 +261,5 @@ def cross_entropy(model, prepared, studies, processes, clues, pictures=None):
 
     shown = studies if pictures is None else [studies[number] for number in pictures]
     done = over_batches(prepared, shown, model.pictures["crop"], BATCH, processes, "cross-entropy", work)
-    ce, tokens = np.sum(list(done.values()), axis=0)
+    ce, tokens = np.sum(done, axis=0)
     return float(ce / tokens)

@@ -1,0 +1,31 @@
+"""Given texts (--reports): read, labelled, scored, compared. No model, no GPU, and no torch unless CheXbert labels."""
+
+from pathlib import Path
+
+from data.files import UserError, file_digest
+from evaluation.pairs import read_pairs
+from evaluation.results import evaluate_texts
+from evaluation.task import Task
+
+
+def score_reports(args):
+    """--reports FILE, as evaluate.py's options say. Raises UserError."""
+    path = Path(args.reports)
+    rows = read_pairs(path)
+    task = Task(args, path, args.out or path.parent / f"eval-{path.stem}")
+    rows, labels_from = task.labelled(rows, path)
+
+    if task.labels_only:
+        if labels_from is None:
+            raise UserError(f"{path}: holds no labels; name --chexbert DIR or --labeler phantom")
+        task.write_labels(rows)
+        return
+
+    against = task.against_rows
+    if against:
+        against, theirs = task.labelled(against, task.against)
+        if labels_from and not theirs:
+            raise UserError(f"{task.against}: holds no labels, though {path} does; name --chexbert or --labeler")
+
+    metrics = evaluate_texts(rows, task.scoring, labels_from, against)
+    task.write(metrics, {"reports": str(path), "sha256_16": file_digest(path)}, rows, title=str(path))

@@ -1,0 +1,85 @@
+"""What an evaluation writes, and what every report says of itself."""
+
+import csv
+import json
+import tempfile
+from pathlib import Path
+
+from data.files import UserError, whole_file
+from data.reports import LABELS
+from evaluation.labels import SIDES
+
+RESULTS = ("reports.jsonl", "metrics.json", "report.html", "labels.csv")
+NO_ADVICE = "research output, no medical advice"
+# CheXbert's CSV form of its labels: blank, 1 positive, 0 negative, -1 uncertain.
+CSV_FORM = ("", "1", "0", "-1")
+
+
+def trained_on(header):
+    """One sentence on what a checkpoint learned from, and what its reports are therefore worth.
+
+    header["trained_on"] is {"source", "studies", "pictures", "steps"}; older checkpoints tell less.
+    """
+    known = header.get("trained_on") or {}
+    steps = known.get("steps", header.get("step"))
+    if known.get("source") == "phantom" or not known and str(header.get("data")) == "datasets/demo":
+        studies = f"{known['studies']:,} " if known.get("studies") else ""
+        told = f"trained on {studies}drawn phantoms: its reports say nothing about a real picture"
+    elif known.get("pictures"):
+        told = f"trained on {known['pictures']:,} pictures of {known['studies']:,} studies ({known['source']})"
+    else:
+        told = f"trained on {header.get('data', 'a data set that it does not name')}"
+
+    # A few steps, or pictures, teach a model the sound of reports, and nothing to see.
+    if steps is not None and steps < 100:
+        return f"{told}, for {steps} step{'s' * (steps != 1)} only: its reports mean nothing yet"
+    if known.get("source") != "phantom" and known.get("pictures", 1000) < 1000:
+        return f"{told}: too few to learn to see from"
+    return told
+
+
+def results_folder(out, *read):
+    """The folder `out`, made and tried before any work.
+
+    Raises UserError, also where a result would replace a file `read`.
+    """
+    out = Path(out)
+    for path in filter(None, read):
+        if Path(path).resolve() in [(out / name).resolve() for name in RESULTS]:
+            raise UserError(f"{path}: would be overwritten by the results; name another folder with --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(f"{out}: results can't be written there ({error.strerror}); "
+                        "name another folder with --out") from None
+    return out
+
+
+def writable(text):
+    """The text with half a surrogate pair, for which UTF-8 has no form, as \\ud800:
+    in JSON its escape, so none is lost."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def write_json(path, value):
+    with whole_file(path) as file:
+        file.write(writable(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)) + "\n")
+
+
+def write_rows(path, rows):
+    """JSON lines."""
+    with whole_file(path) as file:
+        for row in rows:
+            file.write(writable(json.dumps(row, ensure_ascii=False)) + "\n")
+
+
+def write_labels(path, rows):
+    """One line per text: id, which side, and its labels in CheXbert's order and CSV form."""
+    with whole_file(path) as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["id", "text", *LABELS])
+        for row in rows:
+            for side in SIDES:
+                table.writerow([writable(str(row["id"])), side, *(CSV_FORM[value] for value in row["labels"][side])])

@@ -1,0 +1,75 @@
+"""Stage 1 over a whole split: which diseases it recognises without training on labels, and what it retrieves."""
+
+import numpy as np
+import torch
+
+import trrg
+from data.prompts import clue_prompts, zero_shot_pairs
+from data.reports import LABELS, sentences
+from evaluation.writing import over_batches
+from metrics.intervals import DRAWS, SEED
+from metrics.zero_shot import retrieval, zero_shot_scores
+from model.clues import cosine, disease_scores
+
+
+def zero_shot(alignment, prepared, studies, processes, batch_size=16, draws=DRAWS, seed=SEED):
+    """The evaluation of stage 1: {"zero_shot": …, "retrieval": …} for metrics.json, and the scores that the page draws.
+
+    auroc        a disease's score from its clue prompts, the very score that picks the clues
+    auroc_pairs  softmax over "{disease}" and "no {disease}"
+    retrieval    picture → sentence: one of its own among the K best of all distinct sentences of the split;
+                 sentence → picture: a study that holds it among the K best
+
+    The clue prompts are those of the run (--prompts-per-disease), as its header has them.
+    """
+    v = recognise(alignment, prepared, studies, processes, batch_size)
+    tau = alignment.tau.item()
+
+    # By the clue prompts, as stage 2 chooses its clues.
+    bank = clue_prompts(alignment.header.get("prompts_per_disease") or None)
+    of = torch.tensor([i for i, prompts in enumerate(bank) for _ in prompts])
+    cosines = cosine(v, embed_sentences(alignment, [text for prompts in bank for text in prompts]))
+    scores = disease_scores(cosines, of, tau)[0].numpy()
+
+    # By a pair of prompts per disease, as CheXzero does: softmax over two is the sigmoid of their difference.
+    positive, negative = (embed_sentences(alignment, list(texts)) for texts in zip(*zero_shot_pairs()))
+    pair = torch.sigmoid((cosine(v, positive) - cosine(v, negative)) / tau).numpy()
+
+    result = {"zero_shot": {"auroc": None, "auroc_pairs": None}}
+    if all("labels" in study for study in studies):
+        labels = np.array([study["labels"] for study in studies])
+        result["zero_shot"] = {"auroc": zero_shot_scores(scores, labels, LABELS, draws, seed),
+                               "auroc_pairs": zero_shot_scores(pair, labels, LABELS, draws, seed)}
+
+    # Equal sentences of several studies are one sentence of the gallery, and right for each of them.
+    of_study = [set(sentences(study["report"])) for study in studies]
+    gallery = sorted(set().union(*of_study))
+    right = np.array([[text in texts for text in gallery] for texts in of_study])
+    similarity = cosine(v, embed_sentences(alignment, gallery)).numpy()
+    result["retrieval"] = {"image_to_text": retrieval(similarity, right, draws, seed),
+                           "text_to_image": retrieval(similarity.T, right.T, draws, seed)}
+    return result, scores
+
+
+def recognise(alignment, prepared, studies, processes, batch_size):
+    """v_cls of every study, the mean over its views: (N, d) float32 on the CPU."""
+    device = alignment.log_scale.device
+
+    @torch.no_grad()
+    def work(visits):
+        images = visits["images"].to(device)
+        tokens = alignment.image_tokens(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        return list(tokens.mean((1, 2)).float().cpu().numpy())
+
+    done = over_batches(prepared, studies, alignment.pictures["crop"], batch_size, processes, "pictures", work)
+    return torch.from_numpy(np.stack(done))
+
+
+@torch.no_grad()
+def embed_sentences(alignment, texts):
+    """t_cls of sentences or prompts: (len(texts), d) float32 on the CPU."""
+    device, rows = alignment.log_scale.device, []
+    for start in range(0, len(texts), 256):
+        ids, mask = trrg.encode_words(alignment.words, texts[start:start + 256], alignment.config.sentence_tokens)
+        rows.append(alignment.text_tokens(ids.to(device), mask.to(device))[:, 0].float().cpu())
+    return torch.cat(rows)

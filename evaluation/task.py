@@ -1,0 +1,62 @@
+"""What a command line asks of texts: how they are labelled and scored, and where the results go."""
+
+from data.files import UserError, file_digest
+from evaluation.console import print_metrics
+from evaluation.labels import chexbert_labeler, missing_labels, phantom_labeler, with_labels
+from evaluation.output import results_folder, write_json, write_labels, write_rows
+from evaluation.page.page import write_page
+from evaluation.pairs import read_pairs
+from evaluation.results import PROTOCOLS, Scoring
+
+
+class Task:
+    """The settings of one evaluation. All that can be refused is refused here, before any work is done.
+
+    args: evaluate.py's command line. path: the file that is evaluated, a checkpoint or reports. out: the results'
+    folder. source: the data set that the studies are of ("phantom", "iu_xray", "mimic_cxr"), as far as it is known.
+    """
+
+    def __init__(self, args, path, out, source="", device="cpu"):
+        self.path, self.source, self.labels_only = path, source, args.labels_only
+        self.out = results_folder(out, path, args.against)
+
+        self.against, self.against_rows = args.against, read_pairs(args.against) if args.against else None
+        protocols = PROTOCOLS if args.protocol == "both" else (args.protocol,)
+        cleaning = args.cleaning or ("mimic" if source == "mimic_cxr" else "iu")
+        self.scoring = Scoring(protocols, cleaning, args.reference_words, args.meteor_data, args.draws, args.seed)
+
+        # The phantom's rules read any drawn report right, so a phantom's are always labelled.
+        self.labeler = None
+        if args.chexbert:
+            self.labeler = chexbert_labeler(args.chexbert, device)
+        elif args.labeler or source == "phantom":
+            self.labeler = phantom_labeler()
+
+    def labelled(self, rows, path):
+        """(rows with labels on both sides, where these come from), or (rows, None) where nothing labels them."""
+        if self.labeler:
+            return with_labels(rows, self.labeler)
+        missing = missing_labels(rows)
+        if missing and any(row.get("labels") for row in rows):
+            number, side = missing[0]
+            raise UserError(f"{path}: id {rows[number]['id']!r} has no labels of its {side}, though the file holds "
+                            "labels; add them, or name --chexbert or --labeler")
+        return rows, None if missing else "given"
+
+    def settings(self):
+        """What metrics.json says of the other reports and of the labeler."""
+        against = {"against": str(self.against), "against_sha256_16": file_digest(self.against)} if self.against else {}
+        return against | (self.labeler.settings if self.labeler else {})
+
+    def write(self, metrics, settings, rows, **page):
+        """Writes metrics.json, reports.jsonl and report.html, and prints the tables."""
+        metrics = {**metrics, "settings": settings | self.settings() | metrics["settings"]}
+        write_rows(self.out / "reports.jsonl", rows)
+        write_json(self.out / "metrics.json", metrics)
+        write_page(self.out / "report.html", metrics, rows, labeler=self.labeler, **page)
+        print_metrics(metrics)
+        print(f"\nwritten: metrics.json, reports.jsonl and report.html in {self.out}")
+
+    def write_labels(self, rows):
+        write_labels(self.out / "labels.csv", rows)
+        print(f"written: {self.out / 'labels.csv'}")
