@@ -3,6 +3,7 @@
     python evaluate.py --ckpt runs/demo/ckpt.safetensors                     writes reports, scores them, draws the page
     python evaluate.py --ckpt runs/demo/stage1.safetensors                   recognition and retrieval of stage 1
     python evaluate.py --ckpt CKPT --image frontal.png [lateral.png]         one report, its clues and their weights
+    python evaluate.py --ckpt CKPT --swap                                    what it reads: other pictures, other clues
     python evaluate.py --reports FILE.jsonl                                  scores given texts: no model, no GPU
     python evaluate.py --reports FILE.jsonl --against OTHER.jsonl            the same, compared pair by pair
 
@@ -29,6 +30,7 @@ MODES = {
     "stage2": "a stage-2 checkpoint",
     "image": "--image",
     "explain": "--explain",
+    "swap": "--swap",
     "scores": "scores of reports",
     "r2gen": "the protocol r2gen",
 }
@@ -40,7 +42,8 @@ def parser():
     positive = at_least(int, 1)
 
     g = p.add_argument_group("what to evaluate (one of --ckpt, --reports)")
-    read_in("stage1 stage2 image explain", g.add_argument("--ckpt", metavar="FILE", help="checkpoint of either stage"))
+    read_in("stage1 stage2 swap image explain",
+            g.add_argument("--ckpt", metavar="FILE", help="checkpoint of either stage"))
     read_in("image explain",
             g.add_argument("--image", nargs="+", metavar="PICTURE",
                            help="with --ckpt: report on these views of one study"))
@@ -48,21 +51,24 @@ def parser():
             g.add_argument("--explain", action="store_true",
                            help="with --image: print the picture's way through the model, step by step"))
     read_in("image", g.add_argument("--json", action="store_true", help="with --image: print JSON"))
+    read_in("swap",
+            g.add_argument("--swap", action="store_true",
+                           help="with --ckpt: what becomes of the reports with other pictures and other clues"))
     read_in("reports",
             g.add_argument("--reports", metavar="FILE",
                            help="texts to score: JSON lines or CSV with id, hypothesis, reference"))
-    read_in("reports stage1 stage2",
-            g.add_argument("--out", metavar="DIR", help="where results go; default: eval-SPLIT beside the checkpoint, "
-                                                        "eval-NAME beside FILE"))
+    read_in("reports stage1 stage2 swap",
+            g.add_argument("--out", metavar="DIR", help="where results go; default: eval-SPLIT (or swap-SPLIT) beside "
+                                                        "the checkpoint, eval-NAME beside FILE"))
 
     g = p.add_argument_group("checkpoint")
-    read_in("stage1 stage2",
+    read_in("stage1 stage2 swap",
             g.add_argument("--split", default="test", help="part of the data set"),
             g.add_argument("--data", metavar="DIR",
                            help="prepared data set; default: the one the checkpoint was trained on"),
             g.add_argument("--limit", type=positive, metavar="N", help="only the first N studies"),
             g.add_argument("--batch-size", type=positive, default=16, help="studies at a time"))
-    read_in("stage2 image explain",
+    read_in("stage2 swap image explain",
             g.add_argument("--weights", metavar="DIR", help="base weights; default: where the checkpoint says"),
             g.add_argument("--beams", type=positive, help="beam width; default: the decoding's"),
             g.add_argument("--decoding", choices=("paper", "r2gengpt"), default="paper",
@@ -81,15 +87,16 @@ def parser():
                                                                         "checkpoint on MIMIC-CXR, else iu"),
             g.add_argument("--reference-words", type=positive, metavar="N",
                            help="words left of a reference; default 60 (iu) or 100 (mimic)"))
-    read_in("scores stage1",
+    read_in("scores stage1 swap",
             g.add_argument("--draws", type=positive, default=1000, help="bootstrap resamples"),
             g.add_argument("--seed", type=at_least(int, 0), default=0, help="of the bootstrap"))
 
     g = p.add_argument_group("clinical scores (labels in a file of reports come first)")
-    read_in("reports stage2",
+    read_in("reports stage2 swap",
             g.add_argument("--chexbert", metavar="DIR", help="label texts with CheXbert: folder of chexbert.pth and "
                                                              "vocab.txt"),
-            g.add_argument("--labeler", choices=("phantom",), help="label texts with the phantom's own rules"),
+            g.add_argument("--labeler", choices=("phantom",), help="label texts with the phantom's own rules"))
+    read_in("reports stage2",
             g.add_argument("--labels-only", action="store_true",
                            help="write labels.csv (and the reports of a checkpoint), score nothing"))
     return p
@@ -119,6 +126,8 @@ def modes_of(args, stage=None):
         modes = ["reports"]
     elif stage == 1:
         return ["stage1"]
+    elif args.swap:
+        return ["swap"]
     elif args.image:
         return ["explain" if args.explain else "image"]
     else:
@@ -159,13 +168,15 @@ def evaluate(args, given):
         score_reports(args)
         return
 
-    from evaluation import checkpoint, image  # with torch, which scoring given texts does without
+    from evaluation import checkpoint, image, swap  # with torch, which scoring given texts does without
 
     with checkpoint.one_voice() as processes:
         header = checkpoint.header_of(args.ckpt)
         refuse_unread(args, given, header["stage"])
         if args.image:
             image.report_on_images(args, header, processes)
+        elif args.swap:
+            swap.evaluate_swaps(args, header, processes)
         elif header["stage"] == 1:
             checkpoint.evaluate_alignment(args, header, processes)
         else:

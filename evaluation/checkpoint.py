@@ -77,8 +77,8 @@ def split_of(header, args):
     return prepared, prepared.split(args.split)[:args.limit]
 
 
-def results_beside(args):
-    return args.out or Path(args.ckpt).parent / f"eval-{args.split}"
+def results_beside(args, results="eval"):
+    return args.out or Path(args.ckpt).parent / f"{results}-{args.split}"
 
 
 def checkpoint_settings(header, args, prepared, studies):
@@ -117,10 +117,10 @@ def evaluate_alignment(args, header, processes):
 class SplitTask(Task):
     """A `Task` on the studies of a split, whose reports a model still has to write."""
 
-    def __init__(self, args, header, device):
+    def __init__(self, args, header, device, results="eval"):
         self.prepared, self.studies = split_of(header, args)
         source = source_of(header, self.prepared)
-        super().__init__(args, Path(args.ckpt), results_beside(args), source, device)
+        super().__init__(args, Path(args.ckpt), results_beside(args, results), source, device)
         if self.labels_only and not self.labeler:
             raise UserError(f"{self.prepared.folder}: --labels-only needs a labeler of its texts; name --chexbert DIR "
                             "or --labeler phantom")

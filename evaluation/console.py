@@ -1,7 +1,7 @@
 """What evaluate.py prints: the figures of metrics.json as tables of text."""
 
 from data.reports import LABELS
-from evaluation.verdicts import FLOORS, headline, near_floor, nearly_alike, variety_lines
+from evaluation.verdicts import FLOORS, KINDS, changed, headline, near_floor, nearly_alike, variety_lines
 from metrics.clinical import AVERAGES, CLASS_SETS, PARTS, UNCERTAIN
 
 
@@ -86,6 +86,27 @@ def print_floors(metrics):
         print(f"  NEAR ITS FLOOR: {verdict}")
     if "most_frequent_report" not in metrics["floors"]:
         print("  the data set has no training studies, so there is no most frequent report to compare with")
+
+
+def print_swaps(metrics):
+    """What a model's reports become under every swap, the differences from the unchanged run, and the verdicts."""
+    swap = metrics["swap"]
+    names = list(swap["unchanged"])
+    swaps = {f"{what}: {KINDS[what][kind]}": cells for what in KINDS for kind, cells in swap.get(what, {}).items()}
+    print(f"{metrics['settings']['n']} studies; [95 % interval]\n\nSwaps: what the model reads is changed under it")
+    table(["", *names], [[name, *(figure(cells[score], 3) for score in names)]
+                         for name, cells in {"unchanged": swap["unchanged"], **swaps}.items()])
+    print("\nDifference from the unchanged run, paired bootstrap (p, two-sided)")
+    table(["", *names], [[name, *(difference(cells[score]["change"]) for score in names)]
+                         for name, cells in swaps.items()])
+    print("  cross-entropy: of the true report, per token. invented, missed: findings per report, fewer are better")
+    print()
+    for verdict in metrics["verdicts"]:
+        print(f"  {verdict}")
+
+
+def difference(cell):
+    return "-" if cell["difference"] is None else f"{changed(cell)} ({cell['p']:.3f})"
 
 
 def print_zero_shot(metrics):

@@ -4,6 +4,11 @@ the same of everyone. Console and page show the same verdicts."""
 # What texts score that have nothing to do with the picture.
 FLOORS = {"permuted_pictures": "other studies' pictures", "most_frequent_report": "most frequent report"}
 
+# What is swapped (--swap), and for what; evaluation/changed.py does it.
+PICTURES = {"another": "another study's", "blank": "a blank one", "noise": "noise"}
+CLUES = {"another": "another study's", "absent": "of absent diseases", "true": "the true ones", "none": "none"}
+KINDS = {"pictures": PICTURES, "clues": CLUES, "both": {"another": "another study's"}}
+
 ALIKE = 0.5                            # share of the most frequent report from which on reports count as alike
 FEW = 0.1                              # distinct reports per report, below which they do, if references are not
 
@@ -57,3 +62,51 @@ def nearly_alike(variety, n):
     return (f"NEARLY ALL ALIKE: {variety['distinct']:,} distinct reports among {n:,} "
             f"({variety['most_frequent']:.0%} are one and the same), where the references are "
             f"{variety['distinct_references']:,}: this model says nearly the same of everyone")
+
+
+def what_it_reads(swap):
+    """Sentences on which of its inputs a model reads, from the "swap" of metrics.json.
+
+    An input is read where another study's in its place makes the true report more surprising; its findings depend on
+    it where micro F1 falls as well. That neither is seen is no proof: the interval says how much it could be.
+    """
+    lines, read = [], False
+    for what in ("pictures", "clues", "both"):
+        # Both together are worth a sentence where neither alone is read: then the one may stand in for the other.
+        if what not in swap or what == "both" and read:
+            continue
+        figures = swap[what]["another"]
+        words = "pictures and clues together" if what == "both" else f"the {what}"
+        surprise = figures["cross-entropy"]["change"]
+        told = f"with another study's the cross-entropy of the true report changes by {changed(surprise)} per token"
+        f1 = figures.get("micro F1", {}).get("change")
+        if f1:
+            told += f", micro F1 by {changed(f1)}"
+        if not clear(surprise, up=True):
+            verdict = f"NO SIGN that it reads {words}"
+        elif f1 and not clear(f1, up=False):
+            verdict = f"It reads {words}, but no finding of its reports is seen to depend on it"
+        else:
+            verdict = f"It reads {words}"
+        read = read or verdict.startswith("It reads")
+        lines.append(f"{verdict}: {told}.")
+
+    # Whether clues are worth reading: the true ones are the best that recognition could ever give it.
+    true = swap.get("clues", {}).get("true", {}).get("micro F1")
+    if true:
+        helped = clear(true["change"], up=True)
+        lines.append(f"The true clues {'make' if helped else 'do not make'} its reports truer: micro F1 changes by "
+                     f"{changed(true['change'])}.")
+    return lines
+
+
+def clear(change, up):
+    """Whether a difference is up, or down, with p < 0.05."""
+    return change["p"] is not None and change["p"] < 0.05 and (change["difference"] > 0) == up
+
+
+def changed(change):
+    if change["difference"] is None:
+        return "nothing that can be told"
+    value, low, high = (round(change[key], 3) + 0.0 for key in ("difference", "low", "high"))     # + 0.0: never "-0"
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"

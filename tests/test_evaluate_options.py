@@ -5,11 +5,11 @@ import argparse
 import pytest
 
 import evaluate
-from evaluation import checkpoint, image
+from evaluation import checkpoint, image, swap
 from tests import tiny
 
 OPTIONS = [option for option in evaluate.parser()._actions if option.dest != "help"]
-CHOOSE = ("--ckpt", "--reports", "--image", "--explain")          # these say which way it is
+CHOOSE = ("--ckpt", "--reports", "--image", "--explain", "--swap")          # these say which way it is
 # A command line per way to evaluate, and which of MODES it is.
 WAYS = {
     "reports": (["--reports", "{run}/pairs.jsonl"], {"reports", "scores", "r2gen"}),
@@ -19,6 +19,7 @@ WAYS = {
     "stage 2": (["--ckpt", "{run}/ckpt.safetensors"], {"stage2", "scores", "r2gen"}),
     "stage 2, coco": (["--ckpt", "{run}/ckpt.safetensors", "--protocol", "coco"], {"stage2", "scores"}),
     "labels of stage 2": (["--ckpt", "{run}/ckpt.safetensors", "--labels-only"], {"stage2"}),
+    "swap": (["--ckpt", "{run}/ckpt.safetensors", "--swap"], {"swap"}),
     "image": (["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/frontal.png"], {"image"}),
     "explain": (["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/frontal.png", "--explain"], {"explain"}),
 }
@@ -65,7 +66,8 @@ def test_what_nothing_reads_is_refused(run, capsys, way):
     ["--ckpt", "{run}/ckpt.safetensors", "--reports", "{run}/pairs.jsonl"], [],
     ["--reports", "{run}/pairs.jsonl", "--image", "{run}/frontal.png"],
     ["--reports", "{run}/pairs.jsonl", "--explain"], ["--ckpt", "{run}/ckpt.safetensors", "--explain"],
-    ["--ckpt", "{run}/stage1.safetensors", "--image", "{run}/frontal.png"],
+    ["--ckpt", "{run}/stage1.safetensors", "--image", "{run}/frontal.png"], ["--ckpt", "{run}/stage1.safetensors", "--swap"],
+    ["--ckpt", "{run}/ckpt.safetensors", "--swap", "--image", "{run}/frontal.png"], ["--reports", "{run}/pairs.jsonl", "--swap"],
     ["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/frontal.png", "--explain", "--json"]])
 def test_ways_that_do_not_go_together(run, capsys, words):
     assert evaluate.main([word.format(run=run) for word in words]) == 2
@@ -96,13 +98,14 @@ def test_what_is_accepted_is_read(run, tmp_path, monkeypatch, way):
 
     noting(evaluate, "score_reports")
     noting(image, "report_on_images")
+    noting(swap, "evaluate_swaps")
     for name in ("evaluate_alignment", "evaluate_trrg"):
         noting(checkpoint, name)
     more = [] if modes & {"image", "explain"} else ["--out", str(tmp_path)]
-    more += ["--draws", "2"] if modes & {"scores", "stage1"} else []
+    more += ["--draws", "2"] if modes & {"scores", "stage1", "swap"} else []
     more += ["--labeler", "phantom"] if "labels" in way else []
     assert evaluate.main([*(word.format(run=run) for word in words), *more]) == 0
-    accepted = {option.dest for option in OPTIONS if set(option.modes) & modes}
+    accepted = {option.dest for option in OPTIONS if set(option.modes) & modes} - {"swap"}
     assert accepted <= seen, f"accepted, but read by nothing: {accepted - seen}"
 
 

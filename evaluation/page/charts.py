@@ -140,3 +140,43 @@ def roc(name, rates, size=150):
                f'<path class="chance" d="M1 {1 + edge}L{1 + edge} 1"/>'
                + (f'<path class="area" d="M{line}L{1 + edge} {1 + edge}L1 {1 + edge}Z"/>'
                   f'<path class="line" d="M{line}"/>' if points else ""), "roc", f"ROC curve, {name}")
+
+
+def swaps(names, figures, label=190, panel=120, line=22):
+    """One row per swap, one panel per figure: dots with intervals, and the unchanged run's value as a line through all.
+
+    names: of the rows, the unchanged run first. figures: [(title, [cell per row])], a cell as in metrics.json's "swap";
+    a dot is filled where it differs from the unchanged run with p < 0.05.
+    """
+    top, bottom = 26, 18
+    height = top + line * len(names) + bottom
+    parts = [f'<text class="name" x="0" y="{top + line * (row + 0.5) + 4:.1f}">{escape(name)}</text>'
+             for row, name in enumerate(names)]
+
+    for column, (title, cells) in enumerate(figures):
+        left, right = label + column * panel + 8, label + (column + 1) * panel - 8
+        known = [cell for cell in cells if cell["value"] is not None]
+        parts.append(f'<text class="title" x="{left}" y="12">{escape(title)}</text>')
+        if not known:
+            continue
+        low, high = min(cell["low"] for cell in known), max(cell["high"] for cell in known)
+        margin = 0.05 * (high - low) or 0.5
+        low, high = low - margin, high + margin
+
+        def x(value):
+            return left + (right - left) * (value - low) / (high - low)
+
+        if cells[0]["value"] is not None:
+            parts.append(f'<path class="unchanged" d="M{x(cells[0]["value"]):.1f} {top - 6}V{height - bottom}"/>')
+        for row, cell in enumerate(cells):
+            if cell["value"] is None:
+                continue
+            y = top + line * (row + 0.5)
+            p = cell.get("change", {}).get("p")
+            cls = "own" if row == 0 else "differs" if p is not None and p < 0.05 else "same"
+            parts.append(f'<g class="{cls}"><path class="range" d="M{x(cell["low"]):.1f} {y}H{x(cell["high"]):.1f}"/>'
+                         f'<circle cx="{x(cell["value"]):.1f}" cy="{y}" r="4"/>'
+                         f"<title>{escape(names[row])}, {escape(title)}: {number(cell['value'])}</title></g>")
+        parts += [f'<text class="tick" x="{x(tick):.1f}" y="{height - 4}" text-anchor="middle">{short(tick)}</text>'
+                  for tick in ticks(low, high, 3)]
+    return svg(label + panel * len(figures), height, "".join(parts), "swaps", "figures under each swap")
