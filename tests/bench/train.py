@@ -1,4 +1,4 @@
-"""A training step of each stage and the writing of a test set, next to the same of transformers' models and PEFT's adapters.
+"""A training step of each stage and the writing of a test set, next to the same of transformers' models and PEFT's.
 
     OMP_NUM_THREADS=1 python -m tests.bench.train                                      # CPU: 100 M parameters, fp32
     python -m tests.bench.train --device cuda --shape 7b                               # a GPU: the paper's shapes, bf16
@@ -200,7 +200,7 @@ def decode_set(args):
                 written[side].append(write(pictures[:args.studies - start]))
         figures[side] = time.perf_counter() - begun, wait(args.device)
     if len(written) == 2 and args.device == "cpu":
-        ours, theirs = ([row[:TOKENS - 1] for batch in rows for row in batch] for rows in (written[OURS], written[THEIRS]))
+        ours, theirs = ([row[:TOKENS - 1] for batch in written[side] for row in batch] for side in (OURS, THEIRS))
         assert ours == theirs, "the two sides write different tokens"
     return figures
 
@@ -249,6 +249,8 @@ def steps(make, args):
     if max(losses) - min(losses) > (1e-3 if args.device == "cpu" else 0.02) * max(map(abs, losses)):
         raise AssertionError(f"the sides' losses differ: {losses}")
 
+    if args.device == "cuda":
+        torch.cuda.empty_cache()                    # of what making the weights took
     times, memory = {side: [] for side in sides}, dict.fromkeys(sides, 0.0)
     for step, _ in sides.values():
         step()                                      # warms up
