@@ -4,6 +4,7 @@
     python evaluate.py --ckpt runs/demo/stage1.safetensors                   recognition and retrieval of stage 1
     python evaluate.py --ckpt CKPT --image frontal.png [lateral.png]         one report, its clues and their weights
     python evaluate.py --ckpt CKPT --swap                                    what it reads: other pictures, other clues
+    python evaluate.py --ckpt CKPT --list FILE.jsonl                         reports for lines of {"id", "images"}
     python evaluate.py --reports FILE.jsonl                                  scores given texts: no model, no GPU
     python evaluate.py --reports FILE.jsonl --against OTHER.jsonl            the same, compared pair by pair
 
@@ -21,6 +22,7 @@ import sys
 
 from data.files import UserError
 from evaluation.given import score_reports
+from evaluation.pairs import SECTIONS
 from metrics import CLEANINGS, PROTOCOLS
 
 # What an evaluation can be: each option says in which of these it is read, and is refused in all others.
@@ -31,8 +33,10 @@ MODES = {
     "image": "--image",
     "explain": "--explain",
     "swap": "--swap",
+    "list": "--list",
     "scores": "scores of reports",
     "r2gen": "the protocol r2gen",
+    "sections": "reports in ReXrank's JSON",
 }
 
 
@@ -42,7 +46,7 @@ def parser():
     positive = at_least(int, 1)
 
     g = p.add_argument_group("what to evaluate (one of --ckpt, --reports)")
-    read_in("stage1 stage2 swap image explain",
+    read_in("stage1 stage2 swap list image explain",
             g.add_argument("--ckpt", metavar="FILE", help="checkpoint of either stage"))
     read_in("image explain",
             g.add_argument("--image", nargs="+", metavar="PICTURE",
@@ -54,21 +58,30 @@ def parser():
     read_in("swap",
             g.add_argument("--swap", action="store_true",
                            help="with --ckpt: what becomes of the reports with other pictures and other clues"))
+    read_in("list",
+            g.add_argument("--list", metavar="FILE",
+                           help='with --ckpt: report on each line {"id", "images": [paths]}; or on ReXrank\'s JSON'),
+            g.add_argument("--images", metavar="DIR",
+                           help="where the relative paths of --list begin; default: the folder of FILE"))
     read_in("reports",
             g.add_argument("--reports", metavar="FILE",
-                           help="texts to score: JSON lines or CSV with id, hypothesis, reference"))
-    read_in("reports stage1 stage2 swap",
-            g.add_argument("--out", metavar="DIR", help="where results go; default: eval-SPLIT (or swap-SPLIT) beside "
-                                                        "the checkpoint, eval-NAME beside FILE"))
+                           help="texts to score: JSON lines or CSV with id, hypothesis, reference; or ReXrank's JSON"))
+    read_in("reports stage1 stage2 swap list",
+            g.add_argument("--out", metavar="DIR", help="where results go; default: eval-SPLIT or swap-SPLIT beside "
+                                                        "the checkpoint, eval-NAME or reports-NAME beside FILE"))
+    read_in("reports stage2 list",
+            g.add_argument("--rexrank", metavar="OUT.json",
+                           help="also write the reports, and nothing else, as ReXrank's JSON"))
 
     g = p.add_argument_group("checkpoint")
     read_in("stage1 stage2 swap",
             g.add_argument("--split", default="test", help="part of the data set"),
             g.add_argument("--data", metavar="DIR",
                            help="prepared data set; default: the one the checkpoint was trained on"),
-            g.add_argument("--limit", type=positive, metavar="N", help="only the first N studies"),
+            g.add_argument("--limit", type=positive, metavar="N", help="only the first N studies"))
+    read_in("stage1 stage2 swap list",
             g.add_argument("--batch-size", type=positive, default=16, help="studies at a time"))
-    read_in("stage2 swap image explain",
+    read_in("stage2 swap list image explain",
             g.add_argument("--weights", metavar="DIR", help="base weights; default: where the checkpoint says"),
             g.add_argument("--beams", type=positive, help="beam width; default: the decoding's"),
             g.add_argument("--decoding", choices=("paper", "r2gengpt"), default="paper",
@@ -82,6 +95,9 @@ def parser():
                                                                 "default: an installed pycocoevalcap's"),
             g.add_argument("--against", metavar="FILE",
                            help="other reports on the same studies, for differences and p-values"))
+    read_in("sections",
+            g.add_argument("--section", choices=SECTIONS, default="report",
+                           help="of ReXrank's JSON: findings and impression in one text, as they do; or one of them"))
     read_in("r2gen",
             g.add_argument("--cleaning", choices=tuple(CLEANINGS), help="whose cleaning function; default: mimic for a "
                                                                         "checkpoint on MIMIC-CXR, else iu"),
@@ -124,10 +140,14 @@ def modes_of(args, stage=None):
     """Which of MODES a command line asks for; of a checkpoint whose `stage` isn't known yet, those of either."""
     if args.reports:
         modes = ["reports"]
+        if any(str(path).lower().endswith(".json") for path in (args.reports, args.against)):
+            modes += ["sections"]
     elif stage == 1:
         return ["stage1"]
     elif args.swap:
         return ["swap"]
+    elif args.list:
+        return ["list"]
     elif args.image:
         return ["explain" if args.explain else "image"]
     else:
@@ -168,13 +188,15 @@ def evaluate(args, given):
         score_reports(args)
         return
 
-    from evaluation import checkpoint, image, swap  # with torch, which scoring given texts does without
+    from evaluation import checkpoint, image, listing, swap  # with torch, which scoring given texts does without
 
     with checkpoint.one_voice() as processes:
         header = checkpoint.header_of(args.ckpt)
         refuse_unread(args, given, header["stage"])
         if args.image:
             image.report_on_images(args, header, processes)
+        elif args.list:
+            listing.report_on_list(args, header, processes)
         elif args.swap:
             swap.evaluate_swaps(args, header, processes)
         elif header["stage"] == 1:

@@ -17,7 +17,7 @@ import trrg
 from data.dataset import Prepared
 from data.files import UserError, file_digest
 from evaluation.console import print_floors, print_zero_shot
-from evaluation.output import results_folder, trained_on, write_json, write_rows
+from evaluation.output import results_folder, trained_on, write_json
 from evaluation.page.page import write_alignment_page
 from evaluation.recognition import zero_shot
 from evaluation.results import evaluate_texts
@@ -160,11 +160,11 @@ def evaluate_trrg(args, header, processes):
     written = write_reports(*on, maps=not task.labels_only, **task.decoding)
     rows = task.rows([report.text for report, _ in written], [report.clues for report, _ in written])
     if not processes.rank:
-        write_rows(task.out / "reports.jsonl", rows)
+        task.keep(rows)
     if task.labels_only:
         if not processes.rank:
             rows, _ = task.labelled(rows, task.path)
-            write_rows(task.out / "reports.jsonl", rows)
+            task.keep(rows)
             task.write_labels(rows)
         return
 

@@ -11,13 +11,14 @@ from evaluation.task import Task
 def score_reports(args):
     """--reports FILE, as evaluate.py's options say. Raises UserError."""
     path = Path(args.reports)
-    rows = read_pairs(path)
+    rows = read_pairs(path, args.section)
     task = Task(args, path, args.out or path.parent / f"eval-{path.stem}")
     rows, labels_from = task.labelled(rows, path)
 
     if task.labels_only:
         if labels_from is None:
             raise UserError(f"{path}: holds no labels; name --chexbert DIR or --labeler phantom")
+        task.keep(rows)
         task.write_labels(rows)
         return
 

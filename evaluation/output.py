@@ -5,7 +5,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from data.files import UserError, whole_file
+from data.files import UserError, whole_file, writable_folder
 from data.reports import LABELS
 from evaluation.labels import SIDES
 
@@ -73,6 +73,22 @@ def write_rows(path, rows):
     with whole_file(path) as file:
         for row in rows:
             file.write(writable(json.dumps(row, ensure_ascii=False)) + "\n")
+
+
+def write_rexrank(path, predictions):
+    """{study: text} in ReXrank's form. Predictions alone: no reference text leaves the machine by it."""
+    write_json(path, {study: {"model_prediction": text} for study, text in predictions.items()})
+
+
+def check_rexrank(path, *read):
+    """Raises UserError where --rexrank can't be written, or names a file that is read."""
+    if not path:
+        return
+    if Path(path).is_dir():
+        raise UserError(f"--rexrank {path}: is a folder; name a file to write")
+    if Path(path).resolve() in [Path(other).resolve() for other in filter(None, read)]:
+        raise UserError(f"--rexrank {path}: would overwrite what is read; name another file")
+    writable_folder(Path(path).parent, "--rexrank")
 
 
 def write_labels(path, rows):

@@ -1,43 +1,65 @@
-"""Reads files of reports to score: JSON lines or CSV with id, hypothesis, reference (and labels, findings)."""
+"""Reads files of reports to score: JSON lines or CSV with id, hypothesis, reference (and labels, findings), or
+ReXrank's JSON, {study: {"model_prediction", "section_findings", "section_impression", …}}.
+
+ReXrank (rajpurkarlab/ReXrank, example_files/evaluation_script.md) scores a prediction against both sections in one
+text, "Findings: … Impression: …", with the word None for a section that a study lacks. That is `section="report"`;
+with "findings" or "impression" the sections are compared alone, and studies without it are left out.
+"""
 
 import csv
 import json
 import re
+import sys
 from pathlib import Path
 
 from data.files import UserError
 from data.reports import LABELS
 
+SECTIONS = ("report", "findings", "impression")
 SURROGATES = re.compile("[\ud800-\udfff]")
+# "Findings: … Impression: …", either alone.
+HEADED = re.compile(r"\s*(?:findings\s*:(?P<findings>.*?))?(?:impression\s*:(?P<impression>.*))?", re.I | re.S)
 
 
-def read_pairs(path):
-    """Rows {"id", "hypothesis": str, "reference": str or list, maybe "labels", "findings"} of a .jsonl or .csv file.
+def read_pairs(path, section="report"):
+    """Rows {"id", "hypothesis": str, "reference": str or list, maybe "labels", "findings"} of a .jsonl, .csv or .json.
 
-    "hypothesis" may be a list of one text. "labels" holds 14 values 0..3 in CheXbert's order a side:
+    "hypothesis" may be a list of one text. "labels" holds 14 values 0..3 in CheXbert's order per side:
     {"hypothesis": […], "reference": […]}, either alone, or a bare list, which is the reference's. A CSV has a header,
-    one reference a row, and no labels. Blank lines are skipped. Raises UserError, naming the line.
+    one reference per row, and no labels. A .json file is ReXrank's; `section` is what is scored of it. Blank lines are
+    skipped. Raises UserError, naming the line or the study.
     """
     path = Path(path)
+    text = _text_of(path)
+    if path.suffix.lower() == ".json":
+        entries = _rexrank(path, text, section)
+    else:
+        entries = (_csv if path.suffix.lower() == ".csv" else _json_lines)(path, text)
+
+    rows, places = [], {}
+    for place, row in entries:
+        row = _checked(row, f"{path}: {place}")
+        if row["id"] in places:
+            raise UserError(f"{path}: {place}: id {row['id']!r} is there already, on {places[row['id']]}; "
+                            "give each pair its own id")
+        places[row["id"]] = place
+        rows.append(row)
+    if not rows:
+        raise UserError(f'{path}: holds no pairs; write lines of {{"id", "hypothesis", "reference"}}')
+    return rows
+
+
+def _text_of(path):
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise UserError(f"{path}: line {line} is not UTF-8; save the file as UTF-8") from error
-    rows, lines = [], {}
-    for line, row in (_csv if path.suffix.lower() == ".csv" else _json_lines)(path, text):
-        where = f"{path}: line {line}"
-        row = _checked(row, where)
-        if row["id"] in lines:
-            raise UserError(f"{where}: id {row['id']!r} is there already, on line {lines[row['id']]}; "
-                            "give each pair its own id")
-        lines[row["id"]] = line
-        rows.append(row)
-    if not rows:
-        raise UserError(f'{path}: holds no pairs; write lines of {{"id", "hypothesis", "reference"}}')
-    return rows
+
+
+# --- the three forms: each yields (where in the file, the row as it stands there) -------------------------------------
 
 
 def _json_lines(path, text):
@@ -45,9 +67,9 @@ def _json_lines(path, text):
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield f"line {number}", json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}: line {number} is not JSON ({error}); write one object a line, "
+                raise UserError(f"{path}: line {number} is not JSON ({error}); write one object per line, "
                                 "or name the file .csv") from error
 
 
@@ -62,13 +84,69 @@ def _csv(path, text):
                 raise UserError(f"{path}: the header has {'no' if name not in columns else 'more than one'} {name}; "
                                 f"the first line names the columns id, hypothesis, reference, separated by commas, "
                                 f"here {', '.join(map(repr, columns))[:300] or 'nothing'}")
+
         for row in reader:
             if None in row or None in row.values():
                 raise UserError(f"{path}: line {reader.reader.line_num} has not as many fields as the header; "
                                 "quote texts with commas")
-            yield reader.reader.line_num, {name: row[name] for name in ("id", "hypothesis", "reference")}
+            yield f"line {reader.reader.line_num}", {name: row[name] for name in ("id", "hypothesis", "reference")}
     except csv.Error as error:
         raise UserError(f"{path}: line {reader.reader.line_num} is not CSV ({error})") from error
+
+
+def _rexrank(path, text, section):
+    left_out = 0
+    studies = rexrank_studies(path, text)
+    for name, study in studies.items():
+        place = f"study {name!r}"
+        if not isinstance(study.get("model_prediction"), str):
+            raise UserError(f'{path}: {place} has no "model_prediction"; add it, or remove the study')
+
+        # Their example file has the older names. A missing section is null, NaN or not there.
+        sections = {}
+        for one in ("findings", "impression"):
+            value = study.get(f"section_{one}", study.get(one))
+            sections[one] = value if isinstance(value, str) and value.strip() else None
+        if not any(sections.values()) and "section_findings" not in study and "findings" not in study:
+            raise UserError(f'{path}: {place} has no "section_findings" and no "section_impression", so there is '
+                            "nothing to score it against; take them from ReXrank's own file of the split")
+
+        if section == "report":
+            reference = f"Findings: {sections['findings']} Impression: {sections['impression']}"
+            hypothesis = study["model_prediction"]
+        else:
+            reference, hypothesis = sections[section], section_of(study["model_prediction"], section)
+        if reference is None or not any(sections.values()):
+            left_out += 1
+            continue
+        yield place, {"id": name, "hypothesis": hypothesis, "reference": reference}
+
+    if left_out:
+        print(f"{path}: {left_out:,} of {len(studies):,} studies have no {section} to score against and are left out",
+              file=sys.stderr)
+
+
+def rexrank_studies(path, text):
+    """{study: its fields} of a file in ReXrank's form. Raises UserError."""
+    try:
+        studies = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error}); one object per line belongs into a .jsonl file") from None
+    if not isinstance(studies, dict) or not all(isinstance(study, dict) for study in studies.values()):
+        raise UserError(f"{path}: not ReXrank's form, {{study: {{fields}}}}; one object per line belongs into a .jsonl "
+                        "file")
+    return studies
+
+
+def section_of(text, section):
+    """One section of "Findings: … Impression: …"; all of a text without such headings."""
+    match = HEADED.fullmatch(text)
+    if match is None or not any(match.groups()):
+        return text
+    return (match[section] or "").strip()
+
+
+# --- what a row must be -----------------------------------------------------------------------------------------------
 
 
 def _text(value):
@@ -85,6 +163,7 @@ def _checked(row, where):
         raise UserError(f"{where}: the id is empty; give each pair its own id")
     if isinstance(row["id"], bool) or not isinstance(row["id"], (str, int)):
         raise UserError(f"{where}: the id is a string or a whole number")
+
     hypothesis, reference = row["hypothesis"], row["reference"]
     if isinstance(hypothesis, list) and len(hypothesis) == 1:
         hypothesis = hypothesis[0]
@@ -93,18 +172,26 @@ def _checked(row, where):
     texts = [reference] if isinstance(reference, str) else reference
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{where}: the reference is a text or a list of texts")
+
     texts = list(map(_text, texts))
     checked = {"id": _text(str(row["id"])), "hypothesis": _text(hypothesis),
                "reference": texts[0] if isinstance(reference, str) else texts}
     for name, check in (("labels", _labels), ("findings", _findings)):
-        if row.get(name) is not None:
-            sides = row[name] if isinstance(row[name], dict) else {"reference": row[name]}
-            sides = {side: value for side, value in sides.items() if value is not None}
-            if not sides.keys() <= {"hypothesis", "reference"} or not all(map(check, sides.values())):
-                raise UserError(f"{where}: {name} are {check.__doc__}, under \"hypothesis\" and \"reference\"")
-            if sides:
-                checked[name] = sides
+        sides = _sides(row.get(name), name, check, where)
+        if sides:
+            checked[name] = sides
     return checked
+
+
+def _sides(value, name, check, where):
+    """{"hypothesis": …, "reference": …} of labels or findings, either alone; a bare list is the reference's."""
+    if value is None:
+        return {}
+    sides = value if isinstance(value, dict) else {"reference": value}
+    sides = {side: of_side for side, of_side in sides.items() if of_side is not None}
+    if not sides.keys() <= {"hypothesis", "reference"} or not all(map(check, sides.values())):
+        raise UserError(f"{where}: {name} are {check.__doc__}, under \"hypothesis\" and \"reference\"")
+    return sides
 
 
 def _labels(values):

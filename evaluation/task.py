@@ -3,7 +3,8 @@
 from data.files import UserError, file_digest
 from evaluation.console import print_metrics
 from evaluation.labels import chexbert_labeler, missing_labels, phantom_labeler, with_labels
-from evaluation.output import results_folder, write_json, write_labels, write_rows
+from evaluation.output import (check_rexrank, results_folder, write_json, write_labels, write_rexrank,
+                               write_rows)
 from evaluation.page.page import write_page
 from evaluation.pairs import read_pairs
 from evaluation.results import PROTOCOLS, Scoring
@@ -18,9 +19,11 @@ class Task:
 
     def __init__(self, args, path, out, source="", device="cpu"):
         self.path, self.source, self.labels_only = path, source, args.labels_only
-        self.out = results_folder(out, path, args.against)
+        self.out, self.rexrank = results_folder(out, path, args.against), args.rexrank
+        check_rexrank(args.rexrank, path, args.against)
 
-        self.against, self.against_rows = args.against, read_pairs(args.against) if args.against else None
+        self.against = args.against
+        self.against_rows = read_pairs(args.against, args.section) if args.against else None
         protocols = PROTOCOLS if args.protocol == "both" else (args.protocol,)
         cleaning = args.cleaning or ("mimic" if source == "mimic_cxr" else "iu")
         self.scoring = Scoring(protocols, cleaning, args.reference_words, args.meteor_data, args.draws, args.seed)
@@ -51,11 +54,17 @@ class Task:
     def write(self, metrics, settings, rows, **page):
         """Writes metrics.json, reports.jsonl and report.html, and prints the tables."""
         metrics = {**metrics, "settings": settings | self.settings() | metrics["settings"]}
-        write_rows(self.out / "reports.jsonl", rows)
+        self.keep(rows)
         write_json(self.out / "metrics.json", metrics)
         write_page(self.out / "report.html", metrics, rows, labeler=self.labeler, **page)
         print_metrics(metrics)
         print(f"\nwritten: metrics.json, reports.jsonl and report.html in {self.out}")
+
+    def keep(self, rows):
+        """Writes the reports alone."""
+        write_rows(self.out / "reports.jsonl", rows)
+        if self.rexrank:
+            write_rexrank(self.rexrank, {row["id"]: row["hypothesis"] for row in rows})
 
     def write_labels(self, rows):
         write_labels(self.out / "labels.csv", rows)

@@ -5,11 +5,11 @@ import argparse
 import pytest
 
 import evaluate
-from evaluation import checkpoint, image, swap
+from evaluation import checkpoint, image, listing, swap
 from tests import tiny
 
 OPTIONS = [option for option in evaluate.parser()._actions if option.dest != "help"]
-CHOOSE = ("--ckpt", "--reports", "--image", "--explain", "--swap")          # these say which way it is
+CHOOSE = ("--ckpt", "--reports", "--image", "--explain", "--swap", "--list")          # these say which way it is
 # A command line per way to evaluate, and which of MODES it is.
 WAYS = {
     "reports": (["--reports", "{run}/pairs.jsonl"], {"reports", "scores", "r2gen"}),
@@ -20,6 +20,8 @@ WAYS = {
     "stage 2, coco": (["--ckpt", "{run}/ckpt.safetensors", "--protocol", "coco"], {"stage2", "scores"}),
     "labels of stage 2": (["--ckpt", "{run}/ckpt.safetensors", "--labels-only"], {"stage2"}),
     "swap": (["--ckpt", "{run}/ckpt.safetensors", "--swap"], {"swap"}),
+    "list": (["--ckpt", "{run}/ckpt.safetensors", "--list", "{run}/list.jsonl"], {"list"}),
+    "rexrank": (["--reports", "{run}/pairs.json"], {"reports", "scores", "r2gen", "sections"}),
     "image": (["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/frontal.png"], {"image"}),
     "explain": (["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/frontal.png", "--explain"], {"explain"}),
 }
@@ -30,6 +32,8 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     tiny.write_run(folder)
     (folder / "pairs.jsonl").write_text('{"id": 1, "hypothesis": "no edema", "reference": "no effusion"}\n')
+    (folder / "pairs.json").write_text('{"1": {"model_prediction": "no edema", "section_findings": "no effusion"}}')
+    (folder / "list.jsonl").write_text('{"id": 1, "images": ["frontal.png"]}')
     return folder
 
 
@@ -99,6 +103,7 @@ def test_what_is_accepted_is_read(run, tmp_path, monkeypatch, way):
     noting(evaluate, "score_reports")
     noting(image, "report_on_images")
     noting(swap, "evaluate_swaps")
+    noting(listing, "report_on_list")
     for name in ("evaluate_alignment", "evaluate_trrg"):
         noting(checkpoint, name)
     more = [] if modes & {"image", "explain"} else ["--out", str(tmp_path)]

@@ -226,3 +226,20 @@ def test_full_meteor_is_named_so(tmp_path, capsys):
     result = json.loads((tmp_path / "eval-a" / "metrics.json").read_text(encoding="utf-8"))
     assert "METEOR" in result["language"]["coco"] and len(result["settings"]["meteor"]["meteor-1.5.jar"]) == 16
     assert "exact+stem" not in capsys.readouterr().out
+
+
+def test_rexrank_is_written_without_any_reference(tmp_path, no_data, capsys):
+    path, out = write(tmp_path / "a.jsonl", rows()), tmp_path / "sent" / "rexrank.json"
+    assert evaluate.main(["--reports", str(path), "--draws", "2", "--protocol", "coco", "--rexrank", str(out)]) == 0
+    assert json.loads(out.read_text(encoding="utf-8")) == {row["id"]: {"model_prediction": row["hypothesis"]} for row in rows()}
+    for wrong in (tmp_path, path):
+        assert evaluate.main(["--reports", str(path), "--rexrank", str(wrong)]) == 2
+        assert "--rexrank" in capsys.readouterr().err
+    # and what stands in their form is scored
+    theirs = {row["id"]: {"model_prediction": row["hypothesis"], "section_findings": row["reference"]} for row in rows()}
+    (tmp_path / "theirs.json").write_text(json.dumps(theirs), encoding="utf-8")
+    for name in ("a.jsonl", "theirs.json"):
+        more = ["--section", "findings"] if name.endswith(".json") else []
+        assert evaluate.main(["--reports", str(tmp_path / name), *more, "--draws", "2", "--out", str(tmp_path / name[0])]) == 0
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8"))["language"] for name in "at")
+    assert one == two

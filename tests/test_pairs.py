@@ -51,7 +51,7 @@ def test_labels_and_findings(tmp_path):
 
 
 @pytest.mark.parametrize("text, words", [
-    (line() + "\n{bad", "line 2 is not JSON"), ("[\n " + line() + "]", "line 1 is not JSON.*one object a line.*\\.csv"),
+    (line() + "\n{bad", "line 2 is not JSON"), ("[\n " + line() + "]", "line 1 is not JSON.*one object per line.*\\.csv"),
     (line() + "\n[1]", "line 2 is no object"),
     (line() + "\n" + line(), "line 2.*'a' is there already, on line 1"),
     (line(id=1) + "\n" + line(id="1"), "there already"),
@@ -92,3 +92,38 @@ def test_no_such_file(tmp_path):
         read_pairs(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="cannot be read"):
         read_pairs(tmp_path)
+
+
+REXRANK = {"s1": {"model_prediction": "Findings: Clear lungs. Impression: Normal.", "section_findings": "Lungs clear.",
+                  "section_impression": "No disease.", "image_path": ["1.png"]},
+           "s2": {"model_prediction": "A tube.", "findings": "A tube is in place.", "impression": None},
+           "s3": {"model_prediction": "Impression: Normal.", "section_findings": float("nan"),
+                  "section_impression": "Normal."}}
+
+
+def test_rexrank_is_scored_as_rexrank_does(tmp_path):
+    """A missing section is the word None there (example_files/evaluation_script.md); older files name findings so."""
+    rows = read_pairs(written(tmp_path, json.dumps(REXRANK), "r.json"))
+    assert [(row["id"], row["hypothesis"], row["reference"]) for row in rows] == [
+        ("s1", "Findings: Clear lungs. Impression: Normal.", "Findings: Lungs clear. Impression: No disease."),
+        ("s2", "A tube.", "Findings: A tube is in place. Impression: None"),
+        ("s3", "Impression: Normal.", "Findings: None Impression: Normal.")]
+
+
+def test_one_section_of_rexrank(tmp_path, capsys):
+    path = written(tmp_path, json.dumps(REXRANK), "r.json")
+    assert [(row["id"], row["hypothesis"], row["reference"]) for row in read_pairs(path, "findings")] == [
+        ("s1", "Clear lungs.", "Lungs clear."), ("s2", "A tube.", "A tube is in place.")]
+    assert "1 of 3 studies have no findings" in capsys.readouterr().err
+    assert [(row["id"], row["hypothesis"]) for row in read_pairs(path, "impression")] == [("s1", "Normal."), ("s3", "Normal.")]
+
+
+@pytest.mark.parametrize("text, words", [
+    ("[1]", "not ReXrank's form"), ('{"a": 1}', "not ReXrank's form"), ("{", "not JSON.*jsonl"), ("[" * 100_000, "not JSON"),
+    ('{"a": {"section_findings": "x"}}', "study 'a' has no \"model_prediction\""),
+    ('{"a": {"model_prediction": "x"}}', "study 'a' has no \"section_findings\""), ("{}", "holds no pairs"),
+    ('{"a": {"model_prediction": "x", "section_findings": null}}', "holds no pairs")])
+def test_broken_rexrank(tmp_path, text, words):
+    with pytest.raises(UserError, match=words) as caught:
+        read_pairs(written(tmp_path, text, "r.json"))
+    assert "\n" not in str(caught.value)

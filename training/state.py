@@ -138,15 +138,15 @@ def weights_digest(*folders_or_files):
 class Lock:
     """Two runs into one folder would spoil each other. A process's end releases its lock, whatever ended it."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, program="train.py", option="--run"):
         folder.mkdir(parents=True, exist_ok=True)
         self.file = open(folder / ".lock", "w")
         try:
             # lockf's lock, unlike flock's, is not shared by loader processes that outlive a killed run for a moment
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another train.py is writing there; "
-                            "wait for it, or give another --run") from None
+            raise UserError(f"{folder}: another {program} is writing there; "
+                            f"wait for it, or give another {option}") from None
 
     def close(self):
         self.file.close()
