@@ -124,13 +124,15 @@ def parity(args):
     """Every network on the device against itself on the CPU in fp32: relative error of outputs and of gradients."""
     torch.backends.cudnn.allow_tf32 = False                 # on by default, unlike for products
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 2))
+    torch.manual_seed(0)
     for name, make in networks(args).items():
-        torch.manual_seed(0)
         module, inputs, run = make()
         module.eval()
         reference = passes(module, inputs, run, "cpu", "fp32")
         module = module.to(args.device)
-        for precision, most in (("fp32", (1e-4, 1e-3)), ("bf16", (3e-2, 0.15))):
+        # bf16 rounds by 2^-9: cosines of such embeddings are off by some 0.005, and stage 1 divides them by τ = 0.07
+        loose = (0.1, 0.3) if name == "stage 1's loss" else (0.03, 0.15)
+        for precision, most in (("fp32", (1e-4, 1e-3)), ("bf16", loose)):
             with spared(args, what=name, precision=precision):
                 figures = passes(module, inputs, run, args.device, precision)
                 output, gradient = (float((a - b).norm() / b.norm()) for a, b in zip(figures, reference))
@@ -466,7 +468,7 @@ class Part:
         self.name, self.args = name, args
         self.seconds = min(PARTS[name][1], left)
         self.file = tempfile.TemporaryFile("w+")
-        argv = [sys.executable, "-m", "tests.bench.gpu", "--part", name, "--seconds", str(self.seconds), "--device",
+        argv = [sys.executable, "-X", "faulthandler", "-m", "tests.bench.gpu", "--part", name, "--seconds", str(self.seconds), "--device",
                 args.device, "--shape", args.shape, "--out", str(args.out), "--work", str(args.work)]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
                        "HF_HUB_OFFLINE": "1"}
@@ -479,6 +481,8 @@ class Part:
             code = self.process.wait(max(0.1, self.begun + self.seconds - time.monotonic()))
         except subprocess.TimeoutExpired:
             code = None
+            self.process.send_signal(signal.SIGABRT)                # it writes down where it hangs
+            time.sleep(0.5)
         self.end()
         self.file.seek(0)
         said = self.file.read()
