@@ -18,7 +18,9 @@ import os
 import sys
 import time
 import warnings
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 # Read as torch is imported: DDP remarks, past Python, that it need not look for unused parameters (see `distributed`).
@@ -35,23 +37,23 @@ from data.reports import clean_report
 from evaluation.writing import write_reports
 from metrics import score
 from training import demo
-from training.log import Clock, Log, NoLog, module_table, summary
+from training.log import Clock, Log, module_table, summary
 from training.optimizer import optimizer_for
-from training.options import arguments
+from training.options import arguments, of_stage
 from training.processes import Processes, Share, Stopped, StopSignal, start_loader
 from training.schedule import Plan, learning_rate
 from training.sharding import fsdp
-from training.stages import Stage1, Stage2
+from training.stages import Stage1, Stage2, tokenized
 from training.state import (
     Lock,
-    data_digest,
-    differences,
     drop_states,
-    load_state,
+    finished,
     newest_state,
     remove_leftovers,
+    restore_state,
     rng_state,
     save_state,
+    settings_of,
 )
 
 MOST_SKIPPED = 3           # steps in a row that may go without an update because something was not finite
@@ -63,213 +65,204 @@ MOST_SKIPPED = 3           # steps in a row that may go without an update becaus
 class Run:
     """One stage from its newest state, or from the start, to its end."""
 
-    def __init__(self, stage, plan, args, processes, prepared, settings, say):
+    def __init__(self, stage, plan, args, processes, settings, say):
         self.stage, self.plan, self.args, self.processes = stage, plan, args, processes
-        self.settings, self.say = settings, say
-        self.model, self.device, self.lead = stage.model.train(), processes.device, processes.rank == 0
-        self.prepared, crop = prepared, self.model.swin.config.image_size
+        self.settings, self.say, self.device, self.lead = settings, say, processes.device, processes.rank == 0
+
+        self.model, prepared, crop = stage.model.train(), stage.prepared, stage.model.pictures["crop"]
         self.train = Visits(prepared, prepared.split("train"), stage.number, crop, args.seed, args.sentences)
-        self.held_out = Visits(prepared, prepared.split("val"), stage.number, crop, sentences=args.sentences)
-        self.model.pictures = {"size": prepared.size, "crop": crop}
-        self.model.decoding = {"beams": 3, "max_new_tokens": args.max_new_tokens,
-                               "repetition_penalty": args.repetition_penalty}
+        self.val = Visits(prepared, prepared.split("val"), stage.number, crop, sentences=args.sentences)
 
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        kind, lr = args.optimizer[stage.number - 1], args.lr[stage.number - 1]
-        self.optimizer = optimizer_for(self.parameters, lr, args.weight_decay, muon=kind == "muon")
-        self.wrapped = distributed(stage.trained, processes)
+        self.optimizer = optimizer_for(self.parameters, args.lr, args.weight_decay, muon=args.optimizer == "muon")
+        self.wrapped = distributed(self.model, processes)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=args.precision == "bf16")
         torch.manual_seed(args.seed + processes.rank)
+
         self.step, self.stopping = 0, False
-        self.facts = {"best": None, "validated": 0, "skipped": 0, "left_out": 0, "cut": 0, "studies": 0, "seconds": 0.0}
-        self.saved = self.step, 0
-        self.go_on()
+        self.counters = {"best": None, "validated": 0, "skipped": 0, "left_out": 0, "cut": 0, "studies": 0,
+                         "seconds": 0.0}
 
     def fit(self):
-        """The whole run. Raises Stopped where it ends early."""
+        """Steps, states and validations from where the run stands to its end. Raises Stopped where it ends early."""
+        self.go_on()
         self.say(module_table(self.model))
-        log = self.args.run / "log.jsonl"
-        self.log = (Log(log, self.stage.name, self.step, self.facts["validated"], self.plan.steps)
-                    if self.lead else NoLog())
-        self.begun = time.perf_counter() - self.facts["seconds"]
-        with StopSignal(self.processes) as self.signal:
-            self.batches = self.loader()
-            try:
-                self.steps()
-            finally:
-                shut(self.batches)
-                self.log.close()
-        if self.facts["best"] is None:
+        self.begun = time.perf_counter() - self.counters["seconds"]
+        log = (closing(Log(self.args.run / "log.jsonl", self.stage.name, self.step, self.counters["validated"],
+                           self.plan.steps)) if self.lead else nullcontext())
+
+        with StopSignal(self.processes) as self.signal, log as self.log, closing(self.loaded()) as self.batches:
+            while True:
+                due = self.plan.validates(self.step) and self.counters["validated"] < self.step and not self.stopping
+                if due or self.stopping or self.step % self.args.save_every == 0:
+                    self.save()         # before a validation too, which may take hours
+                if due:
+                    self.validate()
+                    self.save()
+                if self.stopping:
+                    raise Stopped(f"{self.stage.name}: told to stop after step {self.step} of {self.plan.steps}; the "
+                                  "same command goes on from there", code=128 + (self.signal.number or 15))
+                if self.step == self.plan.steps:
+                    break
+                self.train_step()
+
+        if self.counters["best"] is None:
             raise Stopped(f"{self.stage.name}: no validation gave a finite figure, so there is no checkpoint; "
                           "start over with --fresh and a lower --lr")
-        self.say(summary(self.stage, self.plan, self.facts, self.args))
-
-    def steps(self):
-        """Steps, states and validations from where the run stands to its end. Raises Stopped where it ends early."""
-        while True:
-            due = self.plan.validates(self.step) and self.facts["validated"] < self.step and not self.stopping
-            if due or self.stopping or self.step % self.args.save_every == 0:
-                self.save()         # before a validation too, which may take hours
-            if due:
-                self.validate()
-                self.save()
-            if self.stopping:
-                raise Stopped(f"{self.stage.name}: told to stop after step {self.step} of {self.plan.steps}; the same "
-                              "command goes on from there", code=128 + (self.signal.number or 15))
-            if self.step == self.plan.steps:
-                break
-            self.train_step()
+        self.say(summary(self.stage, self.plan, self.counters, self.args))
 
     def train_step(self):
         """One optimiser step on `accumulate` batches of all processes."""
-        clock, stage, facts = Clock(self.device), self.stage, self.facts
-        epoch, planned = self.plan.step(self.step)
-        shares = [Share(batch, self.processes) for batch in planned]
-        inputs, cuts = zip(*(self.read(next(self.batches)) for _ in shares))
-        totals = self.processes.sum(*map(sum, zip(*map(stage.counts, inputs, shares))))
+        clock, stage = Clock(self.device), self.stage
+
+        # The batches, and what the whole step holds of whatever its loss is divided by
+        batches = [tokenized(stage, share, visits) for share, visits in next(self.batches)]
+        whole = self.processes.sum(**{name: sum(batch.counts[name] for batch in batches) for name in batches[0].counts})
         clock.lap("data")
 
-        terms = 0
-        for number, (batch, share) in enumerate(zip(inputs, shares), start=1):
-            with nullcontext() if number == len(shares) or self.processes.world == 1 else self.wrapped.no_sync():
+        # Forward and backward, batch by batch: gradients add up, and are exchanged with the last batch
+        losses = []
+        for batch in batches:
+            last = batch is batches[-1] or self.processes.world == 1
+            with nullcontext() if last else self.wrapped.no_sync():
                 with self.autocast:
-                    of_batch = stage.terms(self.wrapped, batch, share)
+                    loss = stage.step(self.wrapped, batch)
                 clock.lap("forward")
                 # DDP takes the mean over processes where the sum is wanted
-                (stage.loss(of_batch, totals) * self.processes.world).backward()
+                (stage.total(loss._replace(**whole)) * self.processes.world).backward()
                 clock.lap("backward")
-            terms = terms + torch.stack(of_batch).detach().double()
-        cut = sum(cut for cut, share in zip(cuts, shares) if share.weight)
-        *terms, cut, told = self.processes.sum(*terms.tolist(), cut, self.signal.number > 0)
-        loss = stage.loss(torch.tensor(terms), totals).item()
+            losses.append(numbers(loss))
+
+        # The loss of all processes, and whether one of them was told to stop
+        figures = self.processes.sum(**reduce(add, losses)._asdict(), cut=sum(batch.cut for batch in batches),
+                                     told=self.signal.number > 0)
+        cut, self.stopping = int(figures.pop("cut")), figures.pop("told") > 0
+        loss = type(loss)(**figures)
+        total = stage.total(loss)
+
+        # The update; a step that is not finite goes without one, on all processes alike
         norm = clip_grad_norm_(self.parameters.values(), self.args.clip).item()
-        lr = learning_rate(self.step, self.plan.steps, self.args.lr[stage.number - 1], self.args.warm_up)
-        if math.isfinite(loss) and math.isfinite(norm):
+        lr = learning_rate(self.step, self.plan.steps, self.args.lr, self.args.warm_up)
+        if math.isfinite(total) and math.isfinite(norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
-            facts["skipped"] = 0
+            self.counters["skipped"] = 0
         else:
-            self.skip(loss, norm, [self.train.studies[i]["id"] for batch in planned for i in batch])
+            self.skip(total, norm, [number for batch in batches for number in batch.share.batch])
         self.optimizer.zero_grad(set_to_none=True)
         clock.lap("optimiser")
 
-        self.step, self.stopping, studies = self.step + 1, told > 0, sum(map(len, planned))
-        facts["cut"], facts["studies"] = facts["cut"] + int(cut), facts["studies"] + studies
-        means = {name: term / total for name, term, total in zip(stage.term_names, terms, totals)}
-        self.log.step({"step": self.step, "epoch": epoch, "loss": loss, **means, **stage.figures(), "lr": lr,
-                       "gradient_norm": norm, "cut": int(cut)}, clock, studies, self.device)
+        studies = sum(len(batch.share.batch) for batch in batches)
+        self.step += 1
+        self.counters["cut"] += cut
+        self.counters["studies"] += studies
+        if self.lead:
+            self.log.step({"step": self.step, "epoch": batches[0].share.epoch, "loss": total, **stage.figures(loss),
+                           "lr": lr, "gradient_norm": norm, "cut": cut}, clock, studies, self.device)
 
-    def read(self, batch):
-        """What the stage's `inputs` makes of collated visits.
-
-        Raises UserError, naming the study whose text is at fault.
-        """
+    def loaded(self):
+        """For every step from the current one on, this process's [(share, collated visits)]."""
+        steps = range(self.step, self.plan.steps)
+        visits = ([(share.epoch, number) for number in share.numbers]
+                  for step in steps for share in self.plan.shares(step))
+        loader = iter(torch.utils.data.DataLoader(
+            self.train, batch_sampler=visits, collate_fn=collate, num_workers=self.args.workers,
+            worker_init_fn=start_loader, pin_memory=self.device.type == "cuda",
+            generator=torch.Generator()))       # one of its own: drawing from the run's would set a resumed run apart
         try:
-            return self.stage.inputs(batch, self.device)
-        except ValueError:
-            for i, study in enumerate(batch["ids"]):
-                try:
-                    self.stage.inputs({name: values[i:i + 1] for name, values in batch.items()}, self.device)
-                except ValueError as error:
-                    raise UserError(f"{self.prepared.folder}: the text of the study {study!r} can't be tokenized "
-                                    f"({error}); mend it in studies.jsonl") from error
-            raise
+            for step in steps:
+                yield [(share, next(loader)) for share in self.plan.shares(step)]
+        finally:
+            shut(loader)
 
-    def skip(self, loss, norm, ids):
+    def skip(self, loss, norm, numbers):
         """A step without an update; a fourth in a row ends the run."""
-        facts = self.facts
-        facts["skipped"], facts["left_out"] = facts["skipped"] + 1, facts["left_out"] + 1
+        self.counters["skipped"] += 1
+        self.counters["left_out"] += 1
         what = (f"{self.stage.name}: step {self.step + 1}: loss {loss}, gradient norm {norm}; "
-                f"the studies: {', '.join(ids)}")
-        if facts["skipped"] > MOST_SKIPPED:
-            raise Stopped(f"{what}; not finite {facts['skipped']} times in a row: look at these studies, or start over "
-                          "with --fresh and a lower --lr")
+                f"the studies: {', '.join(self.train.studies[number]['id'] for number in numbers)}")
+        if self.counters["skipped"] > MOST_SKIPPED:
+            raise Stopped(f"{what}; not finite {self.counters['skipped']} times in a row: look at these studies, or "
+                          "start over with --fresh and a lower --lr")
         self.say(f"{what}; left out")
 
     @torch.no_grad()
     def validate(self):
         """Looks at the val split, and keeps the checkpoint where its figure is the best so far."""
-        stage, args, processes = self.stage, self.args, self.processes
+        stage, losses = self.stage, []
         self.model.eval()
-        views = [1 if stage.number == 1 else len(study["views"]) for study in self.held_out.studies]
-        sums = [0.0] * (2 * len(stage.term_names))
-        for batch in plan_epoch(views, args.batch_size[stage.number - 1] * processes.world):
-            share = Share(batch, processes)
-            inputs, _ = self.read(collate([self.held_out[0, i] for i in share.numbers]))
+        for batch in plan_epoch(stage.view_counts(self.val.studies), self.args.batch_size * self.processes.world):
+            share = Share(batch, self.processes)
+            visits = collate([self.val[0, number] for number in share.numbers])
             with self.autocast:
-                terms = stage.terms(stage.trained, inputs, share)
-            *more, told = processes.sum(*(term.item() for term in terms), *stage.counts(inputs, share),
-                                        self.signal.number > 0)
-            sums = [a + b for a, b in zip(sums, more)]
-            if told:
+                loss = stage.step(self.model, tokenized(stage, share, visits))
+            figures = self.processes.sum(**numbers(loss)._asdict(), told=self.signal.number > 0)
+            if figures.pop("told"):
                 self.stopping = True
                 break
+            losses.append(type(loss)(**figures))
         else:
-            terms, totals = torch.tensor(sums).chunk(2)
-            figures = {"loss": stage.loss(terms, totals).item()}
-            if stage.number == 2 and args.select != "loss":
+            figures = {"loss": stage.total(reduce(add, losses))}
+            if stage.number == 2 and self.args.select != "loss":
                 figures |= self.score_reports()
-            self.keep(figures, "loss" if stage.number == 1 else args.select)
+            self.keep(figures, "loss" if stage.number == 1 else self.args.select)
         self.model.train()
 
     def score_reports(self):
         """BLEU-4 and CIDEr of reports for `--val-reports` studies, evenly spaced over the val split."""
-        studies = self.held_out.studies
-        fixed = [studies[i * len(studies) // self.args.val_reports] for i in range(self.args.val_reports)] \
-            if self.args.val_reports < len(studies) else studies
-        reports = write_reports(self.model, self.prepared, fixed, self.processes, what="validation")
-        scores = score([report.text for report, _ in reports], [clean_report(study["report"]) for study in fixed],
+        studies, count = self.val.studies, min(self.args.val_reports, len(self.val.studies))
+        chosen = [studies[i * len(studies) // count] for i in range(count)]
+        reports = write_reports(self.model, self.stage.prepared, chosen, self.processes, what="validation")
+        scores = score([report.text for report, _ in reports], [clean_report(study["report"]) for study in chosen],
                        meteor_data=False)
         return {name: scores[name] for name in ("BLEU-4", "CIDEr")}
 
     def keep(self, figures, select):
         """Writes the checkpoint if the chosen figure is better than ever before."""
-        value, best = figures[select], self.facts["best"]
+        value, best = figures[select], self.counters["best"]
         better = (math.isfinite(value)
                   and (best is None or (value < best["value"] if select == "loss" else value > best["value"])))
         self.say(f"{self.stage.name}: after step {self.step}, val: "
                  + ", ".join(f"{name} {x:.4f}" for name, x in figures.items())
                  + (", the best so far" if better else ""))
-        self.log.write({"step": self.step, "validation": figures})
         if better:
-            self.facts["best"] = {"value": value, "step": self.step}
-            if self.lead:
-                self.stage.save(self.args.run / self.stage.checkpoint, {
-                    "pictures": self.model.pictures, "decoding": self.model.decoding, "data": str(self.args.data),
-                    "preset": self.args.preset, "step": self.step, "validation": figures})
-        self.facts["validated"] = self.step
+            self.counters["best"] = {"value": value, "step": self.step}
+        if self.lead:
+            self.log.write({"step": self.step, "validation": figures})
+        if self.lead and better:
+            self.stage.save(self.args.run / self.stage.checkpoint, {
+                "data": str(self.args.data), "preset": self.args.preset, "step": self.step, "validation": figures})
+        self.counters["validated"] = self.step
 
     def save(self):
         """Writes the state, unless the newest one holds the same."""
-        now = self.step, self.facts["validated"]
+        now = self.step, self.counters["validated"]
         if self.saved != now:
             rngs = self.processes.gather_objects(rng_state(self.device))
-            self.facts["seconds"] = time.perf_counter() - self.begun
+            self.counters["seconds"] = time.perf_counter() - self.begun
             if self.lead:
                 self.log.sync()
                 save_state(self.args.run / "state", self.stage.name, self.step, self.parameters, self.optimizer, rngs,
-                           {**self.facts, "settings": self.settings})
+                           {**self.counters, "settings": self.settings})
             self.processes.barrier()
             self.saved = now
 
     def go_on(self):
         """Puts the newest state back, if there is one. The first process chooses, for it checks the file."""
-        found = newest_state(self.args.run / "state", self.stage.name, say=lambda text: None) if self.lead else None
-        path, header = self.processes.gather_objects(found)[0]
-        if path is None:
-            return
-        load_state(path, self.parameters, self.optimizer, self.processes.rank, self.device)
-        self.step = header["step"]
-        self.facts = {key: value for key, value in header["facts"].items() if key != "settings"}
-        self.say(f"{self.stage.name}: going on after step {self.step} of {self.plan.steps}")
-        self.saved = self.step, self.facts["validated"]
+        newest = newest_state(self.args.run / "state", self.stage.name, say=lambda text: None) if self.lead else None
+        path, header = self.processes.gather_objects(newest)[0]
+        if path:
+            restore_state(path, self.parameters, self.optimizer, self.processes.rank, self.device)
+            self.step = header["step"]
+            self.counters = {key: value for key, value in header["facts"].items() if key != "settings"}
+            self.say(f"{self.stage.name}: going on after step {self.step} of {self.plan.steps}")
+        self.saved = self.step, self.counters["validated"]
 
-    def loader(self):
-        return iter(torch.utils.data.DataLoader(
-            self.train, batch_sampler=self.plan.visits(self.step, self.processes), collate_fn=collate,
-            num_workers=self.args.workers, worker_init_fn=start_loader, pin_memory=self.device.type == "cuda",
-            generator=torch.Generator()))       # one of its own: drawing from the run's would set a resumed run apart
+
+def numbers(loss):
+    """The loss as numbers, without the graph that led to it."""
+    return type(loss)(*(torch.as_tensor(value).item() for value in loss))
 
 
 def shut(batches):
@@ -293,34 +286,6 @@ def distributed(module, processes):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From the command line to the runs
-
-
-def finished(stage, plan, args, settings, say):
-    """Whether a stage has nothing left to do. Raises UserError where its state was begun with other settings."""
-    if args.fresh:
-        drop_states(args.run / "state", stage.name)
-        (args.run / stage.checkpoint).unlink(missing_ok=True)
-    _, header = newest_state(args.run / "state", stage.name, say)
-    if header is None:
-        return False
-    if other := differences(header["facts"]["settings"], settings):
-        raise UserError(f"{args.run}: {stage.name} was begun with other settings: {'; '.join(other)}; "
-                        "give the same again, or start over with --fresh")
-    if header["step"] < plan.steps or header["facts"]["validated"] < plan.steps:
-        return False
-    if not (args.run / stage.checkpoint).is_file():
-        raise UserError(f"{args.run / stage.checkpoint}: is gone, though its run is finished; start over with --fresh")
-    say(f"{stage.name} is finished\n" + summary(stage, plan, header["facts"], args))
-    return True
-
-
-def settings_of(stage, args, processes, prepared):
-    """What must be the same again when a run goes on: {option: value}."""
-    names = ("seed", "max_steps", "accumulate", "weight_decay", "warm_up", "clip", "precision")
-    return {**{f"--{name.replace('_', '-')}": getattr(args, name) for name in names},
-            **{f"--{name.replace('_', '-')}": getattr(args, name)[stage.number - 1]
-               for name in ("epochs", "batch_size", "lr", "optimizer")},
-            "the number of processes": processes.world, "the data set": data_digest(prepared), **stage.settings(args)}
 
 
 def make_demo(args):
@@ -347,6 +312,7 @@ def train(args, processes):
         fsdp()                                             # where it can't be had, say so now, not after stage 1
     if args.preset == "demo":
         processes.lead_first(lambda: make_demo(args))
+
     lock = Lock(args.run) if processes.rank == 0 else None
     if lock:
         remove_leftovers(args.run)
@@ -354,17 +320,33 @@ def train(args, processes):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False     # it guards against bugs, at the cost of a write
+
     prepared = Prepared(args.data)
-    for stage_class in [Stage1, Stage2] if args.stage is None else [(Stage1, Stage2)[args.stage - 1]]:
-        plan = Plan(stage_class, prepared, args, processes)
-        settings = settings_of(stage_class, args, processes, prepared)
-        done = processes.rank == 0 and finished(stage_class, plan, args, settings, say)
-        if not any(processes.gather_objects(done)):
-            torch.manual_seed(args.seed)
-            Run(stage_class(args, processes), plan, args, processes, prepared, settings, say).fit()
-        processes.barrier()
+    for stage_class in (Stage1, Stage2):
+        if args.stage in (None, stage_class.number):
+            train_stage(stage_class, of_stage(args, stage_class.number), processes, prepared, say)
+            processes.barrier()
     if lock:
         lock.close()
+
+
+def train_stage(stage_class, args, processes, prepared, say):
+    """One stage, unless it is finished; `args` holds one stage's settings."""
+    plan = Plan(stage_class.view_counts(prepared.split("train")), processes, args.batch_size, args.accumulate,
+                args.epochs, args.max_steps, args.seed)
+    settings = settings_of(stage_class, args, processes, prepared)
+    done = False
+    if processes.rank == 0:
+        if args.fresh:
+            drop_states(args.run / "state", stage_class.name)
+            (args.run / stage_class.checkpoint).unlink(missing_ok=True)
+        counters = finished(args.run, stage_class, plan, settings, say)
+        done = counters is not None
+        if done:
+            say(f"{stage_class.name} is finished\n" + summary(stage_class, plan, counters, args))
+    if not any(processes.gather_objects(done)):
+        torch.manual_seed(args.seed)
+        Run(stage_class(args, processes, prepared), plan, args, processes, settings, say).fit()
 
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

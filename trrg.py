@@ -18,9 +18,9 @@ Legend, everywhere in this repository:
 Read on in: model/clues.py (recognition), model/interaction.py (Eq. 2–4), model/mistral.py and model/lora.py.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import log
-from pathlib import Path
+from operator import add
 from typing import NamedTuple
 
 import torch
@@ -30,15 +30,17 @@ from torch.nn.functional import cross_entropy
 from data.files import UserError
 from data.images import augment, read
 from data.prompts import clue_prompts
+from data.reports import LABELS
 from data.tokenizers import SentencePiece, WordPiece
 from model.bert import Bert, BertConfig
-from model.checkpoint import digest, load_state, read_file, save_file
+from model.checkpoint import load_state, read_file, save_file
 from model.clues import ClueBank, Clues, cosine
 from model.decode import generate
 from model.interaction import Interaction, disease_consistency
 from model.lora import TARGETS, add_lora
 from model.mistral import Mistral, MistralConfig
 from model.swin import Swin, SwinConfig
+from model.trained import as_bytes, as_tensor, base_header, configuration, configurations, in_base, read_base
 
 VARIANTS = ("base", "dci", "cmci", "trrg")
 INSTRUCTION = "Generate a comprehensive and detailed diagnosis report for this chest X-ray image."
@@ -54,25 +56,23 @@ class AlignmentConfig:
     tau: float = 0.07                      # where the learnable temperature starts
     sentence_tokens: int = 64              # WordPiece tokens of a sentence or prompt, [CLS] and [SEP] included
     same_sentence_positives: bool = False  # equal sentences of a batch count as positives (off: the paper)
+    prompts_per_disease: int = 0           # of the zero-shot evaluation, as in TRRGConfig
 
 
 class Alignment(nn.Module):
     """Swin and BERT, each followed by a bias-free map into R^d, and the temperature of Eq. (1).
 
     Choice: the maps are applied to every token, so that patch tokens and clue tokens share the pooled ones' space.
+    `pictures`: {"size": of a prepared picture, "crop": what Swin sees of it}, for whoever opens pictures later.
     """
 
-    def __init__(self, swin, bert, config):
+    def __init__(self, *, swin, bert, wordpiece, config, pictures=None):
         super().__init__()
-        self.config = config
+        self.config, self.wordpiece, self.pictures = config, wordpiece, pictures
         self.swin, self.bert = swin, bert
         self.image_projection = nn.Linear(swin.config.width, config.d, bias=False)
         self.text_projection = nn.Linear(bert.config.hidden_size, config.d, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(log(1 / config.tau)))
-
-    def forward(self, images, ids, mask):
-        """images (B, 3, H, W), token ids and mask (B, S) of one sentence each → v_cls, t_cls (B, d)."""
-        return self.image_tokens(images).mean(1), self.text_tokens(ids, mask)[:, 0]
 
     def image_tokens(self, images):
         """(B, 3, H, W) → v_1..v_n (B, n, d). Their mean is the global token (§2.2); Swin has no CLS."""
@@ -87,6 +87,13 @@ class Alignment(nn.Module):
         """Choice: τ is learned as log(1/τ), with 1/τ at most 100 (CLIP's bound)."""
         return 1 / self.log_scale.clamp(max=log(100)).exp()
 
+    def forward(self, images, ids, mask):
+        """images (B, 3, H, W), token ids and mask (B, S) of one sentence each → v_cls, t_cls (B, d), τ.
+
+        τ is among the results since DDP looks there for the parameters that a loss will reach.
+        """
+        return self.image_tokens(images).mean(1), self.text_tokens(ids, mask)[:, 0], self.tau
+
 
 def contrastive_loss(v, t, tau, same=None):
     """Eq. (1): L = CE(text → image) + CE(image → text), symmetric InfoNCE over N pairs, mean over the pairs.
@@ -98,6 +105,17 @@ def contrastive_loss(v, t, tau, same=None):
     positives = torch.eye(len(v), device=v.device) if same is None else same.float()
     targets = positives / positives.sum(-1, keepdim=True)                             # `positives` is symmetric
     return cross_entropy(logits.T, targets) + cross_entropy(logits, targets)
+
+
+def encode_words(wordpiece, texts, max_tokens):
+    """Sentences or prompts → WordPiece ids and mask (B, S): [CLS] … [SEP], at most `max_tokens`, padded on the right."""
+    rows = []
+    for text in texts:
+        row = wordpiece.encode(text)
+        rows.append(torch.tensor(row if len(row) <= max_tokens else row[:max_tokens - 1] + row[-1:]))
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=wordpiece.pad_id)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, torch.arange(ids.shape[1])[None] < lengths[:, None]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -128,6 +146,22 @@ class TRRGConfig:
     def interaction(self):
         return self.variant in ("cmci", "trrg")
 
+    @property
+    def consistency(self):
+        return self.variant == "trrg"
+
+
+@torch.no_grad()
+def encode_bank(alignment, prompts):
+    """Every clue prompt through the frozen text encoder, once: [[prompt, …] per disease] → `ClueBank` with the c^i."""
+    texts = [text for of_disease in prompts for text in of_disease]
+    ids, mask = encode_words(alignment.wordpiece, texts, alignment.config.sentence_tokens)
+    ids, mask = ids.to(alignment.log_scale.device), mask.to(alignment.log_scale.device)
+    tokens = alignment.eval().text_tokens(ids, mask)
+    disease = torch.tensor([i for i, of_disease in enumerate(prompts) for _ in of_disease], device=ids.device)
+    return ClueBank(tokens=tokens[:, 1:].contiguous(), cls=tokens[:, 0].contiguous(), mask=mask[:, 1:].contiguous(),
+                    disease=disease, m=len(prompts))
+
 
 class Prompt(NamedTuple):
     """What the language model reads before the report, and how it came about."""
@@ -141,11 +175,15 @@ class Prompt(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """The terms of Eq. (5), not yet averaged, so that several processes can average over all of them at once."""
+    """The two terms of Eq. (5) as sums, and what to divide them by. Batches, and processes, add up with +."""
 
-    ce: torch.Tensor                 # sum over the report tokens of the batch
-    tokens: torch.Tensor             # how many there are
-    dc: torch.Tensor                 # (B,) L_DC of each study; zeros where the variant has none
+    ce: torch.Tensor                 # cross-entropy, summed over the report tokens
+    dc: torch.Tensor                 # L_DC, summed over the studies; 0 where the variant has none
+    tokens: torch.Tensor
+    studies: int
+
+    def __add__(self, more):
+        return Loss(*map(add, self, more))
 
 
 class Report(NamedTuple):
@@ -157,11 +195,13 @@ class TRRG(nn.Module):
     """The report writer. What a variant does not use is not built.
 
     Frozen: Swin, its projection and τ (from stage 1), the clue bank, the language model. Trainable: everything else.
+    `pictures` is Alignment's, `decoding` what `report` hands to `generate`.
     """
 
-    def __init__(self, swin, image_projection, tau, bank, language_model, tokenizer, config):
+    def __init__(self, *, swin, image_projection, tau, bank, language_model, tokenizer, config,
+                 pictures=None, decoding=None):
         super().__init__()
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.pictures, self.decoding = config, tokenizer, pictures, decoding or {}
         d, D = image_projection.out_features, language_model.config.hidden_size
 
         self.swin, self.image_projection = swin, image_projection
@@ -185,73 +225,80 @@ class TRRG(nn.Module):
         self.swin.eval()
         return self
 
-    def forward(self, images, ids, labels):
-        """images (B, V, 3, H, W), report ids and labels (B, T) from `supervise` → `Loss`.
+    @torch.no_grad()
+    def encode(self, images):
+        """v_e = E_img(x), the frozen encoder of stage 1 on all views of a study: (B, V, 3, H, W) → (B, N, d)."""
+        B, V = images.shape[:2]
+        images = images.flatten(0, 1).to(self.image_projection.weight)                     # frozen, perhaps in bf16
+        tokens = self.image_projection(self.swin(images)).to(self.mapper.weight)           # (B·V, n, d)
+        views = tokens.unflatten(0, (B, V))
+        return views.flatten(1, 2) if self.config.views == "concat" else views.mean(1)
 
-        The last prompt token predicts the first report token, so the logits needed are those of the T positions
-        from there on, and of these only where there is a label.
+    def recognise(self, v_e):
+        """Zero-shot recognition and top-k: v_e (B, N, d) → `Clues`."""
+        v_cls = v_e.mean(1)                                                                # of all patch tokens, §2.2
+        return self.bank(v_cls, self.tau, self.config.k, self.config.clue_threshold)
+
+    def assemble(self, picture, clues):
+        """[INST] <Img> P_v(v_d) P_v(E^v) </Img> <Clue> P_c(E^c) </Clue> instruction [/INST] → embeds, parts.
+
+        `picture` and `clues` are [(name, embeddings (B, ·, D))] in this order; without clues there are no markers of
+        theirs. The one place where the language model's input is put together, for training and for writing alike.
+        The markers are ordinary text; all prompts of a batch are equally long.
         """
-        prompt = self.prompt(images)
-        report = self.language_model.embed(ids[:, :-1])
-        hidden = self.language_model.hidden(embeds=torch.cat([prompt.embeds, report.to(prompt.embeds)], 1))
-        supervised = labels != -100
-        logits = self.language_model.logits(hidden[:, -labels.shape[1]:][supervised])
-        ce = cross_entropy(logits.float(), labels[supervised], reduction="sum")
-        dc = disease_consistency(prompt.e_v, prompt.e_c) if self.config.variant == "trrg" else ce.new_zeros(len(images))
-        return Loss(ce, supervised.sum(), dc)
+        bos = torch.tensor([[self.tokenizer.bos_id]], device=self.mapper.weight.device)
+        sequence = [("<s>", self.language_model.embed(bos)), self._text("[INST] <Img>"), *picture, self._text("</Img>")]
+        if clues:
+            sequence += [self._text("<Clue>"), *clues, self._text("</Clue>")]
+        sequence += [self._text(f"{self.config.instruction} [/INST]")]
+
+        (_, bos), B = sequence[0], len(picture[0][1])
+        embeds = torch.cat([part.to(bos).expand(B, -1, -1) for _, part in sequence], dim=1)
+        return embeds, [(name, part.shape[1]) for name, part in sequence]
+
+    def _text(self, text):
+        ids = torch.tensor([self.tokenizer.encode(text, special=False)], device=self.mapper.weight.device)
+        return text, self.language_model.embed(ids)
 
     def prompt(self, images, clues=None):
-        """images (B, V, 3, H, W) → `Prompt`. `clues` replaces the recognised ones (for experiments)."""
+        """images (B, V, 3, H, W) → `Prompt`. `clues` takes the place of the recognised ones (for experiments)."""
         v_e = self.encode(images)
-        v_d = self.mapper(v_e)
-        e_v = e_c = clue_embeds = None
+        v_d = self.mapper(v_e)                                                             # v_d = W v_e + b
+        of_picture, of_clues, e_v, e_c = [("v_d", self.visual_projector(v_d))], [], None, None
+
         if self.config.clues:
             clues = clues or self.recognise(v_e)
         if self.config.interaction:
-            e_v, e_c = self.interaction(v_d, clues.tokens, clues.mask)
-            clue_embeds = self.clue_projector(e_c)
+            e_v, e_c = self.interaction(v_d, clues.tokens, clues.mask)                     # Eq. (2), (3)
+            of_picture += [("E^v", self.visual_projector(e_v))]
+            of_clues += [("E^c", self.clue_projector(e_c))]
         elif self.config.clues:
             # Choice: dci's padding reads as zeros, so that every prompt of a batch is equally long without a mask.
-            clue_embeds = self.clue_projector(clues.tokens) * clues.mask[..., None]
+            of_clues += [("c_s", self.clue_projector(clues.tokens) * clues.mask[..., None])]
 
-        embeds, parts = self.assemble(
-            v_d=self.visual_projector(v_d), e_v=None if e_v is None else self.visual_projector(e_v), clues=clue_embeds)
+        embeds, parts = self.assemble(of_picture, of_clues)
         return Prompt(embeds, parts, v_e, clues, e_v, e_c)
 
-    @torch.no_grad()
-    def encode(self, images):
-        """The frozen stage-1 encoder on all views of a study: (B, V, 3, H, W) → v_e (B, N, d)."""
-        B, V = images.shape[:2]
-        images = images.flatten(0, 1).to(self.image_projection.weight)               # frozen, it may be kept in bf16
-        tokens = self.image_projection(self.swin(images)).unflatten(0, (B, V)).to(self.mapper.weight)   # (B, V, n, d)
-        return tokens.flatten(1, 2) if self.config.views == "concat" else tokens.mean(1)
+    def forward(self, images, ids, labels):
+        """images (B, V, 3, H, W), report ids and labels (B, T) from `supervise` → `Loss`."""
+        B, T = labels.shape
+        prompt = self.prompt(images)
+        report = self.language_model.embed(ids[:, :-1]).to(prompt.embeds)
+        hidden = self.language_model.hidden(embeds=torch.cat([prompt.embeds, report], dim=1))
 
-    def recognise(self, v_e):
-        """Zero-shot recognition and top-k: v_e (B, N, d) → `Clues`. v_cls is the mean of all patch tokens."""
-        return self.bank(v_e.mean(1), self.tau, self.config.k, self.config.clue_threshold)
+        # The last prompt token predicts the first report token, so T positions count, and logits only where labelled
+        report_hidden, supervised = hidden[:, -T:], labels != -100
+        logits = self.language_model.logits(report_hidden[supervised])
+        ce = cross_entropy(logits.float(), labels[supervised], reduction="sum")
 
-    def assemble(self, v_d, e_v, clues):
-        """[INST] <Img> P_v(v_d) P_v(E^v) </Img> <Clue> P_c(E^c) </Clue> instruction [/INST] → embeds, parts.
+        dc = ce.new_zeros(())
+        if self.config.consistency:
+            dc = disease_consistency(prompt.e_v, prompt.e_c).sum()                         # Eq. (4)
+        return Loss(ce=ce, dc=dc, tokens=supervised.sum(), studies=B)
 
-        All arguments are embeddings (B, ·, D) or None. The one place where the language model's input is put together,
-        for training and for writing alike. The markers are ordinary text; all prompts of a batch are equally long.
-        """
-        bos = torch.tensor([[self.tokenizer.bos_id]], device=v_d.device)
-        sequence = [("<s>", self.language_model.embed(bos)), self._text("[INST] <Img>", v_d.device), ("v_d", v_d)]
-        if e_v is not None:
-            sequence += [("E^v", e_v)]
-        sequence += [self._text("</Img>", v_d.device)]
-        if clues is not None:
-            name = "E^c" if self.config.interaction else "c_s"
-            sequence += [self._text("<Clue>", v_d.device), (name, clues), self._text("</Clue>", v_d.device)]
-        sequence += [self._text(f"{self.config.instruction} [/INST]", v_d.device)]
-        own = sequence[0][1]                                                 # the language model's type and place
-        embeds = torch.cat([part.to(own).expand(len(v_d), -1, -1) for _, part in sequence], dim=1)
-        return embeds, [(name, part.shape[1]) for name, part in sequence]
-
-    def _text(self, text, device):
-        ids = torch.tensor([self.tokenizer.encode(text, special=False)], device=device)
-        return text, self.language_model.embed(ids)
+    def total(self, loss):
+        """Eq. (5): L = L_CE + L_DC, the one a mean over report tokens, the other over studies."""
+        return loss.ce / loss.tokens + self.config.dc_weight * loss.dc / loss.studies
 
     def supervise(self, texts, max_tokens):
         """Reports → ids, labels (B, T) and how many were cut: each is its tokens and </s>; pads are labelled -100.
@@ -273,6 +320,15 @@ class TRRG(nn.Module):
         texts = [self.tokenizer.decode(row).strip() for row in tokens]
         return [Report(text, self.named_clues(prompt.clues, i)) for i, text in enumerate(texts)], prompt
 
+    def report(self, pictures):
+        """The views of one study (paths or PIL images, frontal first) → `Report`."""
+        return self.write(self.open(pictures), **self.decoding)[0][0]
+
+    def open(self, pictures):
+        """The views of one study (paths or PIL images, frontal first) → images (1, V, 3, H, W). Raises UserError."""
+        views = torch.stack([torch.from_numpy(read(picture, self.pictures["size"])) for picture in pictures])
+        return augment(views, self.pictures["crop"], None)[None].to(self.mapper.weight.device)
+
     def named_clues(self, clues, i):
         """[(prompt, weight)] of study i, heaviest first; those under the threshold are left out."""
         if clues is None:
@@ -282,79 +338,45 @@ class TRRG(nn.Module):
 
     @property
     def prompt_texts(self):
-        return [text for prompts in clue_prompts(self.config.prompts_per_disease or None) for text in prompts]
-
-    def report(self, pictures):
-        """The views of one study (paths or PIL images, frontal first) → `Report`. Set up by `load`."""
-        device = self.mapper.weight.device
-        views = torch.stack([torch.from_numpy(read(picture, self.pictures["size"])) for picture in pictures])
-        images = augment(views, self.pictures["crop"], None)[None].to(device)
-        return self.write(images, **self.decoding)[0][0]
-
-
-def loss_total(loss, dc_weight, tokens=None, studies=None):
-    """Eq. (5): L = L_CE + L_DC. Cross-entropy is the mean over report tokens, L_DC the mean over studies.
-
-    `tokens` and `studies` are what to divide by where the batch is a part of a larger one.
-    """
-    return loss.ce / (loss.tokens if tokens is None else tokens) \
-        + dc_weight * loss.dc.sum() / (len(loss.dc) if studies is None else studies)
+        return [text for of_disease in clue_prompts(self.config.prompts_per_disease) for text in of_disease]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Text in, and from stage 1 to stage 2
+# From stage 1 to stage 2, and from a file: one safetensors file rebuilds the model without flags
 
 
-def encode_words(words, texts, max_tokens):
-    """Sentences or prompts → WordPiece ids and mask (B, S): [CLS] … [SEP],
-    at most `max_tokens`, padded on the right."""
-    rows = []
-    for text in texts:
-        row = words.encode(text)
-        rows.append(torch.tensor(row if len(row) <= max_tokens else row[:max_tokens - 1] + row[-1:]))
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=words.pad_id)
-    lengths = torch.tensor([len(row) for row in rows])
-    return ids, torch.arange(ids.shape[1])[None] < lengths[:, None]
-
-
-@torch.no_grad()
-def encode_bank(alignment, words, prompts):
-    """Every clue prompt through the frozen text encoder, once: [[prompt, …] a disease] → `ClueBank` (§2.2, item 3)."""
-    texts = [text for of_disease in prompts for text in of_disease]
-    ids, mask = (x.to(alignment.log_scale.device) for x in encode_words(words, texts, alignment.config.sentence_tokens))
-    tokens = alignment.eval().text_tokens(ids, mask)
-    disease = torch.tensor([i for i, of_disease in enumerate(prompts) for _ in of_disease], device=ids.device)
-    return ClueBank(tokens[:, 1:].contiguous(), tokens[:, 0].contiguous(), mask[:, 1:].contiguous(), disease)
-
-
-def on_alignment(alignment, words, language_model, tokenizer, config):
+def from_alignment(alignment, language_model, tokenizer, config, **settings):
     """Stage 2 built on stage 1: its image side and τ are taken over, its text side encodes the clues and is let go."""
-    bank = encode_bank(alignment, words, clue_prompts(config.prompts_per_disease or None)) if config.clues else None
-    return TRRG(alignment.swin, alignment.image_projection, alignment.tau.detach().clone(), bank,
-                language_model, tokenizer, config)
+    return TRRG(swin=alignment.swin, image_projection=alignment.image_projection, tau=alignment.tau.detach().clone(),
+                bank=encode_bank(alignment, clue_prompts(config.prompts_per_disease)) if config.clues else None,
+                language_model=language_model, tokenizer=tokenizer, config=config, **settings)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Checkpoints: one safetensors file that rebuilds the model without flags
+def from_sizes(swin, mistral, config, d, bank, tokenizer=None, **settings):
+    """Stage 2 of these configurations, its weights left to be filled in; `bank` is its (P, r)."""
+    return TRRG(swin=Swin(swin), image_projection=nn.Linear(swin.width, d, bias=False), tau=torch.empty(()),
+                bank=ClueBank.empty(*bank, d, m=len(LABELS)) if config.clues else None,
+                language_model=Mistral(mistral), tokenizer=tokenizer, config=config, **settings)
 
 
-def save_alignment(path, alignment, words, header):
-    tensors = dict(alignment.state_dict(), wordpiece=as_tensor(words.vocab_bytes))
-    save_file(path, tensors, {
-        **header, "stage": 1, "alignment": asdict(alignment.config), "lower_case": words.lower_case,
-        "swin": asdict(alignment.swin.config), "bert": asdict(alignment.bert.config)})
+def save_alignment(path, alignment, header):
+    """Writes stage 1 whole. `header`: what its reader is to know beside the model."""
+    save_file(path, dict(alignment.state_dict(), wordpiece=as_tensor(alignment.wordpiece.vocab_bytes)), {
+        **header, "stage": 1, **configurations(alignment=alignment, swin=alignment.swin, bert=alignment.bert),
+        "lower_case": alignment.wordpiece.lower_case, "pictures": alignment.pictures})
 
 
 def save(path, model, header, embed_base=False):
-    """Writes what stage 1 and 2 trained. The language model stays where it is, named by its digest, or is embedded."""
+    """Writes what stage 1 and 2 trained. The language model stays where it is, named by its digest, or is embedded.
+
+    `header`: what its reader is to know beside the model; its "base" holds the language model's "folder".
+    """
     tensors = {name: tensor for name, tensor in model.state_dict().items() if embed_base or not in_base(name)}
-    dtype = str(next(model.language_model.parameters()).dtype).removeprefix("torch.")
-    base = {"digest": header["base"].get("digest") or digest(model.language_model), **header["base"],
-            "dtype": dtype, "embedded": embed_base}
     save_file(path, dict(tensors, sentencepiece=as_tensor(model.tokenizer.model_bytes)), {
-        **header, "stage": 2, "variant": model.config.variant, "trrg": asdict(model.config), "base": base,
-        "d": model.mapper.in_features, "bank": None if not model.config.clues else list(model.bank.tokens.shape[:2]),
-        "swin": asdict(model.swin.config), "mistral": asdict(model.language_model.config)})
+        **header, "stage": 2, "variant": model.config.variant, "pictures": model.pictures, "decoding": model.decoding,
+        **configurations(trrg=model, swin=model.swin, mistral=model.language_model), "d": model.mapper.in_features,
+        "bank": list(model.bank.tokens.shape[:2]) if model.config.clues else None,
+        "base": base_header(model.language_model, header["base"], embed_base)})
 
 
 def load(path, weights=None, device="cpu"):
@@ -366,56 +388,25 @@ def load(path, weights=None, device="cpu"):
     tensors, header = read_file(path)
     if header.get("stage") not in (1, 2):
         raise UserError(f"{path}: a checkpoint without a stage; give a file that train.py wrote")
-    model = (_load_alignment if header["stage"] == 1 else _load_trrg)(path, tensors, header, weights)
-    model.header, model.pictures = header, header["pictures"]
-    return model.to(device).eval()
 
+    if header["stage"] == 1:
+        wordpiece = WordPiece(as_bytes(tensors.pop("wordpiece")), header["lower_case"])
 
-def _load_alignment(path, tensors, header, _):
-    words = WordPiece(as_bytes(tensors.pop("wordpiece")), header["lower_case"])
-    model = load_state(lambda: Alignment(Swin(SwinConfig(**_tuples(header["swin"]))),
-                                         Bert(BertConfig(**header["bert"])),
-                                         AlignmentConfig(**header["alignment"])), tensors, path)
-    model.words = words
-    return model
+        def build():
+            return Alignment(swin=Swin(configuration(SwinConfig, header["swin"])),
+                             bert=Bert(configuration(BertConfig, header["bert"])), wordpiece=wordpiece,
+                             config=configuration(AlignmentConfig, header["alignment"]), pictures=header["pictures"])
+    else:
+        tokenizer = SentencePiece(as_bytes(tensors.pop("sentencepiece")))
+        if not header["base"]["embedded"]:
+            tensors.update(read_base(path, header["base"], weights))
 
-
-def _load_trrg(path, tensors, header, weights):
-    tokenizer = SentencePiece(as_bytes(tensors.pop("sentencepiece")))
-    base = header["base"]
-    if not base["embedded"]:
-        folder = Path(weights) / "mistral" if weights else Path(base["folder"])
-        language_model = Mistral.from_pretrained(folder, dtype=getattr(torch, base["dtype"]))
-        if digest(language_model) != base["digest"]:
-            raise UserError(f"{path}: was trained on another language model (digest {base['digest']}) than {folder} "
-                            f"holds ({digest(language_model)}); give the right one with --weights")
-        tensors.update((f"language_model.{name}", tensor) for name, tensor in language_model.state_dict().items())
-
-    def build():
-        swin = Swin(SwinConfig(**_tuples(header["swin"])))
-        P, r = header["bank"] or (0, 0)
-        bank = ClueBank(torch.empty(P, r, header["d"]), torch.empty(P, header["d"]),
-                        torch.empty(P, r, dtype=torch.bool), torch.empty(P, dtype=torch.long))
-        return TRRG(swin, nn.Linear(swin.config.width, header["d"], bias=False), torch.empty(()), bank,
-                    Mistral(MistralConfig(**header["mistral"])), tokenizer, TRRGConfig(**_tuples(header["trrg"])))
+        def build():
+            return from_sizes(swin=configuration(SwinConfig, header["swin"]),
+                              mistral=configuration(MistralConfig, header["mistral"]),
+                              config=configuration(TRRGConfig, header["trrg"]), d=header["d"], bank=header["bank"],
+                              tokenizer=tokenizer, pictures=header["pictures"], decoding=header["decoding"])
 
     model = load_state(build, tensors, path)
-    model.decoding = header["decoding"]
-    return model
-
-
-def in_base(name):
-    """Whether a name of TRRG's state belongs to the frozen language model as published."""
-    return name.startswith("language_model.") and ".lora_" not in name
-
-
-def as_tensor(data):
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
-def as_bytes(tensor):
-    return tensor.numpy().tobytes()
-
-
-def _tuples(config):
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    model.header = header
+    return model.to(device).eval()

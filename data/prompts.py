@@ -47,7 +47,7 @@ def clue_prompt(severity, words, location):
 
 def clue_prompts(prompts_per_disease=None):
     """One list of distinct prompts a disease, in CheXbert's order of the 14;
-    `None` is the whole bank, 1 the paper's form.
+    `None` and 0 are the whole bank, 1 the paper's form.
 
     The general prompt stands first; the others name a severity and a location, where the disease has any.
     """
@@ -57,7 +57,7 @@ def clue_prompts(prompts_per_disease=None):
         specific = [clue_prompt(severity, words, location) for location in locations[1:] or locations
                     for severity in severities[1:] or severities]
         general = clue_prompt(severities[0], words, locations[0])
-        bank.append(list(dict.fromkeys([general, *specific]))[:prompts_per_disease])
+        bank.append(list(dict.fromkeys([general, *specific]))[:prompts_per_disease or None])
     return bank
 
 

@@ -20,16 +20,16 @@ def zero_shot(alignment, prepared, studies, processes, batch_size=16, draws=DRAW
     retrieval    picture → sentence: one of its own among the K best of all distinct sentences of the split;
                  sentence → picture: a study that holds it among the K best
 
-    The clue prompts are those of the run (--prompts-per-disease), as its header has them.
+    The clue prompts are those of the run (--prompts-per-disease), as its configuration has them.
     """
     v = recognise(alignment, prepared, studies, processes, batch_size)
     tau = alignment.tau.item()
 
     # By the clue prompts, as stage 2 chooses its clues.
-    bank = clue_prompts(alignment.header.get("prompts_per_disease") or None)
+    bank = clue_prompts(alignment.config.prompts_per_disease)
     of = torch.tensor([i for i, prompts in enumerate(bank) for _ in prompts])
     cosines = cosine(v, embed_sentences(alignment, [text for prompts in bank for text in prompts]))
-    scores = disease_scores(cosines, of, tau)[0].numpy()
+    scores = disease_scores(cosines, of, len(bank), tau)[0].numpy()
 
     # By a pair of prompts per disease, as CheXzero does: softmax over two is the sigmoid of their difference.
     positive, negative = (embed_sentences(alignment, list(texts)) for texts in zip(*zero_shot_pairs()))
@@ -70,6 +70,6 @@ def embed_sentences(alignment, texts):
     """t_cls of sentences or prompts: (len(texts), d) float32 on the CPU."""
     device, rows = alignment.log_scale.device, []
     for start in range(0, len(texts), 256):
-        ids, mask = trrg.encode_words(alignment.words, texts[start:start + 256], alignment.config.sentence_tokens)
+        ids, mask = trrg.encode_words(alignment.wordpiece, texts[start:start + 256], alignment.config.sentence_tokens)
         rows.append(alignment.text_tokens(ids.to(device), mask.to(device))[:, 0].float().cpu())
     return torch.cat(rows)

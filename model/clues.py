@@ -21,32 +21,32 @@ class Clues(NamedTuple):
     mask: torch.Tensor      # (B, k*r)      True where there is a token (False: padding, or a clue under the threshold)
 
 
-def clue_weights(v_cls, c_cls, tau):
-    """w = softmax_i(v_cls · c^i_cls) of §2.2, item 4: (B, d), (m, d) → (B, m).
+def clue_weights(v_cls, c_cls, disease, m, tau):
+    """w = softmax_i(v_cls · c^i_cls) of §2.2: (B, d), (P, d), (P,) → w and each disease's best prompt, (B, m) both.
 
-    Choice: the product is the cosine over the learned τ, as in stage 1; top-k would otherwise depend on norms.
+    Choice: the product is the cosine over the learned τ, as in stage 1; top-k would otherwise depend on norms. The
+    paper has one prompt per disease; with more, a disease's score is that of `disease_scores`.
     """
-    return torch.softmax(cosine(v_cls, c_cls) / tau, dim=-1)
+    scores, best = disease_scores(cosine(v_cls, c_cls), disease, m, tau)
+    return torch.softmax(scores / tau, dim=-1), best
+
+
+def disease_scores(cosines, disease, m, tau):
+    """Cosines with P prompts (B, P), the disease of each (P,) → the m diseases' scores and best prompts, (B, m) both.
+
+    s_i = τ log mean_p exp(cos_p / τ) over the prompts p of disease i. With one prompt per disease this is its cosine,
+    so that w is the paper's. Choice: the mean, under the softmax, not the maximum: a disease with many prompts would
+    win by their number, and one prompt's noise would decide.
+    """
+    of_disease = disease == torch.arange(m, device=disease.device)[:, None]              # (m, P)
+    scores = cosines[:, None].masked_fill(~of_disease, -torch.inf)                       # (B, m, P)
+    return tau * ((scores / tau).logsumexp(-1) - of_disease.sum(-1).log()), scores.argmax(-1)
 
 
 def cosine(a, b):
-    """(A, d), (B, d) → (A, B), in fp32 under autocast too:
-    over a τ of 0.01 bfloat16's rounding would choose the clues."""
+    """(A, d), (B, d) → (A, B), in fp32 under autocast too: over a τ of 0.01 bfloat16's rounding would choose."""
     with torch.autocast(a.device.type, enabled=False):
         return nn.functional.normalize(a.float(), dim=-1) @ nn.functional.normalize(b.float(), dim=-1).T
-
-
-def disease_scores(prompt_scores, disease, tau):
-    """Cosines with P prompts (B, P), the disease of each (P,) → the m diseases' scores and best prompts, (B, m) both.
-
-    s_i = τ log mean_p exp(cos_p / τ) over the prompts p of disease i. With one prompt a disease this is its cosine, so
-    that w is the paper's. Choice: the mean, under the softmax, not the maximum: a disease with many prompts would win
-    by their number, and one prompt's noise would decide.
-    """
-    m = int(disease.max()) + 1
-    of_disease = disease == torch.arange(m, device=disease.device)[:, None]              # (m, P)
-    scores = prompt_scores[:, None].masked_fill(~of_disease, -torch.inf)                 # (B, m, P)
-    return tau * ((scores / tau).logsumexp(-1) - of_disease.sum(-1).log()), scores.argmax(-1)
 
 
 class ClueBank(nn.Module):
@@ -55,26 +55,31 @@ class ClueBank(nn.Module):
     `tokens` (P, r, d), `cls` (P, d), `mask` (P, r) bool, `disease` (P,) the disease each prompt asks for.
     """
 
-    def __init__(self, tokens, cls, mask, disease):
+    def __init__(self, tokens, cls, mask, disease, m):
         super().__init__()
+        self.m = m
         for name, value in (("tokens", tokens), ("cls", cls), ("mask", mask), ("disease", disease)):
             self.register_buffer(name, value)
+
+    @classmethod
+    def empty(cls, P, r, d, m):
+        """A bank of these sizes, to be filled from a checkpoint."""
+        return cls(tokens=torch.empty(P, r, d), cls=torch.empty(P, d), mask=torch.empty(P, r, dtype=torch.bool),
+                   disease=torch.empty(P, dtype=torch.long), m=m)
 
     @torch.no_grad()
     def forward(self, v_cls, tau, k, threshold=0.0):
         """Recognises the diseases in v_cls (B, d) and returns the k `Clues`.
 
-        1. A disease's score, from those of its prompts (`disease_scores`).
-        2. w, the softmax over the m diseases.
-        3. The k heaviest; the best prompt's tokens of each, so that the clue carries this picture's severity and side.
-        4. Clues lighter than `threshold` are masked out (0: none is; the paper's form).
+        1. w over the m diseases, and the best prompt of each (`clue_weights`).
+        2. The k heaviest; the best prompt's tokens of each, so that the clue carries this picture's severity and side.
+        3. Clues lighter than `threshold` are masked out (0: none is; the paper's form).
         """
-        scores, best = disease_scores(cosine(v_cls, self.cls), self.disease, tau)
-        weights = torch.softmax(scores / tau, dim=-1)
+        weights, best = clue_weights(v_cls, self.cls, self.disease, self.m, tau)
         return self.inject(weights, best, weights.topk(k).indices, threshold)
 
     def inject(self, weights, best, disease, threshold=0.0):
-        """The `Clues` for the diseases (B, k) that are given, whoever chose them, with the prompts `best` (B, m)."""
+        """The `Clues` for the diseases (B, k) that are given, with the prompts `best` (B, m)."""
         prompt = best.gather(1, disease)
         heavy = weights.gather(1, disease) >= threshold
         mask = self.mask[prompt] & heavy[..., None]                                          # (B, k, r)

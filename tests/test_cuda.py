@@ -52,12 +52,12 @@ def assert_close(model, loss_on):
 @pytest.mark.parametrize("equal_sentences", [False, True])
 def test_stage_1(equal_sentences):
     model = tiny.alignment()
-    ids, mask = trrg.encode_words(model.words, ["The heart is normal.", "No pneumothorax."], 64)
+    ids, mask = trrg.encode_words(model.wordpiece, ["The heart is normal.", "No pneumothorax."], 64)
     same = torch.ones(2, 2, dtype=torch.bool) if equal_sentences else None
 
     def loss(device):
-        v, t = model(tiny.batch()[:, 0].to(device), ids.to(device), mask.to(device))
-        return trrg.contrastive_loss(v, t, model.tau, None if same is None else same.to(device))
+        v, t, tau = model(tiny.batch()[:, 0].to(device), ids.to(device), mask.to(device))
+        return trrg.contrastive_loss(v, t, tau, None if same is None else same.to(device))
 
     assert_close(model, loss)
 
@@ -71,7 +71,7 @@ def test_stage_2(variant, views, checkpointing):
     ids, labels, _ = model.supervise(tiny.REPORTS[:2], 40)
 
     def loss(device):
-        return trrg.loss_total(model(tiny.batch(views=views).to(device), ids.to(device), labels.to(device)), 1.0)
+        return model.total(model(tiny.batch(views=views).to(device), ids.to(device), labels.to(device)))
 
     assert_close(model, loss)
 
@@ -82,7 +82,7 @@ def test_bf16_is_close_to_fp32():
     losses = []
     for enabled in (False, True):
         with torch.autocast(CUDA, torch.bfloat16, enabled=enabled):
-            losses.append(trrg.loss_total(model(tiny.batch().to(CUDA), ids.to(CUDA), labels.to(CUDA)), 1.0).item())
+            losses.append(model.total(model(tiny.batch().to(CUDA), ids.to(CUDA), labels.to(CUDA))).item())
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
@@ -110,8 +110,8 @@ def test_drawn_tokens_are_the_same_again():
 
 def test_the_bank():
     model = tiny.alignment()
-    expected = trrg.encode_bank(model, model.words, clue_prompts())
-    found = trrg.encode_bank(model.to(CUDA), model.words, clue_prompts()).to("cpu")
+    expected = trrg.encode_bank(model, clue_prompts())
+    found = trrg.encode_bank(model.to(CUDA), clue_prompts()).to("cpu")
     for name, buffer in expected.named_buffers():
         torch.testing.assert_close(found.get_buffer(name), buffer, rtol=1e-4, atol=1e-5)
 

@@ -12,7 +12,7 @@ from model.mistral import Mistral, MistralConfig
 from model.swin import Swin, SwinConfig
 from tests import runs
 from training import dry_run
-from training.options import arguments
+from training.options import arguments, of_stage
 
 
 def attention(q, k, *_, **__):
@@ -118,7 +118,7 @@ def test_every_preset_and_variant(tmp_path, capsys):
 def test_sharding_and_recomputing_need_less(tmp_path):
     def peak(*extra, world=4):
         args = arguments(["--preset", "mimic_cxr", "--precision", "bf16", "--weights", str(tmp_path), *extra])
-        return dry_run.memory(dry_run.Stage2Needs(args, 2), world)[-1][1] / 2**30
+        return dry_run.memory(dry_run.Stage2Needs(of_stage(args, 2), 2), world)[-1][1] / 2**30
     assert peak("--shard") < peak() - 9 and peak("--checkpointing") < peak() - 12
 
 

@@ -34,7 +34,7 @@ def gathered_gradients():
     x = torch.arange(8.0).view(4, 2)[processes.rank:processes.rank + max(1, sizes[processes.rank])].requires_grad_()
     rows = gather(x, sizes)
     (rows * torch.tensor([[1.0], [10.0], [100.0]])).sum().backward()
-    print(rows.tolist(), x.grad.tolist(), processes.sum(processes.rank, 1), flush=True)
+    print(rows.tolist(), x.grad.tolist(), processes.sum(rank=processes.rank, one=1), flush=True)
     processes.close()
     sys.exit(0)
 
@@ -43,14 +43,14 @@ def test_gathering_passes_gradients_back_to_their_process(tmp_path):
     started = runs.Started("train", [], tmp_path, world=3, hook=gathered_gradients)
     assert started.wait() == [0, 0, 0]
     lines = started.text("out").splitlines()
-    rows = "[[0.0, 1.0], [2.0, 3.0], [2.0, 3.0]]"
-    assert lines == [f"{rows} [[3.0, 3.0], [30.0, 30.0]] [3.0, 3.0]", f"{rows} [[300.0, 300.0]] [3.0, 3.0]",
-                     f"{rows} [[0.0, 0.0]] [3.0, 3.0]"]
+    rows, sums = "[[0.0, 1.0], [2.0, 3.0], [2.0, 3.0]]", {"rank": 3.0, "one": 3.0}
+    assert lines == [f"{rows} [[3.0, 3.0], [30.0, 30.0]] {sums}", f"{rows} [[300.0, 300.0]] {sums}",
+                     f"{rows} [[0.0, 0.0]] {sums}"]
 
 
 def test_one_process_gathers_nothing():
     x = torch.randn(3, 2)
-    assert gather(x, [3]) is x and Processes().sum(1, 2.5) == [1.0, 2.5] and Processes().gather_objects("a") == ["a"]
+    assert gather(x, [3]) is x and Processes().sum(a=1, b=2.5) == {"a": 1.0, "b": 2.5} and Processes().gather_objects("a") == ["a"]
 
 
 @pytest.mark.parametrize("world, error, back", [(1, None, True), (1, KeyError, True), (2, None, True), (2, KeyError, False)])

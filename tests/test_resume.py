@@ -144,7 +144,7 @@ def test_killed_during_a_save(whole, tmp_path, hook):
 
 def stop_in_the_third_step():
     from training.stages import Stage1
-    original, calls = Stage1.inputs, []
+    original, calls = Stage1.read, []
 
     def stopping(*args):
         calls.append(1)
@@ -152,7 +152,7 @@ def stop_in_the_third_step():
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*args)
 
-    Stage1.inputs = stopping
+    Stage1.read = stopping
 
 
 def stop_while_validating():

@@ -42,7 +42,7 @@ def test_a_state_goes_on_bit_for_bit(tmp_path):
     path, header = state.newest_state(tmp_path, "stage1")
     assert header["step"] == 3 and header["facts"] == {"best": 1.5}
     again, of_again, other = trained(0, seed=7)
-    state.load_state(path, of_again, other, 0, CPU)
+    state.restore_state(path, of_again, other, 0, CPU)
     step(again, other, 4)
     assert all(torch.equal(p, of_again[name]) for name, p in parameters.items())
     assert all(torch.equal(optimizer.state[p]["exp_avg_sq"], other.state[of_again[name]]["exp_avg_sq"]) for name, p in parameters.items())

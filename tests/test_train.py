@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 
 import train
 import trrg
-from data.dataset import PictureFile, Prepared
+from data.dataset import PictureFile
 from tests import runs, tiny
 from tests.runs import ROOT
 from training import schedule
@@ -97,7 +97,6 @@ def test_a_batch_with_fewer_studies_than_processes(toy):
     for world, size in ((1, 3), (3, 1)):
         code, _, err = runs.run("train", [*argv, "--batch-size", size, "--run", folder / f"few{world}"], folder / "out", world)
         assert code == 0, err
-    assert 29 % 3 == 2
     assert_close(folder / "few1", folder / "few3", atol=3e-4)         # batches of two: Adam divides by next to nothing
 
 
@@ -174,15 +173,16 @@ def test_generated_scores_are_the_same_on_two_processes(toy, one):
 
 def poison_a_gradient():
     """On the second process, in the second step: √0 adds nothing to the loss, and NaN to a gradient."""
-    original, calls = train.Stage1.terms, []
+    original, calls = train.Stage1.step, []
 
-    def terms(self, *args):
+    def step(self, *args):
         calls.extend([1] * self.model.training)
-        (term,) = original(self, *args)
-        return (term + (0 * self.model.log_scale).sqrt() if len(calls) == 2 else term,)
+        loss = original(self, *args)
+        poison = (0 * self.model.log_scale).sqrt() if len(calls) == 2 else 0
+        return loss._replace(contrastive=loss.contrastive + poison)
 
     if os.environ["RANK"] == "1":
-        train.Stage1.terms = terms
+        train.Stage1.step = step
 
 
 def test_a_gradient_that_is_not_finite_on_one_process_is_left_out_on_all(toy):
@@ -285,29 +285,28 @@ def test_decay_is_for_matrices():
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
-def test_a_plan_shows_every_study_once_an_epoch(toy):
-    args = arguments([*toy[1], "--batch-size", "4", "--accumulate", "3"])
-    plan = schedule.Plan(train.Stage1, Prepared(args.data), args, train.Processes())
+def test_a_plan_shows_every_study_once_per_epoch():
+    plan = schedule.Plan([1] * 29, train.Processes(), batch_size=4, accumulate=3, epochs=2, max_steps=None, seed=0)
     assert plan.steps_per_epoch == 3 and plan.steps == 6 and [step for step in range(8) if plan.validates(step)] == [3, 6]
     orders = []
     for epoch in range(2):
-        steps = [plan.step(3 * epoch + i) for i in range(3)]
-        assert all(e == epoch for e, _ in steps)
-        orders.append([n for _, batches in steps for batch in batches for n in batch])
+        steps = [plan.shares(3 * epoch + i) for i in range(3)]
+        assert all(share.epoch == epoch for shares in steps for share in shares)
+        orders.append([n for shares in steps for share in shares for n in share.batch])
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(29)) and orders[0] != orders[1]
 
 
 def poisoned(monkeypatch, which):
-    """Makes the loss of stage 1 infinite in the steps `which`, by the sum of its terms."""
-    original, calls = train.Stage1.terms, []
+    """Makes the loss of stage 1 infinite in the steps `which`, before it is divided."""
+    original, calls = train.Stage1.step, []
 
-    def terms(self, *args):
-        if self.model.training:
-            calls.append(len(calls))
-            return tuple(term * (math.inf if calls[-1] in which else 1) for term in original(self, *args))
-        return original(self, *args)
+    def step(self, *args):
+        loss = original(self, *args)
+        calls.extend([len(calls)] * self.model.training)
+        poison = math.inf if self.model.training and calls[-1] in which else 1
+        return loss._replace(contrastive=loss.contrastive * poison)
 
-    monkeypatch.setattr(train.Stage1, "terms", terms)
+    monkeypatch.setattr(train.Stage1, "step", step)
 
 
 def test_a_loss_that_is_not_finite_names_step_and_studies_and_is_left_out(toy, tmp_path, monkeypatch, capfd):
@@ -346,8 +345,8 @@ def test_a_text_and_a_picture_that_cannot_be_read_name_the_study(toy, one, tmp_p
         return original(self, position, out)
 
     monkeypatch.setattr(PictureFile, "read", read)
-    kept, loader = [], train.Run.loader
-    monkeypatch.setattr(train.Run, "loader", lambda run: kept.append(loader(run)) or kept[-1])
+    kept, shut = [], train.shut
+    monkeypatch.setattr(train, "shut", lambda loader: kept.append(loader) or shut(loader))
     for workers in ("0", "2"):
         argv = [*toy[1], "--stage", "2", "--stage1", str(one / "stage1.safetensors"), "--run", str(tmp_path / "pictures"), "--workers", workers]
         assert train.main(argv) == 2
@@ -359,8 +358,8 @@ def test_a_text_and_a_picture_that_cannot_be_read_name_the_study(toy, one, tmp_p
 
 def test_pictures_cut_off_under_a_run_end_it_in_one_line(toy, tmp_path, monkeypatch, capfd):
     shutil.copytree(toy[0] / "data", tmp_path / "data")
-    loader = train.Run.loader
-    monkeypatch.setattr(train.Run, "loader", lambda run: (os.truncate(tmp_path / "data/images.npy", 10_000), loader(run))[1])
+    loaded = train.Run.loaded
+    monkeypatch.setattr(train.Run, "loaded", lambda run: (os.truncate(tmp_path / "data/images.npy", 10_000), loaded(run))[1])
     err = fails(capfd, [*toy[1], "--stage", "1", "--run", tmp_path / "run", "--data", tmp_path / "data"])
     assert f"\n{tmp_path}/data: study 'train-" in err
     assert "cannot be read: images.npy no longer reaches byte" in err and err.endswith("; prepare the data set again\n")

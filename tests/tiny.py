@@ -20,6 +20,7 @@ REPORTS = [
     "Heart size is normal. No pneumothorax. The lungs are clear.",
 ]
 CROP, SIZE = 28, 32
+PICTURES = {"size": SIZE, "crop": CROP}
 
 
 def words():
@@ -47,19 +48,16 @@ def mistral(vocab_size):
 def alignment(**config):
     torch.manual_seed(0)
     vocabulary = words()
-    model = trrg.Alignment(swin(), bert(len(vocabulary)), trrg.AlignmentConfig(d=16, **config))
-    model.words = vocabulary
-    return model.eval()
+    return trrg.Alignment(swin=swin(), bert=bert(len(vocabulary)), wordpiece=vocabulary,
+                          config=trrg.AlignmentConfig(d=16, **config), pictures=PICTURES).eval()
 
 
 def model(**config):
     aligned = alignment()
     tokenizer = pieces()
     config = trrg.TRRGConfig(**{"queries": 4, "heads": 2, "lora_rank": 2, "lora_dropout": 0.0, **config})
-    built = trrg.on_alignment(aligned, aligned.words, mistral(len(tokenizer)), tokenizer, config)
-    built.pictures = {"size": SIZE, "crop": CROP}
-    built.decoding = {"beams": 1, "max_new_tokens": 8}
-    return built.eval()
+    return trrg.from_alignment(aligned, mistral(len(tokenizer)), tokenizer, config, pictures=PICTURES,
+                               decoding={"beams": 1, "max_new_tokens": 8}).eval()
 
 
 def batch(studies=2, views=1, seed=0):
@@ -91,14 +89,13 @@ def write_data(folder, train=12, val=4, test=4, views=2, seed=0):
     (folder / "manifest.json").write_text(json.dumps({"counts": {"train": train, "val": val, "test": test}, "options": {}}))
 
 
-def write_run(folder, **header):
+def write_run(folder, prompts_per_disease=0, **header):
     """data/, ckpt.safetensors with its base inside, stage1.safetensors, frontal.png and lateral.jpg."""
     write_data(folder / "data", test=5)
-    built, aligned = model(), alignment()
-    header = {"pictures": built.pictures, "data": str(folder / "data"), "preset": "demo", "decoding": built.decoding,
-              **header}
+    built, aligned = model(), alignment(prompts_per_disease=prompts_per_disease)
+    header = {"data": str(folder / "data"), "preset": "demo", **header}
     trrg.save(folder / "ckpt.safetensors", built, {**header, "base": {"folder": "nowhere"}}, embed_base=True)
-    trrg.save_alignment(folder / "stage1.safetensors", aligned, aligned.words, header)
+    trrg.save_alignment(folder / "stage1.safetensors", aligned, header)
     rng = np.random.default_rng(0)
     for name, shape in (("frontal.png", (40, 50)), ("lateral.jpg", (50, 40, 3))):
         Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)

@@ -21,10 +21,10 @@ from data.prompts import clue_prompts
 from data.tokenizers import SentencePiece, WordPiece
 from model.bert import Bert, BertConfig
 from model.checkpoint import read_config
-from model.clues import ClueBank
-from model.mistral import Mistral, MistralConfig
+from model.mistral import MistralConfig
 from model.swin import Swin, SwinConfig
 from training.log import module_table
+from training.options import of_stage
 
 MARGIN = 1.1
 UTILISATION = 0.45
@@ -108,11 +108,12 @@ class Stage1Needs:
     """Stage 1 on the meta device, for one process."""
 
     def __init__(self, args):
-        self.args, self.batch = args, args.batch_size[0]
+        self.args, self.batch = args, args.batch_size
         self.swin, self.bert = (config_at(kind, args.weights / name)
                                 for kind, name in ((SwinConfig, "swin"), (BertConfig, "bert")))
         with torch.device("meta"):
-            self.model = trrg.Alignment(Swin(self.swin), Bert(self.bert), trrg.AlignmentConfig(d=self.swin.width))
+            self.model = trrg.Alignment(swin=Swin(self.swin), bert=Bert(self.bert), wordpiece=None,
+                                        config=trrg.AlignmentConfig(d=self.swin.width))
         self.tokens, self.sentences = self.model.config.sentence_tokens, self.batch * args.sentences
 
     def shapes(self, processes):
@@ -141,19 +142,15 @@ class Stage2Needs:
 
     def __init__(self, args, views):
         from training.stages import stage2_config
-        self.args, self.batch, self.views = args, args.batch_size[1], views
+        self.args, self.batch, self.views = args, args.batch_size, views
         self.swin, self.mistral = (config_at(kind, args.weights / name)
                                    for kind, name in ((SwinConfig, "swin"), (MistralConfig, "mistral")))
         self.tokenizer, words = tokenizers(args.weights)
         config, d = stage2_config(args), self.swin.width
-        prompts = [text for texts in clue_prompts(args.prompts_per_disease or None) for text in texts]
+        prompts = [text for texts in clue_prompts(args.prompts_per_disease) for text in texts]
         r = max(len(words(text)) for text in prompts) - 1
         with torch.device("meta"):
-            bank = ClueBank(torch.empty(len(prompts), r, d), torch.empty(len(prompts), d),
-                            torch.empty(len(prompts), r, dtype=torch.bool),
-                            torch.empty(len(prompts), dtype=torch.long))
-            self.model = trrg.TRRG(Swin(self.swin), nn.Linear(self.swin.width, d, bias=False), torch.empty(()), bank,
-                                   Mistral(self.mistral), None, config)
+            self.model = trrg.from_sizes(self.swin, self.mistral, config, d, bank=(len(prompts), r))
         self.visual = swin_sizes(self.swin, 1)[-1][0] * (views if args.views == "concat" else 1)
         markers = ["[INST] <Img>", "</Img>", f"{config.instruction} [/INST]"] + ["<Clue>", "</Clue>"] * config.clues
         self.clue = {"base": 0, "dci": config.k * r}.get(config.variant, config.queries)
@@ -240,7 +237,8 @@ def dry_run(args, processes):
         views, studies = max(len(study["views"]) for study in train), len(train)
     texts = []
     for number in (1, 2) if args.stage is None else (args.stage,):
-        needs = Stage1Needs(args) if number == 1 else Stage2Needs(args, views)
+        of = of_stage(args, number)
+        needs = Stage1Needs(of) if number == 1 else Stage2Needs(of, views)
         flops, sizes = needs.flops(), memory(needs, processes.world)
         lines = [f"stage {number}: {processes.world} × {needs.batch} studies a batch, {args.precision}"
                  + (f", {views} views" if number == 2 else ""), "",
@@ -254,7 +252,7 @@ def dry_run(args, processes):
                 seconds = flops / (peak * 1e12 * UTILISATION)
                 whole = ""
                 if studies is not None:
-                    hours = seconds * studies * args.epochs[number - 1] / needs.batch / processes.world / 3600
+                    hours = seconds * studies * of.epochs / needs.batch / processes.world / 3600
                     whole = f", {hours:.1f} h in all"
                 speed = f"{gpu} at {peak} TFLOP/s and {UTILISATION:.0%}"
                 lines.append(f"  on {speed:<37}{seconds:>9.3f} s{whole}")

@@ -11,7 +11,7 @@ from data.files import whole_file
 
 
 def module_table(model):
-    """What trains and what is frozen, a line a part."""
+    """What trains and what is frozen, one line per part."""
     lines, sums = [f"{'part':<22}{'parameters':>16}{'trainable':>16}{'megabytes':>12}  {'type'}"], [0, 0, 0]
     for name, part in model.named_children():
         tensors = [*part.parameters(), *part.buffers()]
@@ -40,7 +40,7 @@ class Clock:
 
 
 class Log:
-    """The bar, and log.jsonl: a line a step and a line a validation.
+    """The bar, and log.jsonl: one line per step and one per validation.
 
     Going on at step `first`, later lines of this stage are dropped, and so is a line that a kill cut off.
     """
@@ -77,22 +77,6 @@ class Log:
         self.file.close()
 
 
-class NoLog:
-    """What all processes but the first write."""
-
-    def write(self, row):
-        pass
-
-    def step(self, row, clock, studies, device):
-        pass
-
-    def sync(self):
-        pass
-
-    def close(self):
-        pass
-
-
 def read_rows(path):
     """The whole lines of a log.jsonl; none where there is no file."""
     rows = []
@@ -112,12 +96,12 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def summary(stage, plan, facts, args):
-    """The last words on a stage."""
-    best = facts["best"]
-    cut = f", {facts['cut']:,} reports were cut to {args.report_tokens} tokens" if facts["cut"] else ""
-    left_out = f", {facts['left_out']} steps were left out for not being finite" if facts["left_out"] else ""
-    return (f"{stage.name}: {plan.steps:,} steps, {facts['studies']:,} studies, {facts['seconds'] / 3600:.2f} h"
+def summary(stage, plan, counters, args):
+    """What is said when a stage is finished: how long it was, what was left out, and where its results are."""
+    best = counters["best"]
+    cut = f", {counters['cut']:,} reports were cut to {args.report_tokens} tokens" if counters["cut"] else ""
+    left_out = f", {counters['left_out']} steps were left out for not being finite" if counters["left_out"] else ""
+    return (f"{stage.name}: {plan.steps:,} steps, {counters['studies']:,} studies, {counters['seconds'] / 3600:.2f} h"
             f"{cut}{left_out}\n"
             f"  best {args.select if stage.number == 2 else 'loss'} on val: {best['value']:.4f} "
             f"after step {best['step']:,}\n"

@@ -9,7 +9,6 @@ import trrg
 from data.command import Parser, at_least
 from data.files import UserError
 from model.lora import LINEAR, TARGETS
-from training.stages import Stage1
 
 # Settings a preset fixes; a pair is (stage 1, stage 2). The paper gives batch 8, lr 1e-4, 5 epochs on MIMIC-CXR, 20 on
 # IU X-Ray, on 4 GPUs (§3.2); it is silent on everything else.
@@ -131,7 +130,7 @@ def arguments(argv=None, description=__doc__):
         given = getattr(args, name)
         setattr(args, name, defaults[name] if given is None else (given, given))
     args.lora_targets = [name for name in LINEAR if name in args.lora_targets]
-    args.stage1 = args.stage1 or args.run / Stage1.checkpoint
+    args.stage1 = args.stage1 or args.run / "stage1.safetensors"
     if args.precision == "auto":
         args.precision = "bf16" if torch.cuda.is_available() else "fp32"
     if args.lora_dropout >= 1:
@@ -140,3 +139,9 @@ def arguments(argv=None, description=__doc__):
         raise UserError("--shard: the language model is nowhere whole, so it can't be used with --embed-base or "
                         "--select " + args.select)
     return args
+
+
+def of_stage(args, number):
+    """The settings with those of one stage alone where `arguments` gives pairs."""
+    pairs = {name: value[number - 1] for name, value in vars(args).items() if isinstance(value, tuple)}
+    return argparse.Namespace(**{**vars(args), **pairs})

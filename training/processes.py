@@ -62,12 +62,12 @@ class Processes:
         """Whether an error means that another process has gone; NCCL has a class for it, gloo only words."""
         return self.world > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
-    def sum(self, *values):
-        """Sums of numbers over all processes, the same on each."""
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+    def sum(self, **values):
+        """{name: the sum of this number over all processes}, the same on each."""
+        total = torch.tensor([float(value) for value in values.values()], dtype=torch.float64, device=self.device)
         if self.world > 1:
             dist.all_reduce(total)
-        return total.tolist()
+        return dict(zip(values, total.tolist()))
 
     def gather_objects(self, value):
         """The value of every process, in the order of their ranks."""
@@ -78,8 +78,7 @@ class Processes:
 
 
 class Gather(torch.autograd.Function):
-    """(b, d) of every process → (world, b, d), with gradient:
-    what each process's loss owes to ours comes back to us."""
+    """(b, d) of every process → (world, b, d). Backward sums the gradients that all processes have for our rows."""
 
     @staticmethod
     def forward(ctx, x):
@@ -105,11 +104,17 @@ def gather(x, shares):
 
 
 class Share:
-    """One process's part of a planned batch. One without a study of its own takes the first with weight 0, so that
-    every process runs the same collectives."""
+    """One process's part of a planned batch, `batch`, which lists the study numbers of all processes.
 
-    def __init__(self, batch, processes):
+    numbers   the studies that this process visits in `epoch`
+    sizes     how many of the batch's studies each process has
+    weight    1; 0 where this process has none left: it visits the first study, so that every process runs the same
+              collectives, and the result does not count
+    """
+
+    def __init__(self, batch, processes, epoch=0):
         parts = [batch[rank::processes.world] for rank in range(processes.world)]
+        self.batch, self.epoch = batch, epoch
         self.sizes = [len(part) for part in parts]
         self.weight = float(bool(parts[processes.rank]))
         self.numbers = parts[processes.rank] or batch[:1]

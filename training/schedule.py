@@ -1,7 +1,4 @@
-"""What happens when: the batches of a run, its learning rate, and its optimiser.
-
-All are functions of the settings alone.
-"""
+"""What happens when: the batches of a run, and its learning rate. Both are functions of the settings alone."""
 
 import math
 from functools import lru_cache
@@ -11,34 +8,32 @@ from training.processes import Share
 
 
 class Plan:
-    """Every batch of a run, as a pure function of the seed:
-    `step(i)` is a list of `accumulate` batches for all processes."""
+    """Every batch of a run, as a pure function of the seed.
 
-    def __init__(self, stage, prepared, args, processes):
-        studies = prepared.split("train")
-        # A visit of stage 1 shows one view, so all its visits fit into one batch.
-        self.view_counts = [1 if stage.number == 1 else len(study["views"]) for study in studies]
-        self.batch_size = args.batch_size[stage.number - 1] * processes.world
-        self.accumulate, self.seed = args.accumulate, args.seed
-        self.steps_per_epoch = math.ceil(len(plan_epoch(self.view_counts, self.batch_size)) / self.accumulate)
-        self.steps = min(self.steps_per_epoch * args.epochs[stage.number - 1], args.max_steps or math.inf)
-        self.epoch = lru_cache(maxsize=2)(lambda epoch: plan_epoch(self.view_counts, self.batch_size, self.seed, epoch))
+    `view_counts`: how many views a visit of each study shows; `batch_size`: studies per process; `max_steps`: None for
+    all epochs.
+    """
 
-    def step(self, step):
-        """(epoch, batches of study numbers) of a step, counted from 0."""
+    def __init__(self, view_counts, processes, batch_size, accumulate, epochs, max_steps, seed):
+        self.view_counts, self.processes, self.seed = tuple(view_counts), processes, seed
+        self.batch_size, self.accumulate = batch_size * processes.world, accumulate
+        self.steps_per_epoch = math.ceil(len(plan_epoch(view_counts, self.batch_size)) / accumulate)
+        self.steps = min(self.steps_per_epoch * epochs, max_steps or math.inf)
+        self.batches = lru_cache(maxsize=2)(self.batches)            # the loader is ahead, perhaps in the next epoch
+
+    def batches(self, epoch):
+        """All batches of an epoch, of all processes: lists of study numbers."""
+        return plan_epoch(self.view_counts, self.batch_size, self.seed, epoch)
+
+    def shares(self, step):
+        """This process's `Share` of each of the `accumulate` batches of a step, counted from 0."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        return epoch, self.epoch(epoch)[within * self.accumulate:(within + 1) * self.accumulate]
+        batches = self.batches(epoch)[within * self.accumulate:(within + 1) * self.accumulate]
+        return [Share(batch, self.processes, epoch) for batch in batches]
 
     def validates(self, step):
         """Whether the val split is looked at after so many steps: at the end of every epoch and of the run."""
         return step > 0 and (step % self.steps_per_epoch == 0 or step == self.steps)
-
-    def visits(self, first, processes):
-        """What this process loads from step `first` on: one list of (epoch, study number) a batch."""
-        for step in range(first, self.steps):
-            epoch, batches = self.step(step)
-            for batch in batches:
-                yield [(epoch, number) for number in Share(batch, processes).numbers]
 
 
 def learning_rate(step, steps, peak, warm_up):

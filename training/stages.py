@@ -1,13 +1,14 @@
-"""The two stages: what each builds, reads, and averages. The loop of train.py knows no more of them than this.
+"""The two stages: what each builds, how it reads a batch, and the loss of one. The loop of train.py knows no more.
 
-A stage's loss is a sum of terms, each a sum over a batch divided by how much of it all processes and all accumulated
-batches hold: `terms` gives the numerators of one process's share, `counts` the denominators.
+A loss is sums over one process's share of a batch, with the numbers to divide them by (`trrg.Loss`). They add up over
+batches and processes; gradients need the numbers of the whole step beforehand, so a `Batch` knows its own.
 """
 
 import hashlib
+from operator import add
+from typing import NamedTuple
 
 import torch
-from torch import nn
 
 import trrg
 from data.files import UserError
@@ -16,27 +17,37 @@ from model.bert import Bert
 from model.checkpoint import digest
 from model.mistral import Mistral
 from model.swin import Swin
-from training.processes import gather
+from training.processes import Share, gather
 from training.sharding import shard
 from training.state import weights_digest
+
+
+class Batch(NamedTuple):
+    """One process's share of a batch, tokenized and on the device."""
+
+    share: Share
+    inputs: tuple                    # tensors, as the stage's own `step` unpacks them
+    counts: dict                     # {a field of the stage's loss that divides: how much of it this share holds}
+    cut: int                         # reports that were too long
 
 
 class Stage1:
     """Alignment of both encoders by Eq. (1), with the negatives of all processes."""
 
-    number, name, checkpoint, term_names = 1, "stage1", "stage1.safetensors", ("contrastive",)
+    number, name, checkpoint = 1, "stage1", "stage1.safetensors"
 
-    def __init__(self, args, processes):
-        self.args = args
-        self.words = WordPiece.from_pretrained(args.weights / "bert")
+    def __init__(self, args, processes, prepared):
+        self.args, self.device, self.prepared = args, processes.device, prepared
+        wordpiece = WordPiece.from_pretrained(args.weights / "bert")
         swin, bert = Swin.from_pretrained(args.weights / "swin"), Bert.from_pretrained(args.weights / "bert")
-        check_vocabulary(args.weights / "bert", "vocab.txt", self.words, bert)
-        self.model = trrg.Alignment(swin, bert, trrg.AlignmentConfig(
-            d=swin.config.width, same_sentence_positives=args.same_sentence_positives)).to(processes.device)
-        # Weights are read in the type of their file; what trains is kept in fp32.
-        self.model.float()
-        self.trained = WithTemperature(self.model)
+        check_vocabulary(args.weights / "bert", "vocab.txt", wordpiece, bert)
         swin.checkpoint = args.checkpointing
+
+        self.model = trrg.Alignment(
+            swin=swin, bert=bert, wordpiece=wordpiece, pictures=pictures(prepared, swin),
+            config=trrg.AlignmentConfig(d=swin.config.width, same_sentence_positives=args.same_sentence_positives))
+        # Weights are read in the type of their file; what trains is kept in fp32
+        self.model.to(processes.device).float()
 
     @staticmethod
     def settings(args):
@@ -44,53 +55,61 @@ class Stage1:
         return {"--same-sentence-positives": args.same_sentence_positives, "--sentences": args.sentences,
                 "the base weights": weights_digest(args.weights / "swin", args.weights / "bert")}
 
-    def inputs(self, batch, device):
-        """Collated visits → what `terms` takes, and how many reports were cut."""
-        drawn = [text for texts in zip(*batch["texts"]) for text in texts]                     # (S·B): draw by draw
-        distinct = list(dict.fromkeys(drawn))                                                  # short sentences repeat
-        ids, mask = trrg.encode_words(self.words, distinct, self.model.config.sentence_tokens)
-        which = torch.tensor([distinct.index(text) for text in drawn])
-        keys = torch.tensor([text_key(text) for text in drawn])
-        images = batch["images"].to(device, non_blocking=True)
-        return tuple(x.to(device) for x in (images[:, 0], ids, mask, which, keys)), 0
+    @staticmethod
+    def view_counts(studies):
+        """Each visit shows one view, so all visits fit into one batch."""
+        return [1] * len(studies)
 
-    def counts(self, inputs, share):
-        return (len(inputs[0]) * share.weight,)
+    def read(self, share, visits):
+        """Collated visits → `Batch`: images (B, 3, H, W), ids and mask of the distinct sentences, and for the S
+        sentences drawn per study which of these it is, and its key, (S, B) both."""
+        draws = list(zip(*visits["texts"]))                                                # S of B sentences
+        distinct = list(dict.fromkeys(text for draw in draws for text in draw))            # short sentences repeat
+        ids, mask = trrg.encode_words(self.model.wordpiece, distinct, self.model.config.sentence_tokens)
+        which = torch.tensor([[distinct.index(text) for text in draw] for draw in draws])
+        keys = torch.tensor([[text_key(text) for text in draw] for draw in draws])
 
-    def terms(self, model, inputs, share):
-        images, ids, mask, which, keys = inputs
+        images = visits["images"].to(self.device, non_blocking=True)[:, 0]
+        inputs = images, *(x.to(self.device) for x in (ids, mask, which, keys))
+        return Batch(share, inputs, counts={"pairs": len(images) * share.weight}, cut=0)
+
+    def step(self, model, batch):
+        """Eq. (1) over the pairs of all processes → this process's part of it."""
+        images, ids, mask, which, keys = batch.inputs
         v, t, tau = model(images, ids, mask)
-        v = gather(v.float(), share.sizes)              # in fp32, for its gradients are summed over processes
+        # In fp32, for gradients are summed over processes. Not t[which]: on several threads the gradients of an index
+        # are added in any order.
+        v, t = gather(v.float(), batch.share.sizes), t.float().index_select(0, which.flatten())
+
         losses = []
-        # not t[which]: on several threads the gradients of an index are added in any order
-        t = t.float().index_select(0, which)
-        for drawn, key in zip(t.split(len(images)), keys.split(len(images))):
-            key = gather(key[:, None], share.sizes)
-            same = key == key.T if self.args.same_sentence_positives else None
-            losses.append(trrg.contrastive_loss(v, gather(drawn, share.sizes), tau, same))
-        # Every process has the loss of the whole batch and counts it for its own pairs.
-        return (torch.stack(losses).mean() * (len(images) * share.weight),)
+        for drawn, key in zip(t.split(len(images)), keys):
+            key = gather(key[:, None], batch.share.sizes)
+            same = key == key.T if self.model.config.same_sentence_positives else None
+            losses.append(trrg.contrastive_loss(v, gather(drawn, batch.share.sizes), tau, same))
 
-    def loss(self, terms, totals):
-        return terms[0] / totals[0]
+        # Every process has the loss of the whole batch, and counts it for its own pairs
+        pairs = batch.counts["pairs"]
+        return AlignmentLoss(contrastive=torch.stack(losses).mean() * pairs, pairs=pairs)
 
-    def figures(self):
-        return {"tau": self.model.tau.item()}
+    def total(self, loss):
+        return loss.contrastive / loss.pairs
+
+    def figures(self, loss):
+        """What the log tells beside the loss."""
+        return {"contrastive": self.total(loss), "tau": self.model.tau.item()}
 
     def save(self, path, header):
-        trrg.save_alignment(path, self.model, self.words, header)
+        trrg.save_alignment(path, self.model, header)
 
 
-class WithTemperature(nn.Module):
-    """Alignment with all that its loss reads; DDP looks for the parameters in use among what `forward` returns."""
+class AlignmentLoss(NamedTuple):
+    """Eq. (1) as a sum over pairs, and how many they are; adds up with +."""
 
-    def __init__(self, alignment):
-        super().__init__()
-        self.alignment = alignment
+    contrastive: torch.Tensor
+    pairs: float
 
-    def forward(self, images, ids, mask):
-        """→ v_cls, t_cls (B, d), τ."""
-        return *self.alignment(images, ids, mask), self.alignment.tau
+    def __add__(self, more):
+        return AlignmentLoss(*map(add, self, more))
 
 
 def text_key(text):
@@ -101,25 +120,29 @@ def text_key(text):
 class Stage2:
     """Instruction tuning by Eq. (5), on the frozen encoders of stage 1."""
 
-    number, name, checkpoint, term_names = 2, "stage2", "ckpt.safetensors", ("ce", "dc")
+    number, name, checkpoint = 2, "stage2", "ckpt.safetensors"
 
-    def __init__(self, args, processes):
-        self.args = args
+    def __init__(self, args, processes, prepared):
+        self.args, self.device, self.prepared = args, processes.device, prepared
         alignment = trrg.load(args.stage1, device=processes.device)
         if not isinstance(alignment, trrg.Alignment):
             raise UserError(f"{args.stage1}: a stage-2 checkpoint; --stage1 wants the file that stage 1 wrote")
+
         dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
         language_model = Mistral.from_pretrained(args.weights / "mistral", dtype=dtype)
         language_model.checkpoint = args.checkpointing
         tokenizer = SentencePiece.from_pretrained(args.weights / "mistral")
         check_vocabulary(args.weights / "mistral", "tokenizer.model", tokenizer, language_model)
         self.base = {"folder": str(args.weights / "mistral"), "digest": digest(language_model)}
-        self.model = trrg.on_alignment(alignment, alignment.words, language_model, tokenizer, stage2_config(args))
+
+        self.model = trrg.from_alignment(
+            alignment, language_model, tokenizer, stage2_config(args), pictures=pictures(prepared, alignment.swin),
+            decoding={"beams": 3, "max_new_tokens": args.max_new_tokens, "repetition_penalty": args.repetition_penalty})
         self.model.swin.to(dtype)
         self.model.image_projection.to(dtype)
         if args.shard:
             shard(language_model, processes)
-        self.trained = self.model.to(processes.device)
+        self.model.to(processes.device)
 
     @staticmethod
     def settings(args):
@@ -132,26 +155,36 @@ class Stage2:
                 "the stage-1 checkpoint": weights_digest(args.stage1),
                 "the language model": weights_digest(args.weights / "mistral")}
 
-    def inputs(self, batch, device):
-        ids, labels, cut = self.model.supervise(batch["texts"], self.args.report_tokens)
-        return (batch["images"].to(device, non_blocking=True), ids.to(device), labels.to(device)), cut
+    @staticmethod
+    def view_counts(studies):
+        return [len(study["views"]) for study in studies]
 
-    def counts(self, inputs, share):
-        return int((inputs[2] != -100).sum()) * share.weight, len(inputs[0]) * share.weight
+    def read(self, share, visits):
+        """Collated visits → `Batch`: images (B, V, 3, H, W), report ids and labels (B, T)."""
+        ids, labels, cut = self.model.supervise(visits["texts"], self.args.report_tokens)
+        counts = {"tokens": int((labels != -100).sum()) * share.weight, "studies": len(ids) * share.weight}
 
-    def terms(self, model, inputs, share):
-        loss = model(*inputs)
-        return loss.ce * share.weight, loss.dc.sum() * share.weight
+        images = visits["images"].to(self.device, non_blocking=True)
+        return Batch(share, (images, ids.to(self.device), labels.to(self.device)), counts, int(cut * share.weight))
 
-    def loss(self, terms, totals):
-        (ce, dc), (tokens, studies) = terms, totals
-        return trrg.loss_total(trrg.Loss(ce, tokens, dc), self.args.dc_weight, tokens, studies)
+    def step(self, model, batch):
+        """Both terms of Eq. (5), of this process's share."""
+        loss = model(*batch.inputs)
+        return trrg.Loss(*(value * batch.share.weight for value in loss))
 
-    def figures(self):
-        return {}
+    def total(self, loss):
+        return self.model.total(loss)
+
+    def figures(self, loss):
+        return {"ce": loss.ce / loss.tokens, "dc": loss.dc / loss.studies}
 
     def save(self, path, header):
         trrg.save(path, self.model, dict(header, base=self.base), embed_base=self.args.embed_base)
+
+
+def pictures(prepared, swin):
+    """What a checkpoint's reader must know to open pictures as training did."""
+    return {"size": prepared.size, "crop": swin.config.image_size}
 
 
 def check_vocabulary(folder, file, tokenizer, model):
@@ -166,3 +199,17 @@ def stage2_config(args):
         variant=args.variant, views=args.views, k=args.k, prompts_per_disease=args.prompts_per_disease,
         clue_threshold=args.clue_threshold, queries=args.queries, dc_weight=args.dc_weight, lora_rank=args.lora_rank,
         lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, lora_targets=tuple(args.lora_targets))
+
+
+def tokenized(stage, share, visits):
+    """`stage.read`, which tokenizes. Raises UserError, naming the study whose text is at fault."""
+    try:
+        return stage.read(share, visits)
+    except ValueError:
+        for i, study in enumerate(visits["ids"]):
+            try:
+                stage.read(share, {name: values[i:i + 1] for name, values in visits.items()})
+            except ValueError as error:
+                raise UserError(f"{stage.prepared.folder}: the text of the study {study!r} can't be tokenized "
+                                f"({error}); mend it in studies.jsonl") from error
+        raise

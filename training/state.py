@@ -78,7 +78,7 @@ def newest_state(folder, stage, say=print):
     return None, None
 
 
-def load_state(path, parameters, optimizer, rank, device):
+def restore_state(path, parameters, optimizer, rank, device):
     """Puts back the state in a file that `newest_state` found."""
     tensors, _ = read_file(path)
     with torch.no_grad():
@@ -103,8 +103,34 @@ def drop_states(folder, stage):
         path.unlink()
 
 
+def finished(run, stage, plan, settings, say):
+    """The counters of a stage that has nothing left to do; None where it has, or was never begun.
+
+    Raises UserError where it was begun with other settings, or its checkpoint is gone.
+    """
+    _, header = newest_state(run / "state", stage.name, say)
+    if header is None:
+        return None
+    if changes := differences(header["facts"]["settings"], settings):
+        raise UserError(f"{run}: {stage.name} was begun with other settings: {'; '.join(changes)}; "
+                        "give the same again, or start over with --fresh")
+    if header["step"] < plan.steps or header["facts"]["validated"] < plan.steps:
+        return None
+    if not (run / stage.checkpoint).is_file():
+        raise UserError(f"{run / stage.checkpoint}: is gone, though its run is finished; start over with --fresh")
+    return header["facts"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What must be the same again
+
+
+def settings_of(stage, args, processes, prepared):
+    """What must be the same again when a run goes on: {option: value}."""
+    names = ("seed", "max_steps", "accumulate", "weight_decay", "warm_up", "clip", "precision", "epochs", "batch_size",
+             "lr", "optimizer")
+    return {**{f"--{name.replace('_', '-')}": getattr(args, name) for name in names},
+            "the number of processes": processes.world, "the data set": data_digest(prepared), **stage.settings(args)}
 
 
 def differences(before, now):

@@ -169,20 +169,23 @@ def networks(args):
         return model, (ids,), lambda model, ids: [model(ids=ids)]
 
     def alignment():
-        model = trrg.Alignment(Swin(swin), Bert(bert), trrg.AlignmentConfig(d=swin.width))
+        model = trrg.Alignment(swin=Swin(swin), bert=Bert(bert), wordpiece=None,
+                               config=trrg.AlignmentConfig(d=swin.width))
 
         def loss(model, images, ids, mask):
-            v, t = model(images, ids, mask)
-            return [trrg.contrastive_loss(v.float(), t.float(), model.tau)]
+            v, t, tau = model(images, ids, mask)
+            return [trrg.contrastive_loss(v.float(), t.float(), tau)]
 
         return model, (pictures, ids, mask), loss
 
     def writer():
         d = swin.width
-        bank = ClueBank(torch.randn(60, 12, d), torch.randn(60, d), torch.ones(60, 12) > 0, torch.arange(60) % 14)
-        model = trrg.TRRG(Swin(swin), torch.nn.Linear(d, d, bias=False), torch.tensor(0.07), bank, Mistral(mistral),
-                          tiny.pieces(), trrg.TRRGConfig(lora_dropout=0.0, queries=32 if large else 4))
-        return model, (pictures[:, None], ids, ids), lambda model, *batch: [trrg.loss_total(model(*batch), 1.0)]
+        bank = ClueBank(torch.randn(60, 12, d), torch.randn(60, d), torch.ones(60, 12) > 0, torch.arange(60) % 14,
+                        m=14)
+        model = trrg.TRRG(swin=Swin(swin), image_projection=torch.nn.Linear(d, d, bias=False), tau=torch.tensor(0.07),
+                          bank=bank, language_model=Mistral(mistral), tokenizer=tiny.pieces(),
+                          config=trrg.TRRGConfig(lora_dropout=0.0, queries=32 if large else 4))
+        return model, (pictures[:, None], ids, ids), lambda model, *batch: [model.total(model(*batch))]
 
     at_384 = replace(swin, image_size=384, window_size=12)
     d = swin.width

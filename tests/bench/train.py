@@ -25,6 +25,7 @@ import trrg
 from model.bert import Bert, BertConfig
 from model.clues import ClueBank
 from model.decode import generate
+from model.interaction import disease_consistency
 from model.mistral import Mistral, MistralConfig
 from model.swin import Swin, SwinConfig
 from tests import tiny
@@ -97,11 +98,12 @@ def stage_1(args):
         pair = (copy.deepcopy(swin), copy.deepcopy(bert)) if side == OURS \
             else (Their("SwinModel", swin), Their("BertModel", bert))
         torch.manual_seed(0)
-        model = trrg.Alignment(*pair, trrg.AlignmentConfig(d=shape.width)).to(args.device).train()
+        model = trrg.Alignment(swin=pair[0], bert=pair[1], wordpiece=None, config=trrg.AlignmentConfig(d=shape.width))
+        model.to(args.device).train()
 
         def loss(model=model):
-            v, t = model(images, ids, torch.ones_like(ids).bool())
-            return trrg.contrastive_loss(v.float(), t.float(), model.tau)
+            v, t, tau = model(images, ids, torch.ones_like(ids).bool())
+            return trrg.contrastive_loss(v.float(), t.float(), tau)
 
         sides[side] = stepper(model, loss, args)
     flops = 3 * (dry_run.swin_flops(shape, B) + dry_run.bert_flops(bert.config, B, ids.shape[1]))
@@ -115,14 +117,15 @@ def writers(args):
     with torch.device(args.device):
         swin, language_model = Swin(swin_config(args)).to(dtype), Mistral(mistral_config).to(dtype)
         bank = ClueBank(torch.randn(60, 12, d), torch.randn(60, d), torch.ones(60, 12, dtype=torch.bool),
-                        torch.arange(60) % 14)
+                        torch.arange(60) % 14, m=14)
     tokenizer, by_side = tiny.pieces(), {}
     for side in reversed(args.sides):                 # ours last, for it puts its adapters into the language model
         theirs = their_language_model(language_model) if side == THEIRS else None
         torch.manual_seed(0)
         # On their side our language model only embeds the prompt.
-        model = trrg.TRRG(swin, nn.Linear(d, d, bias=False), torch.tensor(0.07), bank, language_model, tokenizer,
-                          trrg.TRRGConfig(lora_rank=16 if side == OURS else 0, lora_dropout=0.1))
+        model = trrg.TRRG(swin=swin, image_projection=nn.Linear(d, d, bias=False), tau=torch.tensor(0.07), bank=bank,
+                          language_model=language_model, tokenizer=tokenizer,
+                          config=trrg.TRRGConfig(lora_rank=16 if side == OURS else 0, lora_dropout=0.1))
         model.image_projection.to(dtype)
         model.to(args.device).train()
         if side == OURS:
@@ -143,7 +146,7 @@ def stage_2(args):
     for side, (model, theirs) in writers(args).items():
         if side == OURS:
             def loss(model=model):
-                return trrg.loss_total(model(images, ids, ids), 1.0)
+                return model.total(model(images, ids, ids))
 
             sides[side] = stepper(model, loss, args)
         else:
@@ -159,7 +162,7 @@ def stage_2(args):
                 embeds = torch.cat([prompt.embeds, model.language_model.embed(ids).to(prompt.embeds)], 1)
                 labels = torch.cat([ids.new_full((B, prompt.embeds.shape[1]), -100), ids], 1)
                 ce = adapted(inputs_embeds=embeds, labels=labels, use_cache=False).loss
-                return ce + trrg.disease_consistency(prompt.e_v, prompt.e_c).mean()
+                return ce + disease_consistency(prompt.e_v, prompt.e_c).mean()
 
             rest = {name: child for name, child in model.named_children()
                     if name not in ("language_model", "swin", "bank")}

@@ -1,0 +1,73 @@
+"""A trained model as one file: what stands there beside its weights, so that it is rebuilt without any flags.
+
+    tensors   the weights by name, and the tokenizer's own file as bytes
+    header    the configurations as JSON, and which frozen language model the weights belong to ("base")
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from data.files import UserError
+from model.checkpoint import digest
+from model.mistral import Mistral
+
+
+def as_tensor(data):
+    """The bytes of a file as a tensor, which is all that a checkpoint can hold."""
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def as_bytes(tensor):
+    return tensor.numpy().tobytes()
+
+
+def configuration(config_class, values):
+    """A configuration out of a header. JSON has lists for tuples; a field of a later version has its default."""
+    return config_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def configurations(**modules):
+    """{name: the module's configuration} for a header."""
+    return {name: asdict(module.config) for name, module in modules.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The frozen language model: it stays where it is, named by its digest, or is embedded
+
+
+def in_base(name):
+    """Whether a name of TRRG's state belongs to the frozen language model as published."""
+    return name.startswith("language_model.") and ".lora_" not in name
+
+
+def base_header(language_model, recorded, embedded):
+    """The header's "base": `recorded` holds "folder", and "digest" where the caller knows it."""
+    dtype = str(next(language_model.parameters()).dtype).removeprefix("torch.")
+    return {"digest": recorded.get("digest") or digest(language_model), **recorded, "dtype": dtype, "embedded": embedded}
+
+
+def read_base(path, base, weights=None):
+    """{name in TRRG's state: tensor} of the language model that the checkpoint `path` was trained on.
+
+    `weights`: the folder of its mistral/, where the header's no longer holds. Raises UserError where it is another one.
+    """
+    folder = Path(weights) / "mistral" if weights else nearest(base["folder"], path)
+    if not folder.is_dir():
+        raise UserError(f"{path}: its language model is not in {folder}; give the folder that holds mistral/ with "
+                        "--weights, and the data set with --data where that has moved too")
+    language_model = Mistral.from_pretrained(folder, dtype=getattr(torch, base["dtype"]))
+    if digest(language_model) != base["digest"]:
+        raise UserError(f"{path}: was trained on another language model (digest {base['digest']}) than {folder} "
+                        f"holds ({digest(language_model)}); give the right one with --weights")
+    return {f"language_model.{name}": tensor for name, tensor in language_model.state_dict().items()}
+
+
+def nearest(recorded, checkpoint):
+    """Where a relative path of a header is now: from here, or else from the checkpoint's folder or one above it.
+
+    A run is usually moved together with its data and weights; what is nowhere is given back as it was recorded.
+    """
+    above = [folder / recorded for folder in Path(checkpoint).absolute().parents]
+    return next((path for path in [Path(recorded), *above] if path.exists()), Path(recorded))
