@@ -11,24 +11,28 @@ their order only the mask does.
 Shapes: B rows still decoding, K beams, V vocabulary, P prompt tokens.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
 from model.few_rows import few_rows
+from model.steps import FixedSteps, Steps
 
 DEAD = -1e9                            # the score of what must not be chosen; finite, as in the reference
 
 
 @torch.inference_mode()
 def generate(mistral, ids=None, embeds=None, *, max_new_tokens, eos_id, beams=1, min_new_tokens=0,
-             repetition_penalty=1.0, length_penalty=1.0, early_stopping=False, temperature=0.0, top_p=1.0, seed=None):
+             repetition_penalty=1.0, length_penalty=1.0, early_stopping=False, temperature=0.0, top_p=1.0, seed=None, capture=False):
     """The new tokens of each row, without the end-of-text token: a list of lists.
 
     The prompts (token ids (B, P) or embeddings (B, P, D)) are equally long. The repetition penalty sees the prompt
     where ids are given, the new tokens only where embeddings are. temperature 0 takes the likeliest token; above 0
     tokens are drawn from the top_p part of the distribution, repeatably where a seed is given. early_stopping: a row is
-    done as soon as it has `beams` finished reports, not only when no open one can still win. The model should be in
-    eval mode. Raises ValueError for impossible wishes.
+    done as soon as it has `beams` finished reports, not only when no open one can still win. capture: all steps in one
+    shape, recorded once per shape by a GPU and replayed; the first report of a shape takes longer, all further ones
+    less (model/steps.py). The model should be in eval mode. Raises ValueError for impossible wishes.
     """
     if (ids is None) == (embeds is None):
         raise ValueError("give either ids or embeds")
@@ -39,8 +43,9 @@ def generate(mistral, ids=None, embeds=None, *, max_new_tokens, eos_id, beams=1,
     rules = Rules(eos_id, min_new_tokens, repetition_penalty)
     with few_rows(mistral):
         if beams > 1:
-            return beam_search(mistral, ids, embeds, max_new_tokens, beams, rules, length_penalty, early_stopping)[0]
-        return one_by_one(mistral, ids, embeds, max_new_tokens, rules, Sampler(temperature, top_p, seed))
+            return beam_search(mistral, ids, embeds, max_new_tokens, beams, rules, length_penalty, early_stopping,
+                               capture)[0]
+        return one_by_one(mistral, ids, embeds, max_new_tokens, rules, Sampler(temperature, top_p, seed), capture)
 
 
 class Rules:
@@ -79,47 +84,62 @@ class Sampler:
         return torch.multinomial(scores.softmax(dim=-1), 1, generator=self.generator)[:, 0]
 
 
-def prefill(mistral, ids, embeds, length):
-    """Encodes the prompt: (cache with room for `length` tokens in all, logits (B, V) of its last position)."""
-    embeds = mistral.embed(ids) if embeds is None else embeds
-    cache = mistral.new_cache(embeds.shape[0], length)
-    hidden = mistral.hidden(embeds=embeds, cache=cache)
-    return cache, mistral.logits(hidden[:, -1]).float()
-
-
-def one_by_one(mistral, ids, embeds, max_new_tokens, rules, sampler):
-    """Greedy decoding or sampling; a finished row is dropped from the batch once half of the batch is."""
-    B, P = (ids if embeds is None else embeds).shape[:2]
-    cache, scores = prefill(mistral, ids, embeds, P + max_new_tokens)
-    seen = ids if ids is not None else torch.empty(B, 0, dtype=torch.long, device=scores.device)
+def one_by_one(mistral, ids, embeds, max_new_tokens, rules, sampler, capture=False):
+    """Greedy decoding or sampling; finished rows are dropped from the batch once they are half of it."""
+    step = (FixedSteps if capture else Steps)(mistral, ids, embeds, width=1, steps=max_new_tokens)
+    logits, device = step.logits, step.logits.device
+    B = len(logits)
+    seen = ids if ids is not None else torch.empty(B, 0, dtype=torch.long, device=device)
     prompt = seen.shape[1]
-    rows, finished = torch.arange(B, device=scores.device), torch.zeros(B, dtype=torch.bool, device=scores.device)
+    rows, finished = torch.arange(B, device=device), torch.zeros(B, dtype=torch.bool, device=device)
     results = [[] for _ in range(B)]
-    for new in range(max_new_tokens):
-        token = sampler.choose(rules.apply(scores, seen, new))
+
+    for new in range(1, max_new_tokens + 1):
+        # A row that has ended goes on with the others; `until` cuts off what it writes behind its end.
+        token = sampler.choose(rules.apply(logits, seen, new - 1))
         seen = torch.cat([seen, token[:, None]], dim=1)
         finished = finished | (token == rules.eos_id)
-        done = int(finished.sum())
-        if done == len(rows) or new + 1 == max_new_tokens:
+        if new == max_new_tokens:
             break
-        if 2 * done >= len(rows):
-            for row, tokens in zip(rows[finished].tolist(), seen[finished, prompt:].tolist()):
-                results[row] = tokens
-            live = ~finished
-            rows, seen, token, finished = rows[live], seen[live], token[live], finished[live]
-            cache.keep(live)
-        scores = mistral.logits(mistral.hidden(ids=token[:, None], cache=cache)[:, -1]).float()
-    for row, tokens in zip(rows.tolist(), seen[:, prompt:].tolist()):
-        results[row] = tokens
-    return [until(tokens, rules.eos_id) for tokens in results]
+
+        if new % step.look_every == 0:
+            done = int(finished.sum())
+            if done == len(rows):
+                break
+            if 2 * done >= len(rows) and step.keep(~finished):
+                hand_over(seen[finished, prompt:], rows[finished], rules.eos_id, results)
+                token, rows, seen, finished = (of_rows[~finished] for of_rows in (token, rows, seen, finished))
+
+        logits = step(token[:, None])[:, -1]
+    hand_over(seen[:, prompt:], rows, rules.eos_id, results)
+    return results
 
 
-def until(tokens, eos_id):
-    return tokens[:tokens.index(eos_id)] if eos_id in tokens else tokens
+def hand_over(texts, rows, eos_id, results):
+    """Puts texts (rows, tokens) without their end in their places in a list."""
+    for row, tokens in zip(rows.tolist(), texts.tolist()):
+        results[row] = tokens[:tokens.index(eos_id)] if eos_id in tokens else tokens
 
 
-def beam_search(mistral, ids, embeds, max_new_tokens, beams, rules, length_penalty=1.0, early_stopping=False):
-    """The best of `beams` reports a row: (list of token lists, list of scores).
+class Beams(NamedTuple):
+    """The open texts of all rows that still decode."""
+    rows: torch.Tensor                 # (B,) the prompt each of them continues
+    prompt: torch.Tensor               # (B, P) what the repetition penalty sees of it
+    tokens: torch.Tensor               # (B, K, new) the texts
+    scores: torch.Tensor               # (B, K) sums of log-probabilities
+    reads: torch.Tensor                # (B, K, stored) the mask above
+
+    def keep(self, rows):
+        return Beams(*(of_rows[rows] for of_rows in self))
+
+    def seen(self):
+        """(B * K, tokens): what the repetition penalty sees."""
+        return torch.cat([self.prompt[:, None].expand(-1, self.tokens.shape[1], -1), self.tokens], dim=2).flatten(0, 1)
+
+
+def beam_search(mistral, ids, embeds, max_new_tokens, beams, rules, length_penalty=1.0, early_stopping=False,
+                capture=False):
+    """The best of `beams` reports per row: (list of token lists, list of scores).
 
     A score is the sum of log-probabilities over (tokens with the end) ** length_penalty.
     1. Each open beam is continued by every token, and the best 2 K continuations are kept.
@@ -127,49 +147,55 @@ def beam_search(mistral, ids, embeds, max_new_tokens, beams, rules, length_penal
     3. The best K that do not end stay open.
     4. A row is done when K are finished and the best open one could not beat the worst of them at its present length.
     """
-    K, eos_id = beams, rules.eos_id
-    B, P = (ids if embeds is None else embeds).shape[:2]
-    cache, logits = prefill(mistral, ids, embeds, P + K * max_new_tokens)
-    device, V = logits.device, logits.shape[-1]
+    K, P = beams, (ids if embeds is None else embeds).shape[1]
+    step = (FixedSteps if capture else Steps)(mistral, ids, embeds, width=K, steps=max_new_tokens)
+    (B, V), device = step.logits.shape, step.logits.device
     if V < 2 * K:
         raise ValueError(f"{K} beams need a vocabulary of at least {2 * K} tokens")
-    prompt = ids if ids is not None else torch.empty(B, 0, dtype=torch.long, device=device)
-    logits = logits[:, None]                               # one open beam at first: (B, 1, V)
-    open_tokens = torch.empty(B, 1, 0, dtype=torch.long, device=device)
-    open_scores = torch.zeros(B, 1, device=device)
-    ended = Finished(B, K, max_new_tokens, eos_id, device)
-    reads = torch.ones(B, 1, P, dtype=torch.bool, device=device)                       # (B, K, S): the mask above
-    positions, own = torch.arange(P, device=device), torch.eye(K, dtype=torch.bool, device=device)
-    rows, results, scores = torch.arange(B, device=device), [None] * B, [None] * B
+    logits = step.logits[:, None]                          # one open beam at first: (B, 1, V)
+    opened = Beams(rows=torch.arange(B, device=device),
+                   prompt=ids if ids is not None else torch.empty(B, 0, dtype=torch.long, device=device),
+                   tokens=torch.empty(B, 1, 0, dtype=torch.long, device=device),
+                   scores=torch.zeros(B, 1, device=device),
+                   reads=torch.ones(B, 1, P, dtype=torch.bool, device=device))
+    finished = Finished(B, K, max_new_tokens, rules.eos_id, device)
+    itself = torch.eye(K, dtype=torch.bool, device=device)
+    results, scores = [None] * B, [None] * B
+
     for new in range(1, max_new_tokens + 1):
-        n = logits.shape[1]
-        seen = torch.cat([prompt[:, None].expand(-1, n, -1), open_tokens], dim=2).flatten(0, 1)
-        log_probs = rules.apply(F.log_softmax(logits.flatten(0, 1), dim=-1), seen, new - 1).view(-1, n, V)
-        best, index = (log_probs + open_scores[:, :, None]).flatten(1).topk(2 * K)     # (B, 2 K)
+        # 1. At most K of the best 2 K end, one per beam, so that K stay open whatever happens.
+        log_probs = rules.apply(F.log_softmax(logits.flatten(0, 1), dim=-1), opened.seen(), new - 1)
+        sums = log_probs.view(logits.shape) + opened.scores[:, :, None]
+        best, index = sums.flatten(1).topk(2 * K)                                      # (B, 2 K)
         parent, token = index // V, index % V
-        tokens = torch.cat([take(open_tokens, parent), token[:, :, None]], dim=2)
-        ends = token == eos_id if new < max_new_tokens else torch.ones_like(token, dtype=torch.bool)
-        ended.add(tokens, best / new**length_penalty, ends, early_stopping)
-        open_scores, kept = (best + ends * DEAD).topk(K)
-        parent, open_tokens = parent.gather(1, kept), take(tokens, kept)
-        ended.close(open_scores[:, 0] / new**length_penalty, early_stopping)
-        done = int(ended.closed.sum())
-        if done == len(rows) or new == max_new_tokens:
+        tokens = torch.cat([take(opened.tokens, parent), token[:, :, None]], dim=2)
+
+        # 2. At the limit all of them end.
+        ends = (token == rules.eos_id) | (new == max_new_tokens)
+        finished.add(tokens, best / new**length_penalty, ends, early_stopping)
+
+        # 3. A beam reads what its parent read.
+        best_open, kept = (best + ends * DEAD).topk(K)
+        opened = opened._replace(tokens=take(tokens, kept), scores=best_open,
+                                 reads=take(opened.reads, parent.gather(1, kept)))
+
+        # 4. Rows that are done leave the batch once they are half of it.
+        finished.close(best_open[:, 0] / new**length_penalty, early_stopping)
+        if new == max_new_tokens:
             break
-        if 2 * done >= len(rows):
-            ended.hand_over(ended.closed, rows, results, scores)
-            live = ~ended.closed
-            rows, prompt, parent, reads = rows[live], prompt[live], parent[live], reads[live]
-            open_tokens, open_scores = open_tokens[live], open_scores[live]
-            ended.keep(live)
-            cache.keep(live)
-        reads = torch.cat([take(reads, parent), own.expand(len(rows), K, K)], dim=2)
-        positions = torch.cat([positions, torch.full((K,), P + new - 1, device=device)])
-        window = mistral.config.sliding_window
-        mask = reads if window is None else reads & (positions > P + new - 1 - window)
-        hidden = mistral.hidden(ids=open_tokens[:, :, -1], cache=cache, positions=positions[-K:], mask=mask)
-        logits = mistral.logits(hidden).float()
-    ended.hand_over(torch.ones_like(ended.closed), rows, results, scores)
+        if new % step.look_every == 0:
+            done = int(finished.closed.sum())
+            if done == len(opened.rows):
+                break
+            if 2 * done >= len(opened.rows) and step.keep(~finished.closed):
+                live = ~finished.closed
+                finished.hand_over(finished.closed, opened.rows, results, scores)
+                opened, finished = opened.keep(live), finished.keep(live)
+
+        # Each beam's last token is stored behind all others, and is read by that beam alone.
+        opened = opened._replace(reads=torch.cat([opened.reads, itself.expand(len(opened.rows), K, K)], dim=2))
+        logits = step(opened.tokens[:, :, -1], opened.reads)
+    finished.hand_over(torch.ones_like(finished.closed), opened.rows, results, scores)
     return results, scores
 
 
@@ -207,10 +233,11 @@ class Finished:
 
     def hand_over(self, which, rows, results, scores):
         """Writes the best report and score of the rows in `which` to their places in the lists."""
-        best = self.tokens[which, 0].tolist(), self.scores[which, 0].tolist()
-        for row, tokens, score in zip(rows[which].tolist(), *best):
-            results[row], scores[row] = until(tokens, self.eos_id), score
+        hand_over(self.tokens[which, 0], rows[which], self.eos_id, results)
+        for row, score in zip(rows[which].tolist(), self.scores[which, 0].tolist()):
+            scores[row] = score
 
     def keep(self, rows):
         self.tokens, self.scores = self.tokens[rows], self.scores[rows]
         self.full, self.closed = self.full[rows], self.closed[rows]
+        return self

@@ -138,7 +138,7 @@ def attend(q, k, v, mask):
     if mask is None and T == S:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != G)
     q = q.reshape(B, G, H // G * T, d)
-    if mask is not None and T > 1:
+    if mask is not None:
         mask = mask.view(-1, 1, 1, T, S).expand(-1, 1, H // G, T, S).reshape(-1, 1, H // G * T, S)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).view(B, H, T, d)
 

@@ -10,6 +10,7 @@ import transformers
 
 from model.decode import Rules, Sampler, beam_search, generate
 from model.mistral import Mistral
+from model.steps import Steps
 
 EOS, VOCAB, PROMPT, NEW = 7, 60, 5, 14
 TIE = 1e-4
@@ -66,7 +67,10 @@ MODES = {
 @pytest.mark.parametrize("given", ["ids", "embeds"])
 @pytest.mark.parametrize("settings", MODES.values(), ids=MODES)
 def test_token_for_token(models, settings, given):
-    """104 prompts a mode and input, so 208 a mode, in batches whose rows end at different times."""
+    """52 prompts for each mode, model and input, in batches whose rows end at different times.
+
+    Steps of one fixed shape give the same tokens.
+    """
     kwargs = dict(settings)
     beams = kwargs.pop("num_beams", 1)
     lengths, unexplained, seed = set(), [], 0 if given == "ids" else 1000
@@ -78,6 +82,7 @@ def test_token_for_token(models, settings, given):
             expected, scores = reference(theirs, ids, embeds, **settings)
             source = dict(ids=ids) if given == "ids" else dict(embeds=embeds)
             found = generate(ours, **source, max_new_tokens=NEW, eos_id=EOS, beams=beams, **kwargs)
+            assert generate(ours, **source, max_new_tokens=NEW, eos_id=EOS, beams=beams, capture=True, **kwargs) == found
             lengths.update(map(len, found))
             for row in range(batch):
                 pair = found[row], expected[row]
@@ -115,6 +120,20 @@ def test_a_row_alone_equals_the_row_in_a_batch(models, beams):
     together = generate(ours, ids=ids, max_new_tokens=NEW, eos_id=EOS, beams=beams)
     alone = [generate(ours, ids=row[None], max_new_tokens=NEW, eos_id=EOS, beams=beams)[0] for row in ids]
     assert together == alone
+
+
+@pytest.mark.parametrize("every", [2, 3, 5, 40])
+@pytest.mark.parametrize("settings", [{}, dict(repetition_penalty=1.7), dict(beams=3), dict(beams=3, early_stopping=True),
+                                      dict(beams=4, length_penalty=0.0, repetition_penalty=1.5)])
+@pytest.mark.parametrize("capture", [False, True])
+def test_it_does_not_matter_when_finished_rows_are_looked_for(models, every, settings, capture, monkeypatch):
+    for ours, _ in models:
+        for batch in (1, 2, 17):
+            ids = prompts(batch, 7 + batch)
+            expected = generate(ours, ids=ids, max_new_tokens=NEW, eos_id=EOS, **settings)
+            with monkeypatch.context() as patch:
+                patch.setattr(Steps, "look_every", every)
+                assert generate(ours, ids=ids, max_new_tokens=NEW, eos_id=EOS, capture=capture, **settings) == expected
 
 
 def test_greedy_by_hand(models):
