@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -17,22 +18,22 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.dataset import SPLITS
 from data.files import UserError, read_json, whole_file
+from data.images import Outshone
 from data.reports import LABELS, sentences
+from data.source import SPLITS
 from data.workers import in_workers
 
-TO_READ, READ, BAD = 0, 1, 2  # what the state file says of a picture, a byte each
-CHUNK = 8  # pictures a worker is given at a time
+TO_READ, READ, BAD, OUTSHONE = 0, 1, 2, 3  # what the state file says of a picture, one byte each; OUTSHONE is read too
+CHUNK = 8  # pictures that a worker is given at a time
 SAVE_EVERY = 5.0  # seconds of work that a kill can cost
 
 
-def build(studies, read, out, *, size, workers, options, skipped=(), found=None, origin="the source"):
-    """Reads every picture of `studies` and writes the prepared data set `out`; returns its manifest.
+def build(source, read, out, *, size, workers, options):
+    """Reads every picture of a `Source` and writes the prepared data set `out`; returns its manifest.
 
     `read(picture, size)` gives (size, size) uint8 or raises UserError or OSError, whose message becomes the reason for
-    leaving the study out; with `read` None there are no pictures (views stay empty). `skipped` and `found` (counts)
-    are the source's own and go into the manifest; `origin` is what a message calls it. A killed build goes on where it
+    leaving the study out; with `read` None there are no pictures (views stay empty). A killed build goes on where it
     stopped; the bytes written do not depend on that or on `workers`. Raises UserError where `out` holds a data set made
     with other options.
     """
@@ -40,20 +41,28 @@ def build(studies, read, out, *, size, workers, options, skipped=(), found=None,
     done = finished(out, options)
     if done is not None:
         return done
-    studies, skipped = _usable(studies, skipped, origin)
+    studies, left_out = _usable(source)
     out.mkdir(parents=True, exist_ok=True)
-    work = _Work(out, studies, options)
-    if not work.described():
-        reasons = {} if read is None else work.read_all(read, workers)
-        kept = [study for n, study in enumerate(studies) if not reasons.keys() & set(work.rows[n])]
-        unreadable = [{"id": study.id, "why": why[0]} for study, rows in zip(studies, work.rows, strict=True)
-                      if (why := [reasons[row] for row in rows if row in reasons])]
+    draft = _Draft(out, studies, options)
+
+    if not draft.described():
+        reasons, outshone = ({}, set()) if read is None else draft.read_all(read, workers)
+
+        # One picture that can't be read leaves its study out.
+        kept, unreadable, clipped = [], [], 0
+        for study, rows in zip(studies, draft.rows, strict=True):
+            why = next((reasons[row] for row in rows if row in reasons), None)
+            if why is None:
+                kept.append(study)
+                clipped += len(outshone & set(rows))
+            else:
+                unreadable.append({"id": study.id, "why": why})
         if not kept:
-            work.discard()
-            raise _nothing_left(unreadable, origin)
-        skipped += unreadable
-        work.describe(studies, reasons, _manifest(kept, skipped, options, found))
-    return work.finish()
+            draft.discard()
+            raise _nothing_left(unreadable, source)
+
+        draft.describe(studies, reasons, _manifest(kept, left_out + unreadable, clipped, options, source.counts))
+    return draft.finish()
 
 
 def finished(out, options):
@@ -67,9 +76,10 @@ def finished(out, options):
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not the manifest of a prepared data set; choose another --out or remove it") from None
     if made_with != options:
-        other = sorted(key for key in made_with.keys() | options.keys() if made_with.get(key) != options.get(key))
-        raise UserError(f"{out}: holds a data set made with another {', '.join(other)} "
-                        f"({', '.join(repr(made_with.get(key)) for key in other)}); choose another --out or remove it")
+        changed = sorted(key for key in made_with.keys() | options.keys() if made_with.get(key) != options.get(key))
+        values = ", ".join(repr(made_with.get(key)) for key in changed)
+        raise UserError(f"{out}: holds a data set made with another {', '.join(changed)} ({values}); "
+                        "choose another --out or remove it")
     files = ["studies.jsonl"] + ["images.npy"] * (options["size"] is not None)
     return manifest if all((Path(out) / name).is_file() for name in files) else None
 
@@ -79,54 +89,58 @@ def kind_of(why):
     return why.split(": ", 1)[-1]
 
 
-def _nothing_left(skipped, origin):
+def _nothing_left(left_out, source):
     """The UserError that gives the most frequent reason, by its first example."""
-    if not skipped:
-        return UserError(f"{origin}: no study is left: the source is empty; give the folder of the whole download")
-    kind, number = Counter(kind_of(entry["why"]) for entry in skipped).most_common(1)[0]
-    why = next(entry["why"] for entry in skipped if kind_of(entry["why"]) == kind)
-    return UserError(f"{origin}: no study is left; {number:,} of {len(skipped):,} were left out like the first of "
-                     f"them, because of: {why}; compare the files and options with the README, section Data")
+    if not left_out:
+        return UserError(f"{source.folder}: no study is left: the source is empty; "
+                         "give the folder of the whole download")
+    kind, number = Counter(kind_of(entry["why"]) for entry in left_out).most_common(1)[0]
+    why = next(entry["why"] for entry in left_out if kind_of(entry["why"]) == kind)
+    return UserError(f"{source.folder}: no study is left; {number:,} of {len(left_out):,} were left out like the first "
+                     f"of them, because of: {why}; compare the files and options with docs/data.md")
 
 
-def _usable(studies, skipped, origin):
-    """(the studies with words in their report, skipped and the others). UserError for an impossible id or split."""
-    seen, usable, skipped = set(), [], list(skipped)
-    for study in studies:
-        if study.id in seen:
-            raise UserError(f"{origin}: two studies have the id {study.id!r}; ids must be unique, remove one")
+def _usable(source):
+    """(the studies with words in their report, all that are left out). UserError for an impossible id or split."""
+    ids, usable, left_out = set(), [], list(source.left_out)
+    for study in source.studies:
+        if study.id in ids:
+            raise UserError(f"{source.folder}: two studies have the id {study.id!r}; ids must be unique, remove one")
         if study.split not in SPLITS:
-            raise UserError(f"{origin}: study {study.id!r}: split {study.split!r} is none of {', '.join(SPLITS)}")
-        seen.add(study.id)
+            raise UserError(f"{source.folder}: study {study.id!r}: split {study.split!r} is none of "
+                            f"{', '.join(SPLITS)}; mend it")
+        ids.add(study.id)
         if sentences(study.report):
             usable.append(study)
         else:
-            skipped.append({"id": study.id, "why": "no words in the report"})
+            left_out.append({"id": study.id, "why": "no words in the report"})
     if not usable:
-        raise _nothing_left(skipped, origin)
-    return usable, skipped
+        raise _nothing_left(left_out, source)
+    return usable, left_out
 
 
-def _manifest(kept, skipped, options, found):
+def _manifest(kept, left_out, clipped, options, counts):
     train = {study.report for study in kept if study.split == "train"}
     return {
         "counts": {split: sum(study.split == split for study in kept) for split in SPLITS},
         "pictures": sum(len(study.pictures) for study in kept),
+        # Deep pictures with a few pixels far brighter than all others, which are shown as white (data/images.py).
+        "clipped_pictures": clipped,
         # Reports that stand letter by letter in the training split: a score on them is partly memory.
         "repeats": {split: sum(study.split == split and study.report in train for study in kept)
                     for split in ("val", "test")},
         "options": options,
         "labels": list(LABELS),
-        "found": found or {},
-        "skipped": skipped,
+        "found": counts or {},
+        "skipped": left_out,
     }
 
 
-class _Work:
+class _Draft:
     """The unfinished data set: hidden files beside the final ones, which a later run with the same plan goes on from.
 
     .images.npy.part     all pictures, each on the row of its turn
-    .state.part          the plan's digest (32 bytes), then a byte a picture; never ahead of the pictures on the disk
+    .state.part          the plan's digest (32 bytes), then a byte per picture; never ahead of the pictures on the disk
     .manifest.json.part  written when all is read; from then on only rows are moved and files renamed
     """
 
@@ -137,14 +151,15 @@ class _Work:
         self.rows = [[next(rows) for _ in study.pictures] for study in studies]
         self.images, self.state = out / ".images.npy.part", out / ".state.part"
         self.manifest = out / ".manifest.json.part"
+
+        # Another plan's parts are of no use.
         plan = hashlib.sha256(repr(options).encode())
         for study in studies:
             plan.update(repr(tuple(study)).encode("utf-8", "backslashreplace"))
-        self.plan = plan.digest()
-        if not self.state.exists() or self.state.read_bytes()[:32] != self.plan:
+        if not self.state.exists() or self.state.read_bytes()[:32] != plan.digest():
             self.discard()
             with whole_file(self.state, "wb") as file:
-                file.write(self.plan + bytes(len(self.pictures)))
+                file.write(plan.digest() + bytes(len(self.pictures)))
 
     def discard(self):
         for path in (self.state, self.manifest, self.images):
@@ -156,41 +171,37 @@ class _Work:
                                            or (self.out / "images.npy").exists())
 
     def read_all(self, read, workers):
-        """Fills the pictures' file; returns {row: why} of the pictures that cannot be read."""
+        """Fills the pictures' file; returns ({row: why} of the pictures that can't be read, rows of OUTSHONE ones)."""
         header, row_bytes = _header(len(self.pictures), self.size), self.size * self.size
-        needed, free = len(header) + len(self.pictures) * row_bytes, shutil.disk_usage(self.out).free
         state = np.frombuffer(self.state.read_bytes(), np.uint8, offset=32).copy()
         if not self.images.exists():
             state[:] = TO_READ
-            if needed > free:
-                raise UserError(f"{self.out}: the pictures need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-                                "choose another --out or a smaller --size")
-            with whole_file(self.images, "wb") as file:
-                file.write(header)
-                file.truncate(needed)
-        todo = np.flatnonzero(state != READ).tolist()  # a bad picture is tried again: it may have been mended
+            self._allocate(header, len(header) + len(self.pictures) * row_bytes)
+
+        # A bad picture is tried again: it may have been mended.
+        todo = np.flatnonzero((state == TO_READ) | (state == BAD)).tolist()
+        chunks = [[(row, self.pictures[row]) for row in todo[i:i + CHUNK]] for i in range(0, len(todo), CHUNK)]
         reasons = {}
-        with open(self.images, "r+b") as file, open(self.state, "r+b") as state_file:
+        bar = tqdm(total=len(state), initial=len(state) - len(todo), unit=" pictures", desc=str(self.out), delay=1,
+                   mininterval=0.5 if sys.stderr.isatty() else 30)
+        with open(self.images, "r+b") as images, open(self.state, "r+b") as state_file:
 
             def save():
-                file.flush()
-                os.fsync(file.fileno())
+                images.flush()
+                os.fsync(images.fileno())
                 state_file.seek(32)
                 state_file.write(state.tobytes())
                 state_file.flush()
 
             saved = time.monotonic()
-            chunks = [[(row, self.pictures[row]) for row in todo[i:i + CHUNK]] for i in range(0, len(todo), CHUNK)]
-            bar = tqdm(total=len(state), initial=len(state) - len(todo), unit=" pictures", desc=str(self.out), delay=1,
-                       mininterval=0.5 if sys.stderr.isatty() else 30)
             try:
-                for row, picture in in_workers(partial(_read_chunk, read, self.size), chunks, workers):
-                    if isinstance(picture, str):
-                        state[row], reasons[row] = BAD, picture
+                for row, outcome, result in in_workers(partial(_read_chunk, read, self.size), chunks, workers):
+                    if outcome == BAD:
+                        reasons[row] = result
                     else:
-                        file.seek(len(header) + row * row_bytes)
-                        file.write(picture)
-                        state[row] = READ
+                        images.seek(len(header) + row * row_bytes)
+                        images.write(result)
+                    state[row] = outcome
                     bar.update()
                     if time.monotonic() - saved > SAVE_EVERY:
                         save()
@@ -198,20 +209,31 @@ class _Work:
             finally:
                 bar.close()
                 save()
-        return reasons
+        return reasons, set(np.flatnonzero(state == OUTSHONE).tolist())
+
+    def _allocate(self, header, file_bytes):
+        """The pictures' file at its full length. Raises UserError where the disk has too little room for it."""
+        free = shutil.disk_usage(self.out).free
+        if file_bytes > free:
+            raise UserError(f"{self.out}: the pictures need {file_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+                            "choose another --out or a smaller --size")
+        with whole_file(self.images, "wb") as file:
+            file.write(header)
+            file.truncate(file_bytes)
 
     def describe(self, studies, reasons, manifest):
         """Writes studies.jsonl and, last, the manifest's draft with the moves that close the gaps.
 
         The gaps that left-out studies leave among the rows are filled with the last rows, so few pictures move.
         """
-        left_out = {row for rows in self.rows if reasons.keys() & set(rows) for row in rows}
-        N = len(self.pictures) - len(left_out)
-        tail = (row for row in range(N, len(self.pictures)) if row not in left_out)
-        moves = {next(tail): gap for gap in range(N) if gap in left_out}
+        unused = {row for rows in self.rows if reasons.keys() & set(rows) for row in rows}
+        N = len(self.pictures) - len(unused)
+        tail = (row for row in range(N, len(self.pictures)) if row not in unused)
+        moves = {next(tail): gap for gap in range(N) if gap in unused}
+
         with whole_file(self.out / "studies.jsonl") as file:
             for study, rows in zip(studies, self.rows, strict=True):
-                if not left_out & set(rows):
+                if not unused & set(rows):
                     views = [moves.get(row, row) for row in rows] if self.size else []
                     line = {"id": study.id, "split": study.split, "report": study.report, "views": views, **study.extra}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -223,9 +245,10 @@ class _Work:
         draft = read_json(self.manifest)
         if self.images.exists():
             header, row_bytes = _header(draft["rows"], self.size), self.size * self.size
+            end = len(header) + draft["rows"] * row_bytes
             with open(self.images, "r+b") as file:
                 # A gap lies below `rows`, the row that fills it above: no move overwrites another's source.
-                if os.fstat(file.fileno()).st_size > len(header) + draft["rows"] * row_bytes:
+                if os.fstat(file.fileno()).st_size > end:
                     for source, gap in draft["moves"]:
                         file.seek(len(header) + source * row_bytes)
                         row = file.read(row_bytes)
@@ -233,12 +256,14 @@ class _Work:
                         file.write(row)
                     file.flush()
                     os.fsync(file.fileno())
-                    file.truncate(len(header) + draft["rows"] * row_bytes)
+                    file.truncate(end)
+
                 file.seek(0)
                 file.write(header)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(self.images, self.out / "images.npy")
+
         with whole_file(self.out / "manifest.json") as file:
             file.write(json.dumps(draft["manifest"], ensure_ascii=False, indent=1) + "\n")
         self.manifest.unlink()
@@ -253,13 +278,16 @@ def _header(rows, size):
 
 
 def _read_chunk(read, size, chunk):
-    """[(row, picture)] → [(row, pixels or the reason why there are none)]"""
+    """[(row, picture)] → [(row, READ or OUTSHONE, pixels) or (row, BAD, the reason why there are none)]"""
     results = []
     for row, picture in chunk:
         try:
-            pixels = read(picture, size)
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always", Outshone)
+                pixels = read(picture, size)
             assert pixels.dtype == np.uint8 and pixels.shape == (size, size)
-            results.append((row, pixels.tobytes()))
+            outshone = any(issubclass(warning.category, Outshone) for warning in warned)
+            results.append((row, OUTSHONE if outshone else READ, pixels.tobytes()))
         except (UserError, OSError) as error:
-            results.append((row, str(error)))
+            results.append((row, BAD, str(error)))
     return results

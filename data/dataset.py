@@ -13,7 +13,6 @@ import json
 import os
 import weakref
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,18 +20,7 @@ import torch
 from data.files import UserError, read_json, text_lines
 from data.images import augment
 from data.reports import clean_report, sentences
-
-SPLITS = ("train", "val", "test")
-
-
-class Study(NamedTuple):
-    """One study of a source, before preparation: `pictures` is whatever that source's reader takes, a view each."""
-
-    id: str
-    split: str
-    report: str
-    pictures: list
-    extra: dict
+from data.source import SPLITS
 
 
 class PictureFile:

@@ -52,27 +52,34 @@ def read_json(path, remedy="download it again"):
         raise UserError(f"{path}: not JSON ({' '.join(str(error).split())}); {remedy}") from None
 
 
-def read_csv(path, *columns):
-    """Yields the named columns' values of each row of a .csv or .csv.gz. Raises UserError for a damaged file."""
+def read_csv(path, *columns, optional=(), remedy="download it again"):
+    """Yields (line number, value of each of the columns, in their order) of the rows of a .csv or .csv.gz.
+
+    An `optional` column that the table lacks gives None. Raises UserError, which ends in `remedy`.
+    """
     opener = gzip.open if str(path).endswith(".gz") else open
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file)
-            header = next(rows, [])
+            header = [name.strip() for name in next(rows, [])]
             missing = [column for column in columns if column not in header]
             if missing:
-                raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(header)[:300]}")
-            positions = [header.index(column) for column in columns]
+                raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(header)[:300]}; {remedy}")
+            repeated = [column for column in (*columns, *optional) if header.count(column) > 1]
+            if repeated:
+                raise UserError(f"{path}: more than one column {', '.join(repeated)}; {remedy}")
+            positions = [header.index(column) if column in header else None for column in (*columns, *optional)]
+            needed = 1 + max(position for position in positions if position is not None)
 
             for row in rows:
-                if row and len(row) <= max(positions):
-                    raise UserError(f"{path}, line {rows.line_num}: only {len(row)} columns; download it again")
+                if row and len(row) < needed:
+                    raise UserError(f"{path}, line {rows.line_num}: only {len(row)} columns; {remedy}")
                 if row:
-                    yield tuple(row[position] for position in positions)
+                    yield rows.line_num, *(None if position is None else row[position] for position in positions)
     except UnicodeDecodeError as error:
         raise _not_utf8(path, error) from None
     except (EOFError, OSError, zlib.error, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); download it again") from None
+        raise UserError(f"{path}: cannot be read ({error}); {remedy}") from None
 
 
 def _not_utf8(path, error):

@@ -18,7 +18,20 @@ from data.files import UserError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")  # Pillow would also start Ghostscript for an EPS
 MAX_PIXELS = 80_000_000  # the largest radiographs of the two data sets have 18 million
-ORIENTATION = 0x0112  # the EXIF tag
+ORIENTATION, PHOTOMETRIC, SAMPLE_FORMAT = 0x0112, 0x0106, 0x0153  # tags of EXIF and TIFF
+
+# Files that people give for pictures, by their first bytes and where these stand: what they are, and the remedy.
+NOT_PICTURES = (
+    (128, b"DICM", "it is DICOM; convert it to PNG with its window applied and MONOCHROME1 turned round, "
+                   "as DCMTK does: dcmj2pnm +Wi 1 +on scan.dcm scan.png"),
+    (0, b"version https://git-lfs", "it is a Git LFS pointer, not the file; run git lfs pull"),
+    (0, b"\x1f\x8b", "it is packed by gzip; unpack it"),
+    (0, b"PK\x03\x04", "it is a zip archive; unpack it"),
+    (0, b"<", "it is a web page or XML; download the picture again"),
+    (0, b"\0\0\0\x0cjP  ", "it is JPEG 2000; save it as PNG"),
+    (0, b"II*\0", "a TIFF of a kind that Pillow cannot read; save it as 16-bit gray PNG"),
+    (0, b"MM\0*", "a TIFF of a kind that Pillow cannot read; save it as 16-bit gray PNG"),
+)
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which Swin was trained with
 SCALE = 1 / torch.tensor(STD).view(3, 1, 1)
@@ -27,16 +40,20 @@ LEVELS = np.arange(256, dtype=np.float32) / 255
 BRIGHTNESS, CONTRAST, GAMMA = 0.1, 0.1, 0.15  # the widest jitter: ± of the range, ± factor, ± exponent
 
 
+class Outshone(Warning):
+    """Warns that few pixels of a deep picture are far brighter than all others, and are shown as white."""
+
+
 def read(picture, size, name=None):
     """A picture file or a PIL image → (size, size) uint8: gray, long side to `size` with antialiasing, black padding.
 
-    8 bit gray, colour and palette, 16 bit gray; what is transparent is black; the EXIF orientation is obeyed. All
-    pixels are decoded, so a truncated file is noticed. Raises UserError, which calls the picture `name`
-    (default: its path).
+    8 bit gray, colour and palette, 16 bit gray, either end of it white; what is transparent is black; the EXIF
+    orientation is obeyed. All pixels are decoded, so a truncated file is noticed. Raises UserError, which calls the
+    picture `name` (default: its path). Warns of Outshone pixels.
     """
     if isinstance(picture, Image.Image):
         _check_depth(picture, name or "the picture")
-        return _square(_gray(ImageOps.exif_transpose(picture)), size)
+        return _square(_gray(picture), size)
     name = name or str(picture)
     try:
         with warnings.catch_warnings():
@@ -49,8 +66,6 @@ def read(picture, size, name=None):
                 _check_depth(image, name)
                 # JPEG only: decode at 1/2, 1/4 or 1/8, never below twice the size asked for. The resize does the rest.
                 image.draft("L", (2 * size, 2 * size))
-                if image.getexif().get(ORIENTATION, 1) != 1:
-                    image = ImageOps.exif_transpose(image)
                 return _square(_gray(image), size)
     except UserError:
         raise
@@ -59,8 +74,18 @@ def read(picture, size, name=None):
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(f"{name}: claims more than {MAX_PIXELS:,} pixels; refused") from None
     except Exception as error:  # a damaged file can raise nearly anything in a decoder
-        why = "no picture of a known format" if isinstance(error, Image.UnidentifiedImageError) else error
+        why = _what_it_is(picture) if isinstance(error, Image.UnidentifiedImageError) else error
         raise UserError(f"{name}: cannot be read ({' '.join(str(why).split()) or type(error).__name__})") from error
+
+
+def _what_it_is(path):
+    """Why Pillow knows no picture in a file, in the words of NOT_PICTURES."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if Path(path).suffix.lower() in (".dcm", ".dicom"):         # old DICOM files lack their mark
+        start = start[:128].ljust(128) + b"DICM"
+    return next((what for position, mark, what in NOT_PICTURES if start.startswith(mark, position)),
+                "no picture of a known format")
 
 
 def locate(root, name):
@@ -91,8 +116,12 @@ def _check_depth(image, name):
 
 
 def _gray(image):
+    """The upright picture with 8 bits."""
+    tags = getattr(image, "tag_v2", None)                       # before it is turned: a turned copy has no TIFF tags
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        return _gray_from_deep(image)
+        return _gray_from_deep(image, tags)
     if image.mode == "F":
         raise UserError("floating-point pixels have no known range; save the picture with 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -101,15 +130,43 @@ def _gray(image):
     return image.convert("L")
 
 
-def _gray_from_deep(image):
+def _gray_from_deep(image, tags=None):
     """16- and 32-bit gray → 8 bit by the bits in use: 12-bit pixels in a 16-bit file are divided by 4095, not 65535.
 
-    Pillow's own conversion clips at 255, numpy's wraps.
+    `tags` are a TIFF's. Pillow's own conversion clips at 255, numpy's wraps, and neither turns a TIFF round whose 0 is
+    white, as Pillow does with 8 bits.
     """
     pixels = np.asarray(image)
+    if image.mode == "I" and tags and tags.get(SAMPLE_FORMAT, (1,)) == (1,):
+        pixels = pixels.view(np.uint32)                         # Pillow takes them for signed ones
     low = min(0, int(pixels.min()))
-    top = 2 ** max(8, (int(pixels.max()) - low).bit_length()) - 1
-    return Image.fromarray(((pixels.astype(np.float32) - low) * (255 / top) + 0.5).astype(np.uint8))
+    if low:
+        pixels = pixels.astype(np.int64) - low
+
+    bits, outshone = _bits_in_use(pixels)
+    top = 2 ** bits - 1
+    if outshone:
+        warnings.warn("a few pixels far brighter than all others are shown as white", Outshone, stacklevel=2)
+        pixels = np.minimum(pixels, top)
+    gray = (pixels.astype(np.float32) * (255 / top) + 0.5).astype(np.uint8)
+    white_is_zero = tags is not None and tags.get(PHOTOMETRIC, 0) == 0
+    return Image.fromarray(255 - gray if white_is_zero else gray)
+
+
+def _bits_in_use(pixels):
+    """(bits of a deep picture's range, whether some of its pixels lie above it).
+
+    Choice: the range is that of the brightest pixel, at least 8 bits. But one hot pixel, or a marker, of 65535 over 12
+    bits of anatomy would leave that nearly black. So pixels are left out that are few (at most 1 in 100), far brighter
+    (the range without them has two bits less) and apart (at most a quarter of them lies in the bit next above that
+    range). The bright tail of a clean picture is not apart.
+    """
+    bits = max(8, int(pixels.max()).bit_length())
+    for fewer in range(8, bits - 1):
+        above, far_above = (np.count_nonzero(pixels >> shift) for shift in (fewer, fewer + 1))
+        if above <= pixels.size / 100 and above - far_above <= above / 4:
+            return fewer, True
+    return bits, False
 
 
 def _square(image, size):

@@ -19,21 +19,19 @@ import itertools
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
-from data.dataset import SPLITS, Study
 from data.files import UserError, read_csv, read_text
 from data.images import locate
 from data.reports import LABELS
+from data.source import SPLITS, Source, Study, label_codes
 
 PUBLISHED = {"images in the split file": 377110, "studies": 227835, "patients": 65379, "images to train on": 368960,
              "images to validate on": 2991, "images to test on": 5159}
 SPLIT_OF = {"train": "train", "validate": "val", "test": "test"}
 VIEW_ORDER = ("PA", "AP", "LATERAL", "LL")
-# CheXbert's coding of the csv's values. Blank (not mentioned) is not 0.0 (negative).
-CODE_OF = {"": 0, "1.0": 1, "0.0": 2, "-1.0": 3, "1": 1, "0": 2, "-1": 3}
-
 
 # The parser's names for what stands before a colon (MIT-LCP/mimic-cxr, txt/section_parser.py), including its slip with
 # "ndication": names that are equal after lower-casing, then names that contain a word, then names that tell a view.
@@ -82,45 +80,58 @@ ODD_RANGES = {
 ODD_EMPTY = set("s58235663 s50798377 s54168089 s53071062 s56724958 s54231141 s53607029 s52035334".split())
 
 
-def collect(raw, target="findings", views=2, count="studies"):
-    """(studies, skipped, found, folder of the pictures) of a download.
+class Record(NamedTuple):
+    """One study of the official split; `dicoms` are the names of its pictures."""
 
-    `count` "studies": one example a study, with up to `views` pictures. "images": R2Gen's counting, every picture by
+    split: str
+    subject: str
+    dicoms: list
+
+
+def collect(raw, target="findings", views=2, count="studies", text_only=False):
+    """The `Source` of a download.
+
+    `count` "studies": one example per study, with up to `views` pictures. "images": R2Gen's counting, every picture by
     itself with the study's text; its id is the DICOM's. Raises UserError.
     """
-    raw = Path(raw)
-    if not raw.is_dir():
-        raise UserError(f"{raw}: no such folder; --raw is the folder of the download")
-    tables, report_tree, picture_tree = look_around(raw)
+    tables, report_tree, picture_tree = look_around(raw, text_only)
     records = _records(tables["split"])
     position = _positions(tables["metadata"])
     labels = _labels(tables["chexpert"]) if "chexpert" in tables else {}
 
-    studies, skipped = [], []
-    for name, (split, subject, dicoms) in tqdm(records.items(), desc="reports", unit=" reports", delay=1,
-                                               mininterval=0.5 if sys.stderr.isatty() else 30):
-        patient = f"p{subject[:2]}/p{subject}"
+    studies, left_out = [], []
+    for name, record in tqdm(records.items(), desc="reports", unit=" reports", delay=1,
+                             mininterval=0.5 if sys.stderr.isatty() else 30):
+        patient = f"p{record.subject[:2]}/p{record.subject}"
         try:
             text = target_text(_report(report_tree, f"{patient}/{name}.txt"), name, target)
         except NoText as error:
-            skipped.append({"id": name, "why": str(error)})
+            left_out.append({"id": name, "why": str(error)})
             continue
-        dicoms = sorted(dicoms, key=lambda dicom: (_rank(position.get(dicom, "")), dicom))
-        shared = {"subject_id": int(subject), "study_id": int(name[1:])}
+
+        dicoms = sorted(record.dicoms, key=lambda dicom: (_rank(position.get(dicom, "")), dicom))
+        examples = [(name, dicoms[:views])] if count == "studies" else [(dicom, [dicom]) for dicom in dicoms]
+        shared = {"subject_id": int(record.subject), "study_id": int(name[1:])}
         if name in labels:
             shared["labels"] = labels[name]
-        for example, chosen in [(name, dicoms[:views])] if count == "studies" else [(d, [d]) for d in dicoms]:
+        for example, chosen in examples:
             extra = {**shared, "view_names": chosen, "view_positions": [position.get(dicom, "") for dicom in chosen]}
             pictures = [f"{patient}/{name}/{dicom}.jpg" for dicom in chosen]
-            studies.append(Study(example, split, text, pictures, extra))
+            studies.append(Study(example, record.split, text, pictures, extra))
+    return Source(studies, left_out, _counts(records, position, labels), picture_tree)
 
-    images = {split: sum(len(record[2]) for record in records.values() if record[0] == split) for split in SPLITS}
-    numbers = (sum(images.values()), len(records), len({record[1] for record in records.values()}), *images.values())
-    found = {what: (number, PUBLISHED[what]) for what, number in zip(PUBLISHED, numbers, strict=True)}
-    found["images without a metadata row"] = (
-        sum(dicom not in position for record in records.values() for dicom in record[2]), 0)
-    found["studies with CheXpert labels"] = (len(labels), 227827)
-    return studies, skipped, found, picture_tree
+
+def _counts(records, position, labels):
+    """What was found, beside what the release's authors count."""
+    images = {split: sum(len(record.dicoms) for record in records.values() if record.split == split)
+              for split in SPLITS}
+    subjects = {record.subject for record in records.values()}
+    numbers = (sum(images.values()), len(records), len(subjects), *images.values())
+    counts = {what: (number, PUBLISHED[what]) for what, number in zip(PUBLISHED, numbers, strict=True)}
+    without_row = sum(dicom not in position for record in records.values() for dicom in record.dicoms)
+    counts["images without a metadata row"] = (without_row, 0)
+    counts["studies with CheXpert labels"] = (len(labels), 227827)
+    return counts
 
 
 def sections(text):
@@ -178,10 +189,14 @@ def target_text(report, study, target="findings"):
     return "\n\n".join(part for part in parts if part)
 
 
-def look_around(raw):
-    """({table: path}, tree of reports, tree of pictures) somewhere below `raw`; a tree is a folder with p10 … p19."""
+def look_around(raw, text_only=False):
+    """({table: path}, tree of reports, tree of pictures) somewhere below `raw`; a tree is a folder with p10 … p19.
+
+    PhysioNet lays MIMIC-CXR (the reports and DICOM files) beside MIMIC-CXR-JPG, in two trees of the same folders: the
+    reports are where the .txt files are, the pictures where the .jpg files are. Raises UserError.
+    """
     tables, trees = {}, []
-    level = [raw]
+    level = [Path(raw)]
     for _ in range(6):  # physionet.org/files/mimic-cxr-jpg/2.1.0/files is the deepest that wget makes
         below = []
         for folder in level:
@@ -198,29 +213,30 @@ def look_around(raw):
     for table in ("split", "metadata"):
         if table not in tables:
             raise UserError(f"{raw}: no mimic-cxr-2.0.0-{table}.csv.gz in it; download it from MIMIC-CXR-JPG")
-    holding = {kind: [tree for tree in trees if _holds(tree, kind)] for kind in ("reports", "pictures")}
-    if not holding["reports"]:
-        raise UserError(f"{raw}: no report p1?/p*/s*.txt in it; unpack mimic-cxr-reports.zip of MIMIC-CXR there")
-    for kind, places in holding.items():
-        if len(places) > 1:
-            raise UserError(f"{raw}: {kind} in both {places[0]} and {places[1]}; move one of them out")
-    return tables, holding["reports"][0], (holding["pictures"] or holding["reports"])[0]
+
+    reports = _tree(raw, trees, "reports", "s*.txt", "unpack mimic-cxr-reports.zip of MIMIC-CXR there")
+    if text_only:
+        return tables, reports, reports
+    return tables, reports, _tree(raw, trees, "pictures", "s*/*.jpg", "download MIMIC-CXR-JPG there (the "
+                                  "DICOM files of MIMIC-CXR are not read), or ask for --text-only")
 
 
-def _holds(tree, kind):
-    """Whether some of the first patients of each of the ten folders have such files."""
-    for group in sorted(tree.glob("p1[0-9]")):
-        for patient in itertools.islice(sorted(group.iterdir()), 100):
-            if patient.is_dir() and any((path.suffix == ".txt") if kind == "reports" else path.is_dir()
-                                        for path in patient.iterdir()):
-                return True
-    return False
+def _tree(raw, trees, kind, pattern, remedy):
+    """The one tree in which some of the first patients of each of the ten folders have such files."""
+    holding = [tree for tree in trees
+               if any(any(patient.glob(pattern)) for group in sorted(tree.glob("p1[0-9]"))
+                      for patient in itertools.islice(sorted(group.glob("p*")), 100))]
+    if not holding:
+        raise UserError(f"{raw}: no {kind} (p1?/p*/{pattern}) in it; {remedy}")
+    if len(holding) > 1:
+        raise UserError(f"{raw}: {kind} (p1?/p*/{pattern}) in both {holding[0]} and {holding[1]}; move one of them out")
+    return holding[0]
 
 
 def _records(path):
-    """{"s50414267": (split, subject, [dicom, …])} of the official split; UserError for a patient in two splits."""
+    """{"s50414267": its Record} of the official split; UserError for a patient in two splits."""
     records, split_of, dicoms = {}, {}, set()
-    for dicom, study, subject, split in read_csv(path, "dicom_id", "study_id", "subject_id", "split"):
+    for _, dicom, study, subject, split in read_csv(path, "dicom_id", "study_id", "subject_id", "split"):
         if not (re.fullmatch(r"[\w-]+", dicom) and study.isdecimal() and subject.isdecimal() and split in SPLIT_OF):
             raise UserError(f"{path}: a row that cannot be: {dicom!r}, {study!r}, {subject!r}, {split!r}; "
                             "download it again")
@@ -229,17 +245,17 @@ def _records(path):
         dicoms.add(dicom)
         if split_of.setdefault(subject, split) != split:
             raise UserError(f"{path}: patient {subject} is in {split_of[subject]} and in {split}; download it again")
-        record = records.setdefault(f"s{study}", (SPLIT_OF[split], subject, []))
-        if record[1] != subject:
-            raise UserError(f"{path}: study {study} has the patients {record[1]} and {subject}; download it again")
-        record[2].append(dicom)
+        record = records.setdefault(f"s{study}", Record(SPLIT_OF[split], subject, []))
+        if record.subject != subject:
+            raise UserError(f"{path}: study {study} has the patients {record.subject} and {subject}; download it again")
+        record.dicoms.append(dicom)
     return records
 
 
 def _positions(path):
     """{dicom: ViewPosition}"""
     positions = {}
-    for dicom, position in read_csv(path, "dicom_id", "ViewPosition"):
+    for _, dicom, position in read_csv(path, "dicom_id", "ViewPosition"):
         if dicom in positions:
             raise UserError(f"{path}: the dicom_id {dicom} stands there twice; download it again")
         positions[dicom] = position
@@ -249,13 +265,10 @@ def _positions(path):
 def _labels(path):
     """{"s50414267": 14 values in CheXbert's order and coding}; the csv's columns are taken by name."""
     labels = {}
-    for study, *values in read_csv(path, "study_id", *LABELS):
-        if not CODE_OF.keys() >= set(values):
-            raise UserError(f"{path}: study {study} has a value other than 1.0, 0.0, -1.0 and blank: {values}; "
-                            "download it again")
+    for _, study, *values in read_csv(path, "study_id", *LABELS):
         if f"s{study}" in labels:
             raise UserError(f"{path}: the study_id {study} stands there twice; download it again")
-        labels[f"s{study}"] = [CODE_OF[value] for value in values]
+        labels[f"s{study}"] = label_codes(values, f"{path}: study {study}")
     return labels
 
 

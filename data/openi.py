@@ -1,8 +1,9 @@
-"""Open-i's Indiana University chest X-rays (IU X-Ray) from the two archives of the National Library of Medicine.
+"""Open-i's Indiana University chest X-rays (IU X-Ray), from the National Library of Medicine or from Kaggle.
 
     RAW/…/*.xml   NLMCXR_reports.tgz: 3,955 reports, in ecgen-radiology/ under any parent
-    RAW/…/*.png   NLMCXR_png.tgz: the pictures, in NLMCXR_png/ or flat
-    RAW/indiana_projections.csv   optional (Kaggle's copy of the collection): which pictures are frontal
+    RAW/…/*.png   NLMCXR_png.tgz: the pictures, in NLMCXR_png/ or flat; or Kaggle's, which are named otherwise
+    RAW/…/indiana_projections.csv   Kaggle's copy of the collection: which pictures are frontal
+    RAW/…/indiana_reports.csv       the same: its 3,851 reports with a picture; read where there is no XML
 
 R2Gen's 2,955 studies are those with findings and at least two pictures, and its pictures are the first two that the
 report names. An id here is R2Gen's: the first picture's name without its last part.
@@ -12,90 +13,122 @@ knows a frontal picture of the study and none of those is one does the first fro
 are put in the order frontal, unknown, lateral.
 """
 
-import hashlib
 import os
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
-from data.dataset import Study
 from data.files import UserError, read_csv, read_text
 from data.images import locate
 from data.r2gen import read_annotation
+from data.source import Source, Study, drawn_split
 
 PUBLISHED = {"reports": 3955, "pictures named in them": 7470, "reports with findings": 3425,
              "reports with findings and two pictures or more": 2955}
-SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
+KAGGLE = {"reports": "indiana_reports.csv", "projections": "indiana_projections.csv"}
+# The one report whose pictures Kaggle names after the DICOM files, and the XML otherwise.
+RENAMED = {"CXR1_IM-0001-3001": "CXR1_1_IM-0001-3001", "CXR1_IM-0001-4001": "CXR1_1_IM-0001-4001"}
+
+
+class Report(NamedTuple):
+    """One report of the collection; `names` are its pictures', in Open-i's order, which is the alphabet's."""
+
+    path: Path
+    uid: str
+    findings: str
+    impression: str
+    names: list
+
+    def text(self, target):
+        return {"findings": self.findings, "impression": self.impression,
+                "both": "\n\n".join(text for text in (self.findings, self.impression) if text)}[target]
+
+    @property
+    def study_id(self):
+        """R2Gen's id; of a report without pictures, its own."""
+        return self.names[0].rpartition("-")[0] or self.names[0] if self.names else self.uid
 
 
 def collect(raw, target="findings", views=2, seed=0, split_from=None, text_only=False):
-    """(studies, skipped, found, folder of the pictures) of an unpacked download.
+    """The `Source` of an unpacked download.
 
     A study needs its target text and two pictures (one if `views` is 1). The split is `split_from`'s (R2Gen's
     annotation.json), else a seeded 70/10/20 one that depends on the ids alone. Raises UserError.
     """
-    reports, pngs = {}, {}
-    for folder, folders, files in os.walk(raw):
-        folders.sort()
-        for file in sorted(files):
-            kept = {".xml": reports, ".png": pngs}.get(Path(file).suffix.lower())
-            if kept is None or file.startswith("."):
-                continue
-            stem, path = Path(file).stem, Path(folder, file)
-            if stem in kept:
-                raise UserError(f"{path}: {kept[stem]} has the same name; remove one of the two")
-            kept[stem] = path
-    if not reports:
-        raise UserError(f"{raw}: no report (*.xml) in it; unpack NLMCXR_reports.tgz there (folder ecgen-radiology)")
+    xmls, pngs, tables = _files(raw)
     if not pngs and not text_only:
         raise UserError(f"{raw}: no picture (*.png) in it; unpack NLMCXR_png.tgz there (linked folders are not "
                         "followed) or ask for --text-only")
+    view_of = _views(tables["projections"]) if "projections" in tables else {}
+    reports = _reports(raw, xmls, tables)
 
-    parsed = [_parse(locate(raw, str(path.relative_to(raw)))) for path in reports.values()]
-    parsed.sort(key=lambda report: (len(report["uid"]), report["uid"]))
-    views_of = _views(Path(raw) / "indiana_projections.csv")
-    split_of = _published_split(split_from) if split_from else None
-    enough = min(2, views)
-    studies, skipped, path_of = [], [], {}
-    for report in parsed:
-        text = _text(report, target)
-        names = report["pictures"]
-        study_id = (names[0].rpartition("-")[0] or names[0]) if names else report["uid"]
-        if not text:
-            skipped.append({"id": study_id, "why": f"no {'text' if target == 'both' else target} in the report"})
-        elif len(names) < enough:
-            skipped.append({"id": study_id, "why": f"fewer than {enough} pictures"})
-        elif split_of is not None and study_id not in split_of:
-            skipped.append({"id": study_id, "why": f"not in {Path(split_from).name}"})
-        else:
-            if study_id in path_of:
-                raise UserError(f"{report['path']}: two studies have the id {study_id!r}, this one and that of "
-                                f"{path_of[study_id]}; remove one of the two")
-            path_of[study_id] = report["path"]
-            frontal = [name for name in names if views_of.get(name) == "frontal"]
-            names = names[:views]
-            if frontal and not set(frontal) & set(names):
-                names = names[:-1] + frontal[:1]
-            names = sorted(names, key=lambda name: ("frontal", "", "lateral").index(views_of.get(name, "")))
-            pictures = [str(pngs[name].relative_to(raw)) if name in pngs else f"{name}.png" for name in names]
-            extra = {"view_names": names}
-            if views_of:
-                extra["view_positions"] = [views_of.get(name, "") for name in names]
-            studies.append(Study(study_id, "train", text, pictures, extra))
-    if split_of is not None:
-        known = {study.id for study in studies} | {entry["id"] for entry in skipped}
-        skipped += [{"id": missing, "why": f"in {Path(split_from).name}, but no such report in the download"}
-                    for missing in sorted(split_of.keys() - known)]
-    split_of = split_of or _seeded_split([study.id for study in studies], seed)
-    studies = [study._replace(split=split_of[study.id]) for study in studies]
-    with_findings = [report for report in parsed if report["FINDINGS"]]
-    numbers = (len(parsed), sum(len(report["pictures"]) for report in parsed), len(with_findings),
-               sum(len(report["pictures"]) >= 2 for report in with_findings))
-    found = {what: (number, PUBLISHED[what]) for what, number in zip(PUBLISHED, numbers, strict=True)}
-    return studies, skipped, found, Path(raw)
+    split_of = {str(entry["id"]): split for split, entry in read_annotation(split_from)} if split_from else None
+    studies, left_out = _choose(reports, target, min(2, views), split_of, split_from)
+    split_of = split_of or drawn_split([report.study_id for report in studies], seed)
+    studies = [_study(report, target, views, split_of[report.study_id], raw, pngs, view_of) for report in studies]
+
+    with_findings = [report for report in reports if report.findings]
+    numbers = (len(reports), sum(len(report.names) for report in reports), len(with_findings),
+               sum(len(report.names) >= 2 for report in with_findings))
+    counts = {what: (number, PUBLISHED[what]) for what, number in zip(PUBLISHED, numbers, strict=True)}
+    if not xmls:
+        counts["reports in Kaggle's copy"] = (len(reports), 3851)
+        counts["pictures in Kaggle's copy"] = (counts["pictures named in them"][0], 7466)
+    return Source(studies, left_out, counts, Path(raw))
+
+
+def _files(raw):
+    """({stem: path} of the reports, {Open-i's name: path} of the pictures, {KAGGLE's key: path}) anywhere below raw."""
+    xmls, pngs, tables = {}, {}, {}
+    for folder, folders, files in os.walk(raw):
+        folders.sort()
+        for file in sorted(files):
+            path = Path(folder, file)
+            suffix = path.suffix.lower()
+            if file.startswith("."):
+                continue
+            if suffix == ".xml":
+                files_of_kind, key = xmls, path.stem
+            elif suffix == ".png":
+                files_of_kind, key = pngs, _open_i_name(path.stem)
+            elif file in KAGGLE.values():
+                files_of_kind, key = tables, next(key for key, name in KAGGLE.items() if name == file)
+            else:
+                continue
+            if key in files_of_kind:
+                raise UserError(f"{path}: {files_of_kind[key]} has the same name; remove one of the two")
+            files_of_kind[key] = path
+    if not xmls and len(tables) < len(KAGGLE):
+        raise UserError(f"{raw}: no report (*.xml) in it; unpack NLMCXR_reports.tgz there (folder ecgen-radiology), "
+                        f"or put Kaggle's {' and '.join(KAGGLE.values())} there")
+    return xmls, pngs, tables
+
+
+def _open_i_name(stem):
+    """Kaggle's "1_IM-0001-4001.dcm" under the name that the reports give the picture; other names as they are."""
+    if not stem.endswith(".dcm"):
+        return stem
+    name = "CXR" + stem.removesuffix(".dcm")
+    return RENAMED.get(name, name)
+
+
+def _reports(raw, xmls, tables):
+    """All `Report`s, in the order of their numbers: from the XML files, else from Kaggle's tables."""
+    if xmls:
+        reports = [_parse(locate(raw, str(path.relative_to(raw)))) for path in xmls.values()]
+    else:
+        names_of = {}
+        for _, uid, file in read_csv(tables["projections"], "uid", "filename"):
+            names_of.setdefault(uid, set()).add(_open_i_name(file.removesuffix(".png")))
+        reports = []
+        for _, uid, findings, impression in read_csv(tables["reports"], "uid", "findings", "impression"):
+            names = sorted(names_of.get(uid, ()))
+            reports.append(Report(tables["reports"], f"CXR{uid}", findings.strip(), impression.strip(), names))
+    return sorted(reports, key=lambda report: (len(report.uid), report.uid))
 
 
 def _parse(path):
-    """{"path", "uid", "FINDINGS", "IMPRESSION", "pictures"} of one report."""
+    """The `Report` of one XML file."""
     text = read_text(path)
     # The published reports declare no document type; without one no entity can expand or point anywhere.
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
@@ -107,35 +140,54 @@ def _parse(path):
     uid = root.find("uId")
     if uid is None or not uid.get("id"):
         raise UserError(f"{path}: no uId, so this is no Open-i report; move it out of the folder")
-    report = {"path": path, "uid": uid.get("id"), "FINDINGS": "", "IMPRESSION": "",
-              "pictures": [image.get("id", "") for image in root.iter("parentImage")]}
-    for section in root.iter("AbstractText"):
-        if section.get("Label") in report:
-            report[section.get("Label")] = "".join(section.itertext()).strip()
-    return report
+
+    text_of = {section.get("Label"): "".join(section.itertext()).strip() for section in root.iter("AbstractText")}
+    return Report(path, uid.get("id"), text_of.get("FINDINGS", ""), text_of.get("IMPRESSION", ""),
+                  [image.get("id", "") for image in root.iter("parentImage")])
 
 
-def _text(report, target):
-    if target == "both":
-        return "\n\n".join(report[section] for section in ("FINDINGS", "IMPRESSION") if report[section])
-    return report[target.upper()]
+def _choose(reports, target, enough, split_of, split_from):
+    """(reports that make a study, [{"id", "why"}] of those left out). UserError for an id that two studies have."""
+    chosen, left_out = {}, []
+    for report in reports:
+        if not report.text(target):
+            why = f"no {'text' if target == 'both' else target} in the report"
+        elif len(report.names) < enough:
+            why = f"fewer than {enough} pictures"
+        elif split_of is not None and report.study_id not in split_of:
+            why = f"not in {Path(split_from).name}"
+        elif report.study_id in chosen:
+            raise UserError(f"{report.path}: two studies have the id {report.study_id!r}, this one and that of "
+                            f"{chosen[report.study_id].path}; remove one of the two")
+        else:
+            chosen[report.study_id] = report
+            continue
+        left_out.append({"id": report.study_id, "why": why})
+
+    if split_of is not None:
+        here = chosen.keys() | {entry["id"] for entry in left_out}
+        left_out += [{"id": missing, "why": f"in {Path(split_from).name}, but no such report in the download"}
+                     for missing in sorted(split_of.keys() - here)]
+    return list(chosen.values()), left_out
+
+
+def _study(report, target, views, split, raw, pngs, view_of):
+    """A report as a `Study`, with its pictures chosen and put in order."""
+    names = report.names[:views]
+    frontal = [name for name in report.names if view_of.get(name) == "frontal"]
+    if frontal and not set(frontal) & set(names):
+        names = names[:-1] + frontal[:1]
+    names = sorted(names, key=lambda name: ("frontal", "", "lateral").index(view_of.get(name, "")))
+
+    pictures = [str(pngs[name].relative_to(raw)) if name in pngs else f"{name}.png" for name in names]
+    extra = {"view_names": names}
+    if view_of:
+        extra["view_positions"] = [view_of.get(name, "") for name in names]
+    return Study(report.study_id, split, report.text(target), pictures, extra)
 
 
 def _views(path):
-    """{picture: "frontal" or "lateral"}, as far as Kaggle's table knows; there a name is "1_IM-0001-4001.dcm.png"."""
-    if not path.exists():
-        return {}
-    return {"CXR" + filename.removesuffix(".png").removesuffix(".dcm"): projection.lower()
-            for filename, projection in read_csv(path, "filename", "projection")
+    """{picture: "frontal" or "lateral"}, as far as Kaggle's table knows."""
+    return {_open_i_name(file.removesuffix(".png")): projection.lower()
+            for _, file, projection in read_csv(path, "filename", "projection")
             if projection in ("Frontal", "Lateral")}
-
-
-def _published_split(path):
-    return {str(entry["id"]): split for split, entry in read_annotation(path)}
-
-
-def _seeded_split(ids, seed):
-    """Ids in the order of their hash, cut at 70 and 80 %: no order of files and no random generator has a say."""
-    ranked = sorted(ids, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
-    ends = round(SHARES["train"] * len(ids)), round((SHARES["train"] + SHARES["val"]) * len(ids))
-    return {name: "train" if n < ends[0] else "val" if n < ends[1] else "test" for n, name in enumerate(ranked)}

@@ -13,9 +13,8 @@ from data import prepare
 from model.bert import Bert
 from model.mistral import Mistral
 from model.swin import Swin
+from tests import real
 from tests.runs import ROOT, same_weights
-
-REAL = ROOT.parent / "shared" / "real"
 
 
 def run(folder, line, code=0):
@@ -76,9 +75,8 @@ def test_the_stand_ins_are_the_same_from_the_same_seed(folder, tmp_path):
         assert same_weights(*(at / "weights" / "demo" / part / "model.safetensors" for at in (folder, tmp_path)))
 
 
-@pytest.mark.skipif(not (REAL / "cxr_cases").exists(), reason="the real pictures of ../shared are not here")
 def test_real_pictures_and_texts_go_the_whole_way(folder, tmp_path):
-    run(tmp_path, f"python -m data.prepare r2gen --raw {REAL / 'cxr_cases'} --out cases --size 128")
+    run(tmp_path, f"python -m data.prepare r2gen --raw {real('cxr_cases')} --out cases --size 128")
     pictures = np.load(tmp_path / "cases" / "images.npy", mmap_mode="r")
     counts = json.loads((tmp_path / "cases" / "manifest.json").read_text())["counts"]
     studies = [json.loads(line) for line in (tmp_path / "cases" / "studies.jsonl").read_text().splitlines()]
@@ -91,9 +89,8 @@ def test_real_pictures_and_texts_go_the_whole_way(folder, tmp_path):
     assert len((tmp_path / "run" / "eval-test" / "reports.jsonl").read_text().splitlines()) == counts["test"]
 
 
-@pytest.mark.skipif(not (REAL / "images").exists(), reason="the real pictures of ../shared are not here")
 def test_a_real_picture_gets_a_report_with_its_clues(folder):
-    pictures = sorted(path for path in (REAL / "images").iterdir() if path.suffix in (".png", ".jpg", ".jpeg"))
+    pictures = sorted(path for path in real("images").iterdir() if path.suffix in (".png", ".jpg", ".jpeg"))
     assert pictures
     for picture in pictures:
         told = json.loads(run(folder, f"python evaluate.py --ckpt runs/demo/ckpt.safetensors --image {picture} --json"))

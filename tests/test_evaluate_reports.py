@@ -17,9 +17,9 @@ from evaluation.labels import phantom_labeler, with_labels
 from evaluation.results import Scoring, evaluate_texts
 from metrics.clinical import clinical_scores
 from metrics.meteor_data import find_data
+from tests import real
 
 ROOT = Path(__file__).resolve().parents[1]
-PEER = ROOT.parent / "shared" / "real" / "peer_predictions_iu.jsonl"
 TEXTS = ["The heart is normal in size. No pleural effusion.",
          "Severe cardiomegaly. There is a small right pleural effusion.",
          "There is a large left pneumothorax.", "Lungs are clear.", "Mild pulmonary edema. No pneumothorax.",
@@ -201,9 +201,8 @@ def test_scoring_given_texts_needs_no_torch(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(not PEER.exists(), reason="the real pairs of ../shared are not here")
 def test_real_pairs(tmp_path, no_data):
-    assert evaluate.main(["--reports", str(PEER), "--out", str(tmp_path), "--draws", "100"]) == 0
+    assert evaluate.main(["--reports", str(real("peer_predictions_iu.jsonl")), "--out", str(tmp_path), "--draws", "100"]) == 0
     language = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["language"]
     # From pycocoevalcap with Java.
     wanted = {"BLEU-1": 0.31081646061038576, "BLEU-2": 0.1862505095613741, "BLEU-3": 0.12158832987614844,
@@ -213,9 +212,9 @@ def test_real_pairs(tmp_path, no_data):
     assert language["r2gen"]["BLEU-1"]["value"] > language["coco"]["BLEU-1"]["value"]
 
 
-@pytest.mark.skipif(find_data() is None or not PEER.exists(), reason="needs METEOR's data and the real pairs of ../shared")
+@pytest.mark.skipif(find_data() is None, reason="needs METEOR's data")
 def test_full_meteor_of_the_real_pairs():
-    pairs = [json.loads(line) for line in PEER.read_text(encoding="utf-8").splitlines()]
+    pairs = [json.loads(line) for line in real("peer_predictions_iu.jsonl").read_text(encoding="utf-8").splitlines()]
     scores = metrics.score(*([row[side] for row in pairs] for side in ("hypothesis", "reference")))
     assert scores["METEOR"] == pytest.approx(0.14893836762232462, abs=1e-12)         # the jar's
 

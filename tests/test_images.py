@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from data.files import UserError
-from data.images import LEVELS, MEAN, STD, augment, locate, read, read_below
+from data.images import LEVELS, MEAN, STD, Outshone, augment, locate, read, read_below
 
 
 def ramp(height=60, width=90):
@@ -80,6 +80,112 @@ def test_12_bit_pixels_in_a_16_bit_file_use_their_own_range(tmp_path):
     deep = np.tile(np.linspace(0, 4095, 256).astype(np.uint16), (256, 1))
     Image.fromarray(deep).save(tmp_path / "deep.png")
     assert far(read(tmp_path / "deep.png", 256), (deep / 16.06).round()) <= 1
+
+
+def tiff(path, width, height, data, bits, white_is_zero, sample_format=1, big=False):
+    """An uncompressed gray TIFF of any depth, written by hand: Pillow would turn some of them round."""
+    order = ">" if big else "<"
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 0 if white_is_zero else 1), (273, 200), (277, 1),
+            (278, height), (279, len(data)), (339, sample_format)]
+    entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags)
+    head = (b"MM" if big else b"II") + struct.pack(order + "HIH", 42, 8, len(tags)) + entries + bytes(4)
+    path.write_bytes(head.ljust(200, b"\0") + data)
+    return path
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16, 32])
+def test_whatever_its_depth_a_tiff_whose_0_is_white_is_no_negative(tmp_path, bits, big):
+    """Right, or refused by name: there is no third."""
+    right, refused = 0, 0
+    top = 2 ** min(bits, 16) - 1                                # 32 bits are used like 16
+    levels = np.linspace(0, top, 64).round().astype(np.int64)   # dark to bright
+    for white_is_zero in (False, True):
+        stored = top - levels if white_is_zero else levels
+        fields = ((stored[:, None] >> np.arange(bits)[::-1]) & 1).astype(np.uint8).reshape(-1)
+        row = np.packbits(fields).tobytes()
+        if bits > 8 and bits != 12 and not big:
+            row = stored.astype(f"<u{bits // 8}").tobytes()
+        path = tiff(tmp_path / "x.tif", 64, 64, row * 64, bits, white_is_zero, big=big)
+        try:
+            pixels = [read(path, 64), read(Image.open(path), 64)]
+        except UserError as error:
+            assert "TIFF" in str(error) and "16-bit gray PNG" in str(error)
+            refused += 1
+        else:
+            assert all(far(some, np.tile((levels * 255 / top).round(), (64, 1))) <= 1 for some in pixels)
+            right += 1
+    assert right + refused == 2 and (right == 2 or bits > 8)
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_deflate", "packbits"])
+def test_a_packed_or_turned_deep_tiff_whose_0_is_white(tmp_path, compression):
+    levels = np.tile(np.linspace(0, 65535, 256).astype(np.uint16), (256, 1))
+    for orientation, turns in ((1, 0), (6, -1)):
+        Image.fromarray(65535 - levels).save(tmp_path / "x.tif", compression=compression,
+                                             tiffinfo={262: 0, 274: orientation})
+        for picture in (tmp_path / "x.tif", Image.open(tmp_path / "x.tif")):
+            assert far(read(picture, 256), np.rot90((levels / 257).round(), turns)) <= 1
+
+
+def test_unsigned_32_bits_do_not_wrap(tmp_path):
+    levels = np.tile(np.linspace(0, 2 ** 32 - 1, 64).astype("<u4"), (64, 1))
+    path = tiff(tmp_path / "x.tif", 64, 64, levels.tobytes(), 32, white_is_zero=False)
+    assert far(read(path, 64), (levels / (2 ** 24 + 2 ** 16 + 2 ** 8 + 1)).round()) <= 1
+
+
+def anatomy(bits=12, size=512):
+    """A soft chest of so many bits whose brightest pixels are few, as in any clean picture."""
+    y, x = np.mgrid[:size, :size] / size - 0.5
+    soft = np.exp(-((x / 0.3) ** 2 + (y / 0.4) ** 2)) * 0.7 + 0.3 * np.exp(-((x - 0.1) ** 2 + y ** 2) / 0.0004)
+    return (soft / soft.max() * (2 ** bits - 1)).astype(np.uint16)
+
+
+def hot(pixels, value=65535):
+    pixels = pixels.copy()
+    pixels[7, 9] = value
+    return pixels
+
+
+def marker(pixels, value=65535):
+    """A letter with soft edges: half a per cent of the picture."""
+    pixels, letter = pixels.copy(), np.zeros(pixels.shape, np.uint8)
+    letter[20:60, 20:28] = letter[52:60, 20:50] = 255
+    soft = np.asarray(Image.fromarray(letter).resize((256, 256)).resize((512, 512), Image.Resampling.BICUBIC)) / 255
+    return np.maximum(pixels, (soft * value).astype(np.uint16))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 13])
+@pytest.mark.parametrize("outlier", [hot, marker])
+def test_a_few_pixels_far_brighter_than_all_others_do_not_darken_the_rest(tmp_path, bits, outlier):
+    clean = anatomy(bits)
+    spoilt = outlier(clean)
+    Image.fromarray(spoilt).save(tmp_path / "x.png")
+    with pytest.warns(Outshone, match="shown as white"):
+        pixels = read(tmp_path / "x.png", 512)
+    same = spoilt == clean
+    assert same.mean() > 0.99 and (np.abs(pixels.astype(int) - read(Image.fromarray(clean), 512))[same] <= 1).all()
+    assert pixels[spoilt == 65535].min() == 255
+
+
+@pytest.mark.parametrize("pixels", [
+    anatomy(12), anatomy(16), hot(anatomy(12), 8191), hot(anatomy(16)), np.zeros((64, 64), np.uint16),
+    np.full((64, 64), 300, np.uint16), np.tile(np.linspace(0, 65535, 512).astype(np.uint16), (512, 1)),
+    # a device that is part of the picture: 2 % of it
+    np.where(np.arange(512 * 512).reshape(512, 512) % 512 < 11, 65535, anatomy(12)).astype(np.uint16),
+    # a bright tail without a gap: noise around a dark level
+    np.random.default_rng(0).exponential(400, (512, 512)).astype(np.uint16),
+    (np.random.default_rng(0).pareto(2.5, (512, 512)) * 300).clip(0, 65535).astype(np.uint16),
+], ids=lambda pixels: f"{pixels.max()}")
+def test_clean_pictures_keep_the_range_of_their_brightest_pixel(pixels, recwarn):
+    top = 2 ** max(8, int(pixels.max()).bit_length()) - 1
+    assert far(read(Image.fromarray(pixels), len(pixels)), (pixels * (255 / top)).round()) <= 1
+    assert not recwarn.list
+
+
+def test_the_colours_of_a_cmyk_jpeg_are_not_turned_round(tmp_path):
+    Image.fromarray(ramp()).convert("CMYK").save(tmp_path / "x.jpg", quality=95)
+    assert far(read(tmp_path / "x.jpg", 90)[15:75], ramp()) <= 4
 
 
 @pytest.mark.parametrize("colour, channels", [(2, 3), (4, 2), (6, 4)])
@@ -158,6 +264,24 @@ def test_damaged_files_are_noticed_by_their_pixels(tmp_path):
         read(tmp_path / "absent.png", 64)
     with pytest.raises(UserError):
         read(tmp_path, 64)
+
+
+@pytest.mark.parametrize("name, data, words", [
+    ("scan.dcm", bytes(128) + b"DICM\2\0\0\0UL", ["DICOM", "window", "MONOCHROME1", "dcmj2pnm"]),
+    ("1.png", bytes(128) + b"DICM\2\0\0\0UL", ["DICOM"]),
+    ("old.dcm", b"\x08\0\x05\0\x0a\0\0\0ISO_IR 100", ["DICOM"]),
+    ("a.jpg", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", ["Git LFS", "git lfs pull"]),
+    ("a.png", b"<!DOCTYPE html><html>404</html>", ["web page", "download"]),
+    ("a.png", b"PK\3\4" + bytes(60), ["zip"]), ("a.png", b"\x1f\x8b\x08" + bytes(60), ["gzip"]),
+    ("a.jp2", b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(60), ["JPEG 2000"]),
+    ("a.tif", b"II*\0\x08\0\0\0\0\0", ["TIFF"]), ("a.png", b"nothing", ["no picture of a known format"])])
+def test_what_is_no_picture_is_called_by_its_name(tmp_path, name, data, words):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError) as error:
+        read(tmp_path / name, 64)
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / name}: cannot be read (") and "\n" not in message
+    assert all(word in message for word in words)
 
 
 def png(width, height, data, bits=8, colour=0):

@@ -145,7 +145,8 @@ def tree(raw, pictures="files", reports="files", tables=".", packed=True):
 
 
 def command(raw, out, *others):
-    return prepare.main(["mimic_cxr", "--raw", str(raw), "--out", str(out), "--size", "16", "--workers", "1", *others])
+    pictures = () if "--text-only" in others else ("--size", "16", "--workers", "1")
+    return prepare.main(["mimic_cxr", "--raw", str(raw), "--out", str(out), *pictures, *others])
 
 
 def test_counted_by_study(tmp_path, capsys):
@@ -267,7 +268,7 @@ def change(path, edit):
     ("split", lambda h, r: (h, r + [["z", "../x", "10000032", "train"]]), "a row that cannot be"),
     ("split", lambda h, r: (h, r + [["z", "1", "2", "dev"]]), "a row that cannot be"),
     ("split", lambda h, r: (h, r + [["z", "1"]]), "only 2 columns"),
-    ("chexpert", lambda h, r: (h, [row[:-1] + ["maybe"] for row in r]), "a value other than"),
+    ("chexpert", lambda h, r: (h, [row[:-1] + ["maybe"] for row in r]), "a label other than"),
     ("chexpert", lambda h, r: (h, r + [r[0][:2] + ["1.0"] * 14]), "50000001 stands there twice"),
     ("metadata", lambda h, r: (h, r + [r[0][:3] + ["AP"]]), "d-lat stands there twice"),
 ])
@@ -295,10 +296,29 @@ def test_without_its_pictures_the_folder_and_the_reason_are_named(tmp_path, caps
     raw = tree(tmp_path / "raw")
     for path in list(raw.rglob("*.jpg")):
         path.unlink()
+    refused(raw, tmp_path / "set", capsys, f"{raw}: no pictures", "MIMIC-CXR-JPG", "--text-only")
+    Image.new("L", (9, 9)).save(raw / "files/p10/p10000032/s50000001/another.jpg")
     assert command(raw, tmp_path / "set") == 2
     message = capsys.readouterr().err
     assert f"{raw}/files: no study is left; 3 of 3" in message and "jpg: no such file; compare" in message
     assert not any((tmp_path / "set").iterdir())
+
+
+def test_mimic_cxr_beside_mimic_cxr_jpg_as_physionet_lays_both_out(tmp_path, capsys):
+    """The DICOM files stand beside the reports, in folders of the same names as the JPGs'."""
+    plain = tree(tmp_path / "plain")
+    jpg, dicom = "physionet.org/files/mimic-cxr-jpg/2.1.0/files", "physionet.org/files/mimic-cxr/2.0.0/files"
+    raw = tree(tmp_path / "raw", pictures=jpg, reports=dicom, tables="physionet.org/files/mimic-cxr-jpg/2.1.0")
+    for path in list((raw / jpg).rglob("*.jpg")):
+        beside = raw / dicom / path.relative_to(raw / jpg).with_suffix(".dcm")
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(bytes(128) + b"DICM")
+    assert command(plain, tmp_path / "a") == command(raw, tmp_path / "b") == 0
+    for name in ("studies.jsonl", "images.npy"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    for path in list(raw.rglob("*.jpg")):
+        path.unlink()
+    refused(raw, tmp_path / "set", capsys, "no pictures", "DICOM files of MIMIC-CXR are not read")
 
 
 def test_another_download_is_not_taken_for_the_finished_one(tmp_path, capsys):
@@ -329,7 +349,7 @@ def test_a_tree_without_reports_or_with_two(tmp_path, capsys):
     raw = tree(tmp_path / "b")
     (raw / "copy/p10/p10000032").mkdir(parents=True)
     (raw / "copy/p10/p10000032/s50000001.txt").write_text(NORMAL)
-    refused(raw, tmp_path / "set", capsys, "reports in both")
+    refused(raw, tmp_path / "set", capsys, "reports (p1?/p*/s*.txt) in both")
 
 
 def test_without_labels_and_text_only(tmp_path):

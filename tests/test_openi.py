@@ -1,15 +1,14 @@
+import csv
 import json
 import tarfile
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from data import openi, prepare
 from data.dataset import Prepared
-
-REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
+from tests import real
 
 
 def report(number, pictures, findings="Lungs clear.", impression="Normal.", before=""):
@@ -52,7 +51,8 @@ def small(raw, **where):
 
 
 def command(raw, out, *others):
-    return prepare.main(["openi", "--raw", str(raw), "--out", str(out), "--size", "8", "--workers", "1", *others])
+    pictures = () if "--text-only" in others else ("--size", "8", "--workers", "1")
+    return prepare.main(["openi", "--raw", str(raw), "--out", str(out), *pictures, *others])
 
 
 def test_the_default_rule(tmp_path):
@@ -152,10 +152,70 @@ def test_marked_up_text_is_read_whole(tmp_path):
 def test_pictures_under_other_names_are_the_reason(tmp_path, capsys):
     raw = small(tmp_path / "raw")
     for path in sorted(raw.rglob("*.png")):
-        path.rename(path.with_name(path.stem.removeprefix("CXR") + ".dcm.png"))
+        path.rename(path.with_name("x" + path.name))
     assert command(raw, tmp_path / "set") == 2
     assert f"{raw}: no study is left; 4 of 4 were left out" in (message := capsys.readouterr().err)
     assert "CXR1_1_IM-0001-3001.png: no such file; compare" in message and not any((tmp_path / "set").iterdir())
+
+
+def as_kaggle_ships_it(raw):
+    """Kaggle's copy of `small`: its names, its tables, only the reports that have a picture. Returns what was XML."""
+    reports = {path: openi._parse(path) for path in sorted(raw.rglob("*.xml"))}
+    (raw / "NLMCXR_png").rename(raw / "images_normalized")
+    file_of = {name: name.removeprefix("CXR").replace("1_1_IM", "1_IM") + ".dcm.png"
+               for report in reports.values() for name in report.names}
+    for name, file in file_of.items():
+        (raw / "images_normalized" / f"{name}.png").rename(raw / "images_normalized" / file)
+    with open(raw / "indiana_reports.csv", "w", newline="") as reports_csv, \
+            open(raw / "indiana_projections.csv", "w", newline="") as projections_csv:
+        texts, views = csv.writer(reports_csv), csv.writer(projections_csv)
+        texts.writerow(["uid", "MeSH", "Problems", "image", "indication", "comparison", "findings", "impression"])
+        views.writerow(["uid", "filename", "projection"])
+        for report in reports.values():
+            uid = report.uid.removeprefix("CXR")
+            if report.names:
+                texts.writerow([uid, "normal", "normal", "Chest", "", "", report.findings, report.impression])
+            views.writerows([uid, file_of[name], "Frontal"] for name in report.names[::-1])
+    return list(reports)
+
+
+def test_kaggles_copy_with_the_xml_or_with_its_tables_alone(tmp_path, capsys):
+    small(tmp_path / "openi")
+    xmls = as_kaggle_ships_it(small(tmp_path / "kaggle"))
+    assert command(tmp_path / "openi", tmp_path / "a") == command(tmp_path / "kaggle", tmp_path / "b") == 0
+    for path in xmls:
+        path.unlink()
+    capsys.readouterr()
+    assert command(tmp_path / "kaggle", tmp_path / "c") == 0
+    output = capsys.readouterr().out
+    assert "7  reports (published: 3,955; DIFFERS)" in output and "7  reports in Kaggle's copy (published: 3,851" in output
+    studies = [Prepared(tmp_path / name).studies for name in "abc"]
+    for study in studies[1] + studies[2]:
+        assert study.pop("view_positions") == ["frontal"] * 2
+    assert studies[0] == studies[1] == studies[2], "the same ids (that of report 1 too), splits, texts and pictures"
+    assert len({(tmp_path / name / "images.npy").read_bytes() for name in "abc"}) == 1
+
+
+def test_half_of_kaggles_tables_is_not_enough(tmp_path, capsys):
+    for path in as_kaggle_ships_it(small(tmp_path / "raw")):
+        path.unlink()
+    (tmp_path / "raw/indiana_reports.csv").unlink()
+    assert command(tmp_path / "raw", tmp_path / "set") == 2
+    assert "indiana_reports.csv and indiana_projections.csv" in capsys.readouterr().err
+
+
+def test_kaggles_real_tables_give_r2gens_studies(tmp_path, capsys):
+    (tmp_path / "raw").symlink_to(real("kaggle"))
+    annotation = real("iu_xray_annotation.json")
+    assert command(tmp_path / "raw", tmp_path / "set", "--text-only", "--split-from", str(annotation)) == 0
+    output = capsys.readouterr().out
+    for line in ("3,851  reports in Kaggle's copy (published: 3,851)", "7,466  pictures in Kaggle's copy (published: 7,466)",
+                 "2,955  reports with findings and two pictures or more (published: 2,955)", "2,069 / 296 / 590 studies"):
+        assert line in output
+    made = [json.loads(line) for line in (tmp_path / "set/studies.jsonl").read_text("utf-8").splitlines()]
+    theirs = {entry["id"]: (split, entry["report"]) for split, entries in json.loads(
+        annotation.read_text("utf-8")).items() for entry in entries}
+    assert {study["id"]: (study["split"], study["report"]) for study in made} == theirs
 
 
 def test_missing_and_broken_pictures_are_named(tmp_path):
@@ -221,19 +281,17 @@ def test_what_is_missing_is_said(tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory):
+def published(tmp_path_factory):
     """The published reports, unpacked, and R2Gen's annotation."""
-    archive, annotation = REAL / "NLMCXR_reports.tgz", REAL / "iu_xray_annotation.json"
-    if not archive.exists() or not annotation.exists():
-        pytest.skip("needs ../shared/real/NLMCXR_reports.tgz and iu_xray_annotation.json")
+    archive, annotation = real("NLMCXR_reports.tgz"), real("iu_xray_annotation.json")
     raw = tmp_path_factory.mktemp("openi")
     with tarfile.open(archive) as tar:
         tar.extractall(raw, filter="data")
     return raw, annotation
 
 
-def test_the_published_reports_give_r2gens_studies(real, tmp_path, capsys):
-    raw, annotation = real
+def test_the_published_reports_give_r2gens_studies(published, tmp_path, capsys):
+    raw, annotation = published
     assert command(raw, tmp_path, "--text-only", "--split-from", str(annotation)) == 0
     output = capsys.readouterr().out
     for line in ("3,955  reports (published: 3,955)", "7,470  pictures named in them (published: 7,470)",
@@ -242,29 +300,29 @@ def test_the_published_reports_give_r2gens_studies(real, tmp_path, capsys):
         assert line in output
     assert "DIFFERS" not in output
     made = [json.loads(line) for line in (tmp_path / "studies.jsonl").read_text("utf-8").splitlines()]
-    published = {entry["id"]: (split, entry["report"]) for split, entries in json.loads(
+    theirs = {entry["id"]: (split, entry["report"]) for split, entries in json.loads(
         annotation.read_text("utf-8")).items() for entry in entries}
-    assert {study["id"]: (study["split"], study["report"]) for study in made} == published
+    assert {study["id"]: (study["split"], study["report"]) for study in made} == theirs
     assert all(len(study["view_names"]) == 2 for study in made)
 
 
 @pytest.mark.parametrize(("options", "number"), [
     ({}, 2955), ({"views": 1}, 3337), ({"target": "both"}, 3391), ({"target": "both", "views": 1}, 3826)])
-def test_other_rules_on_the_published_reports(real, options, number):
-    studies = openi.collect(real[0], text_only=True, **options)[0]
+def test_other_rules_on_the_published_reports(published, options, number):
+    studies = openi.collect(published[0], text_only=True, **options)[0]
     assert len(studies) == number
     shares = Counter(study.split for study in studies)
     assert [shares[split] for split in ("train", "val", "test")] == [
         round(0.7 * number), round(0.8 * number) - round(0.7 * number), number - round(0.8 * number)]
 
 
-def test_published_reports_with_stand_in_pictures(real, tmp_path, capsys):
+def test_published_reports_with_stand_in_pictures(published, tmp_path, capsys):
     """A stand-in for every one of the 7,470 names, the whole way."""
-    raw, annotation = real
+    raw, annotation = published
     (raw / "NLMCXR_png").mkdir()
     drawn = {}
     for path in raw.glob("ecgen-radiology/*.xml"):
-        for name in openi._parse(path)["pictures"]:
+        for name in openi._parse(path).names:
             level = sum(name.encode()) % 200 + 50
             if level not in drawn:
                 Image.new("L", (5, 6), level).save(tmp_path / "one.png")

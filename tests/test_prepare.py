@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ import pytest
 from PIL import Image
 
 from data import builder, prepare
-from data.dataset import Prepared, Study
+from data.dataset import Prepared
 from data.files import UserError
+from data.images import Outshone
+from data.source import Source, Study
+from tests import test_mimic_cxr, test_openi, test_r2gen, test_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,8 +47,8 @@ def read_slowly(picture, size):
 
 
 def build(out, some=None, reader=read, workers=1, **others):
-    return prepare.build(studies() if some is None else some, reader, out, size=8, workers=workers,
-                         options={"source": "test"}, **others)
+    source = Source(studies() if some is None else some, **others)
+    return prepare.build(source, reader, out, size=8, workers=workers, options={"source": "test"})
 
 
 def digest(folder):
@@ -66,7 +70,7 @@ def test_three_files_that_the_reader_understands(tmp_path):
 
 
 def test_a_study_with_an_unreadable_picture_is_left_out_and_named(tmp_path):
-    manifest = build(tmp_path, reader=read_some, skipped=[{"id": "x", "why": "the source's"}])
+    manifest = build(tmp_path, reader=read_some, left_out=[{"id": "x", "why": "the source's"}])
     prepared = Prepared(tmp_path)
     assert manifest["skipped"] == [{"id": "x", "why": "the source's"}, {"id": "s0", "why": "0-1.png: broken"},
                                    {"id": "s7", "why": "7-0.png: broken"}, {"id": "s29", "why": "29-0.png: broken"}]
@@ -77,6 +81,31 @@ def test_a_study_with_an_unreadable_picture_is_left_out_and_named(tmp_path):
     for study in prepared.studies:
         expected = [2 * study["key"], 2 * study["key"] + 1]
         assert [int(picture[0, 0]) for picture in prepared.pictures(study)] == expected
+
+
+def read_outshone(picture, size):
+    """Every picture of the last ten studies has a hot pixel."""
+    if int(picture.split("-")[0]) >= 20:
+        warnings.warn("a hot pixel", Outshone)
+    return read_some(picture, size)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_pictures_with_outshining_pixels_are_counted(tmp_path, workers, capsys):
+    """Of the twenty, two belong to a study that is left out; a build that was killed counts them all the same."""
+    def stop_at_29(picture, size):
+        if picture == "29-0":
+            raise KeyboardInterrupt
+        return read_outshone(picture, size)
+
+    assert build(tmp_path / "set", reader=read_outshone, workers=workers)["clipped_pictures"] == 18
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "stopped", reader=stop_at_29)
+    assert build(tmp_path / "stopped", reader=read_outshone)["clipped_pictures"] == 18
+    assert digest(tmp_path / "set") == digest(tmp_path / "stopped")
+    assert build(tmp_path / "clean")["clipped_pictures"] == 0
+    prepare._print_summary("set", build(tmp_path / "set", reader=read_outshone))
+    assert "18 pictures have a few pixels far brighter than all others" in capsys.readouterr().out
 
 
 def test_the_same_bytes_for_any_number_of_workers(tmp_path):
@@ -94,9 +123,9 @@ def test_a_finished_data_set_is_left_alone_and_another_is_not_overwritten(tmp_pa
 
     assert build(tmp_path, reader=never)["counts"]["train"] == 18
     with pytest.raises(UserError, match=r"another source \('test'\); choose another --out"):
-        prepare.build(studies(), never, tmp_path, size=8, workers=1, options={"source": "other"})
+        prepare.build(Source(studies()), never, tmp_path, size=8, workers=1, options={"source": "other"})
     with pytest.raises(UserError, match=r"another size \(8\)"):
-        prepare.build(studies(), never, tmp_path, size=16, workers=1, options={"source": "test"})
+        prepare.build(Source(studies()), never, tmp_path, size=16, workers=1, options={"source": "test"})
     assert digest(tmp_path) == before
     (tmp_path / "images.npy").unlink()
     build(tmp_path)
@@ -237,15 +266,15 @@ def test_what_cannot_be_a_data_set(tmp_path):
         build(tmp_path / "x", some=studies()[:2] + studies()[1:2])
     with pytest.raises(UserError, match="split 'dev' is none"):
         build(tmp_path / "x", some=[studies()[0]._replace(split="dev")])
-    with pytest.raises(UserError, match="RAW: no study is left; 1 of 1 .* no words in the report; compare .* README"):
-        build(tmp_path / "x", some=[studies()[0]._replace(report=" ___. 12 ")], origin="RAW")
+    with pytest.raises(UserError, match="RAW: no study is left; 1 of 1 .* no words in the report; compare .* docs/data.md"):
+        build(tmp_path / "x", some=[studies()[0]._replace(report=" ___. 12 ")], folder="RAW")
     assert not (tmp_path / "x").exists()
     with pytest.raises(UserError, match="no study is left: the source is empty"):
         build(tmp_path / "x", some=[])
     # What the source itself left out is not why: the pictures are.
     others = [{"id": str(n), "why": "no findings in the report"} for n in range(5)]
     with pytest.raises(UserError, match="RAW: no study is left; 1 of 1 .* 0-1.png: broken"):
-        build(tmp_path / "x", some=studies()[:1], reader=read_some, skipped=others, origin="RAW")
+        build(tmp_path / "x", some=studies()[:1], reader=read_some, left_out=others, folder="RAW")
     assert not list((tmp_path / "x").iterdir()), "no parts stay behind"
     manifest = build(tmp_path / "y", some=studies()[:3] + [studies()[3]._replace(report="XXXX.")])
     assert manifest["skipped"] == [{"id": "s3", "why": "no words in the report"}]
@@ -324,3 +353,56 @@ def test_ctrl_c_while_it_draws_is_one_line_and_loses_nothing(tmp_path, workers):
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and error.splitlines()[-1] == "stopped; the same command goes on from here"
     assert "Traceback" not in error and state.exists()
+
+
+# A value that is not the default, for every option of every source: a new option can't escape.
+VALUES = {"--size": ["17"], "--workers": ["3"], "--views": ["1"], "--text-only": [], "--target": ["impression"],
+          "--seed": ["5"], "--split-from": ["SPLIT"], "--count": ["images"], "--studies": ["3", "1", "1"]}
+
+
+def options_of(source):
+    """The optional arguments of a source's own parser."""
+    sources = next(action for action in prepare._parser()._actions if action.dest == "source").choices
+    return [action.option_strings[0] for action in sources[source]._actions
+            if action.option_strings and not action.required and action.dest != "help"]
+
+
+@pytest.mark.parametrize("source, raw", [
+    ("openi", lambda raw: test_openi.small(raw)), ("r2gen", lambda raw: test_r2gen.small(raw)),
+    ("mimic_cxr", lambda raw: test_mimic_cxr.tree(raw)), ("csv", lambda raw: test_table.tree(raw)),
+    ("csv", lambda raw: test_table.tree(raw, test_table.THREE.replace("split", "fold"))), ("phantom", None)])
+def test_no_option_is_accepted_and_ignored(tmp_path, monkeypatch, capsys, source, raw):
+    """Whatever is given beside it, an option changes what is built or is refused by its name."""
+    annotation = tmp_path / "annotation.json"
+    annotation.write_text(json.dumps({"train": [], "test": [
+        {"id": name, "report": "x", "image_path": ["x"]} for name in ("CXR2_IM-0002", "CXR10_IM-0010")]}))
+    asked = []
+
+    def record(source, read, out, *, size, workers, options):
+        asked.append((source.studies, options, read and (size, workers)))
+        return {"found": {}, "skipped": [], "counts": {"train": 0, "val": 0, "test": 0}, "pictures": 0, "repeats": {}}
+
+    monkeypatch.setattr(prepare, "build", record)
+    where = [] if raw is None else ["--raw", str(raw(tmp_path / "raw"))]
+
+    def outcome(*options):
+        words = [str(annotation) if word == "SPLIT" else word for option in options for word in (option, *VALUES[option])]
+        code = prepare.main([source, "--out", str(tmp_path / "set"), *where, *words])
+        return asked.pop() if code == 0 else capsys.readouterr().err
+
+    few = ["--studies"] if source == "phantom" else []          # 2,800 phantoms would take their time
+    refused = set()
+    for others in [few, *([*few, option] for option in options_of(source) if option not in few)]:
+        before = outcome(*others)
+        for option in options_of(source):
+            if option not in others and not isinstance(before, str):
+                after = outcome(*others, option)
+                if isinstance(after, str):
+                    assert "has no meaning" in after and any(name in after for name in (option, *others)), after
+                    refused.add((*others, option))
+                else:
+                    assert after != before, f"{option} changes nothing beside {others}"
+    pairs = {"openi": [("--split-from", "--seed")], "mimic_cxr": [("--count", "--views")]}.get(source, [])
+    if source != "phantom":
+        pairs += [("--text-only", "--size"), ("--text-only", "--workers")]
+    assert {tuple(sorted(pair)) for pair in refused if len(pair) == 2} >= {tuple(sorted(pair)) for pair in pairs}

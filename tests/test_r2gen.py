@@ -1,6 +1,5 @@
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +7,7 @@ from PIL import Image
 
 from data import prepare, r2gen
 from data.dataset import Prepared
-
-REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
+from tests import real
 
 
 def entry(name, pictures, report="Lungs clear.", **others):
@@ -154,10 +152,7 @@ def test_no_annotation(tmp_path, capsys):
 
 
 def test_the_real_cases(tmp_path):
-    raw = REAL / "cxr_cases"
-    if not raw.exists():
-        pytest.skip("needs ../shared/real/cxr_cases")
-    assert prepare.main(["r2gen", "--raw", str(raw), "--out", str(tmp_path), "--size", "64", "--workers", "1"]) == 0
+    assert prepare.main(["r2gen", "--raw", str(real("cxr_cases")), "--out", str(tmp_path), "--size", "64", "--workers", "1"]) == 0
     prepared = Prepared(tmp_path)
     assert prepared.manifest["counts"] == {"train": 118, "val": 29, "test": 42}
     assert prepared.manifest["skipped"] == [] and prepared.manifest["pictures"] == len(prepared.images) == 217
@@ -166,10 +161,7 @@ def test_the_real_cases(tmp_path):
 
 
 def test_r2gens_own_file(tmp_path):
-    path = REAL / "iu_xray_annotation.json"
-    if not path.exists():
-        pytest.skip("needs ../shared/real/iu_xray_annotation.json")
-    (tmp_path / "annotation.json").symlink_to(path)
+    (tmp_path / "annotation.json").symlink_to(real("iu_xray_annotation.json"))
     (tmp_path / "images").mkdir()
     assert prepare.main(["r2gen", "--raw", str(tmp_path), "--out", str(tmp_path / "set"), "--text-only"]) == 0
     manifest = json.loads((tmp_path / "set/manifest.json").read_text("utf-8"))

@@ -1,13 +1,11 @@
 import hashlib
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from data.reports import LABELS, clean_r2gen_iu, clean_r2gen_mimic, clean_r2gengpt_mimic, clean_report, sentences
-
-REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
+from tests import real
 
 # What R2Gen's and R2GenGPT's own code gives (R2Gen IU, R2Gen MIMIC, R2GenGPT MIMIC).
 ORIGINALS = [
@@ -103,9 +101,7 @@ def test_sentences(raw, found):
 
 
 def test_sentences_of_the_real_findings():
-    path = REAL / "iu_xray_annotation.json"
-    if not path.exists():
-        pytest.skip("needs ../shared/real/iu_xray_annotation.json")
+    path = real("iu_xray_annotation.json")
     reports = [entry["report"] for split in json.loads(path.read_text("utf-8")).values() for entry in split]
     found = [sentences(report) for report in reports]
     assert all(found), "every report with findings has a sentence"

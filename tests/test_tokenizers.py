@@ -4,7 +4,6 @@ import json
 import random
 import sys
 import unicodedata
-from pathlib import Path
 
 import pytest
 import sentencepiece
@@ -12,8 +11,8 @@ import transformers
 
 from data.files import UserError
 from data.tokenizers import SPECIAL, SentencePiece, WordPiece, words
+from tests import real
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "real" / "iu_xray_annotation.json"
 REPORTS = ["The heart is normal in size. The lungs are clear.", "No pneumothorax or pleural effusion.",
            "There is a XXXX opacity in the left lower lobe, 1.5 cm.", "Mild cardiomegaly; no acute disease (stable)."]
 NASTY = [
@@ -92,9 +91,8 @@ def test_every_character_is_treated_as_the_reference_treats_it(tmp_path, lower_c
     assert different == []
 
 
-@pytest.mark.skipif(not REAL.is_file(), reason="the real IU X-Ray reports are not here")
 def test_wordpiece_equals_transformers_on_real_reports(tmp_path):
-    texts = [item["report"] for split in json.loads(REAL.read_text()).values() for item in split][:600]
+    texts = [item["report"] for split in json.loads(real("iu_xray_annotation.json").read_text("utf-8")).values() for item in split][:600]
     trained = WordPiece.train(texts, 2000)
     trained.save_pretrained(tmp_path)
     theirs = transformers.BertTokenizer.from_pretrained(tmp_path)

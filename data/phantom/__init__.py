@@ -7,13 +7,13 @@ others there are, and a picture on its own spec alone, so any number of workers 
 
 from typing import NamedTuple
 
-from data.dataset import SPLITS, Study
 from data.phantom.film import Body, Dice, Film
 from data.phantom.frontal import draw_frontal
 from data.phantom.labeler import label
 from data.phantom.lateral import draw_lateral
 from data.phantom.text import labels_of, write_report
 from data.reports import LABELS
+from data.source import SPLITS, Study
 
 __all__ = ["LABELS", "Finding", "Picture", "draw", "easy", "label", "studies"]
 
