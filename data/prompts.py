@@ -6,7 +6,11 @@ hand-written severities and locations, after the idea of GLoRIA's prompt bank (w
 `prompts_per_disease=1`, the paper's literal form, names no side that the picture may contradict.
 """
 
+from collections import Counter
+
 from data.reports import LABELS
+
+READ = 20_000       # distinct sentences that a labeler is asked about; rarer ones are no wording of the reports' own
 
 _SIZE = ("", "small", "moderate", "large")
 _GRADE = ("", "mild", "moderate", "severe")
@@ -59,6 +63,24 @@ def clue_prompts(prompts_per_disease=None):
         general = clue_prompt(severities[0], words, locations[0])
         bank.append(list(dict.fromkeys([general, *specific]))[:prompts_per_disease or None])
     return bank
+
+
+def clue_sentences(reports, label, most=64):
+    """The reports' own sentences as clue prompts: one list per disease, in CheXbert's order, as `clue_prompts` gives.
+
+    reports: lists of sentences. label(texts) → 14 labels per text, in CheXbert's coding. A disease gets the sentences
+    that name it as present, the most frequent first, at most `most` of them; "No Finding" those that name nothing else,
+    present or absent. A disease that no sentence names keeps its prompts from `clue_prompts`.
+    """
+    counts = Counter(sentence for report in reports for sentence in report)
+    texts = sorted(counts, key=counts.get, reverse=True)[:READ]                     # stable: the first among equals
+    bank = [[] for _ in LABELS]
+    for text, labels in zip(texts, label(texts)):
+        named = [i for i, value in enumerate(labels) if value]
+        for i in named:
+            if labels[i] == 1 and (LABELS[i] != "No Finding" or len(named) == 1) and len(bank[i]) < most:
+                bank[i].append(text)
+    return [sentences or prompts for sentences, prompts in zip(bank, clue_prompts())]
 
 
 def zero_shot_pairs():

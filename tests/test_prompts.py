@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.prompts import clue_prompt, clue_prompts, zero_shot_pairs
+from data.prompts import clue_prompt, clue_prompts, clue_sentences, zero_shot_pairs
 from data.reports import LABELS
 
 
@@ -45,3 +45,19 @@ def test_the_presets_are_the_papers(preset, epochs, new_tokens):
         (config.k, config.queries, config.lora_rank, config.lora_alpha, config.lora_dropout)
     assert (config.heads, config.dc_weight, config.views, config.clue_threshold) == (8, 1.0, "concat", 0.0)
     assert (trrg.AlignmentConfig().d, trrg.AlignmentConfig().tau, trrg.AlignmentConfig().sentence_tokens) == (1024, 0.07, 64)
+
+
+def test_the_reports_own_sentences_as_clue_prompts():
+    """Present ones only, most frequent first; "No Finding" names nothing else; who is named nowhere keeps its prompts."""
+    edema, none, heart = (LABELS.index(name) for name in ("Edema", "No Finding", "Cardiomegaly"))
+    coded = {"Edema, mild.": {edema: 1}, "Edema, severe.": {edema: 1}, "No edema.": {edema: 2, none: 1},
+             "A normal chest.": {none: 1}, "Perhaps a large heart.": {heart: 3}}
+
+    def label(texts):
+        return [[coded[text].get(i, 0) for i in range(14)] for text in texts]
+
+    reports = [["Edema, mild.", "Perhaps a large heart."], ["Edema, severe."], ["Edema, severe.", "No edema."], ["A normal chest."]]
+    bank = clue_sentences(reports, label)
+    assert bank[edema] == ["Edema, severe.", "Edema, mild."] and bank[none] == ["A normal chest."]
+    assert bank[heart] == clue_prompts()[heart] and len(bank) == 14
+    assert clue_sentences(reports, label, most=1)[edema] == ["Edema, severe."]

@@ -10,12 +10,14 @@ import trrg
 from data.builder import finished
 from data.dataset import Prepared
 from data.files import whole_file
-from tests.experiments.measures import SWAPS
+from tests.experiments.measures import MIXES, SWAPS
 from training.options import arguments
 from training.stages import Stage1, Stage2
 from training.state import data_digest
 
-PERCENT = (10, 30, 100)            # of the training studies
+PERCENT = (10, 30, 100)            # of the training studies, for both stages
+SCARCE, STEPS = (3, 10, 30), 260   # of the training studies, for stage 2 alone: stage 1 has read them all
+MIXED = ("dci", "trrg", "steered") # the variants whose clues are right to a share that is set
 TRAINED = ("align", "tune")        # the kinds of jobs that train, in the order of the stages
 
 
@@ -40,27 +42,49 @@ def experiments(args, seed):
     """{experiment: {row: Row}} for one seed. Jobs whose settings come out equal, such as the preset's own, are one."""
     made = {}
 
-    def job(name, kind, after=None, *options):
+    def job(name, kind, after=None, *options, seed=seed):
         new = Job(name, seed, kind, after, options)
         options = vars(arguments([*argv(args, new), "--run", "any"])) if kind in TRAINED else name
         return made.setdefault(str((kind, after, options)), new)
 
-    stage1 = job("stage1", "align")
+    # One stage 1 for all seeds: what is compared is the writer.
+    stage1 = job("stage1", "align", seed=0)
 
     def tune(name, *options, after=stage1):
         return job(name, "tune", after, *options)
 
     literal = tune("literal-base", "--variant", "base", "--lora-rank", "0")
-    base, dci, cmci, full = (tune(variant, "--variant", variant) for variant in trrg.VARIANTS)
+    rungs = {variant: tune(variant, "--variant", variant) for variant in trrg.VARIANTS}
+    base, dci, cmci, full, steered = rungs.values()
     grid = {"ladder": {"base, no LoRA": Row(literal), "base": Row(base, "base, no LoRA"), "dci": Row(dci, "base"),
-                       "cmci": Row(cmci, "dci"), "trrg": Row(full, "cmci")}}
+                       "cmci": Row(cmci, "dci"), "trrg": Row(full, "cmci"),
+                       "steered": Row(steered, "base")}}
 
     grid["swap"] = {}
-    for rung in (dci, full):
+    for rung in (dci, full, steered):
         own = f"{rung.name}, its own clues"
         grid["swap"][own] = Row(rung)
         for kind, words in SWAPS.items():
             grid["swap"][f"{rung.name}, {words}"] = Row(job(f"{rung.name}-{kind}", kind, rung), own)
+
+    grid["mix"] = {}
+    for variant in MIXED:
+        for kind, words in MIXES.items():
+            row = f"{variant}, {words}"
+            grid["mix"][row] = Row(job(f"{variant}-{kind}", kind, rungs[variant]))
+
+    grid["scarce"] = {}
+    for percent in SCARCE:
+        for variant in ("base", "steered"):
+            # As many steps whatever there is to see, else fewer reports would also be less training
+            few = tune(f"{variant}-of-{percent}", "--variant", variant, "--epochs", "1000", "--max-steps", str(STEPS),
+                       "--data", str(args.runs / f"data-{percent}-{seed}"))
+            row = f"{percent} %, {variant}"
+            grid["scarce"][row] = Row(few, f"{percent} %, base" if variant == "steered" else "")
+        for kind in ("another", "true"):
+            swapped = job(f"steered-of-{percent}-{kind}", kind, few)
+            grid["scarce"][f"{row}, {SWAPS[kind]}"] = Row(swapped, row)
+    grid["scarce"] |= {"100 %, base": Row(base), "100 %, steered": Row(steered, "100 %, base")}
 
     grid["alignment"] = {}
     for row, name, *options in (("untrained", "untrained", "--max-steps", "1", "--lr", "0"),
@@ -88,7 +112,7 @@ def experiments(args, seed):
             grid["data"][f"{percent} %, {variant}"] = Row(tuned, f"{percent} %, base" if variant == "trrg" else "")
 
     grid["diagnosis"] = {}
-    for rung in (base, dci, cmci, full):
+    for rung in (base, dci, cmci, full, steered):
         grid["diagnosis"][rung.name] = Row(job(f"{rung.name}-diagnosis", "diagnose", rung))
     return grid
 

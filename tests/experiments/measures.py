@@ -25,6 +25,7 @@ from model.interaction import disease_consistency
 BATCH = 16
 COUNTS = ("tp", "fp", "fn", "invented", "missed")          # of each study; what is compared study by study
 SWAPS = {"another": "another study's", "absent": "of absent diseases", "true": "the true ones", "none": "none"}
+MIXES = {"mix-0": "none right", "mix-33": "a third right", "mix-67": "two thirds right", "mix-100": "all right"}
 
 
 def recognition(model, prepared, studies, processes):
@@ -90,6 +91,9 @@ def swapped(model, own, studies, kind):
         lots[:, LABELS.index("No Finding")] = -1                       # a clue that nothing is there invents nothing
         chosen = torch.zeros_like(present).scatter(1, lots.topk(own.disease.shape[1]).indices, True) & (lots >= 0)
         return injected(bank, own, chosen, best)
+    if kind in MIXES:
+        share = int(kind.removeprefix("mix-")) / 100
+        present = mixed(present, own, share, best, prompts)
     texts = model.prompt_texts
     for number, study in enumerate(studies):
         for finding in study["findings"]:
@@ -97,6 +101,27 @@ def swapped(model, own, studies, kind):
             of_disease = [texts[prompt] for prompt in prompts[disease]]
             best[number, disease] = prompts[disease][fitting(of_disease, finding, study["report"])]
     return injected(bank, own, present, best)
+
+
+def mixed(present, own, share, best, prompts):
+    """Of each study's true diseases (N, m), at most k, all but `share` replaced by absent ones, as many in all.
+
+    The absent ones get a prompt of theirs in `best`. Each true one is kept or not by a lot of its own.
+    """
+    dice = torch.Generator().manual_seed(0)
+    lots, k = torch.rand(present.shape, generator=dice), own.disease.shape[1]
+    likeliest = (2 * present + own.weights).topk(k).indices
+    kept = torch.zeros_like(present).scatter(1, likeliest, True) & present
+    right = kept & (lots < share)
+
+    absent = torch.rand(present.shape, generator=dice).masked_fill(present, -1)
+    absent[:, LABELS.index("No Finding")] = -1                         # a clue that nothing is there invents nothing
+    rank = absent.argsort(1, descending=True).argsort(1)
+    wrong = (rank < (kept & ~right).sum(1, keepdim=True)) & (absent >= 0)
+    for disease, numbers in enumerate(prompts):
+        drawn = numbers[torch.randint(len(numbers), (len(present),), generator=dice)]
+        best[:, disease] = torch.where(wrong[:, disease], drawn, best[:, disease])
+    return right | wrong
 
 
 def fitting(prompts, finding, report):
@@ -151,7 +176,7 @@ def diseases(clues):
 def reports(model, prepared, studies, processes, kind="own", **decoding):
     """({figure: value}, {count: a hexadecimal digit a study}) of reports with clues of a kind of SWAPS, or its own."""
     clues = None
-    if kind in SWAPS:
+    if kind in SWAPS or kind in MIXES:
         clues = swapped(model, recognised(model, prepared, studies, processes), studies, kind)
     written = write(model, prepared, studies, processes, clues, **decoding)
     texts, labels_from = with_labels(

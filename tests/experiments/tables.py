@@ -16,6 +16,8 @@ COLUMNS = {
     "alignment": ("macro AUROC", *CLUES, *REPORT),
     "clues": (*CLUES, *REPORT),
     "data": ("macro AUROC", *REPORT),
+    "mix": (*CLUES, "micro F1", "invented", "missed", "BLEU-4", "CIDEr"),
+    "scarce": (*CLUES, "micro F1", "macro F1", "invented", "missed", "side accuracy", "BLEU-4", "CIDEr"),
     "diagnosis": ("L_DC", "alike, E^v", "alike, E^c", "of its study, E^v", "of its study, E^c",
                   "CE", "CE + other clues", "CE + no clues", "CE + other picture")}
 NOTES = {"swap": "The true clues are at most k a study, those that the model itself finds likeliest; the prompt of each is "
