@@ -7,10 +7,9 @@ import sys
 import pytest
 
 from data.dataset import Prepared
-from data.files import UserError
 from data.prepare import phantom
-from data.prompts import clue_prompts
 from data.reports import LABELS
+from evaluation.changed import of_other_findings, outcomes, own_clues
 from evaluation.labels import labels_of, phantom_labeler, with_labels
 from evaluation.writing import as_row
 from metrics.clinical import clinical_scores
@@ -53,37 +52,28 @@ def jobs_of(args, only=("ladder", "swap")):
 # Measures
 
 
-def test_what_each_kind_of_swap_injects(place):
+def test_what_each_kind_of_swap_and_mix_injects(place):
     prepared = Prepared(place / "data")
     studies, model = prepared.split("test"), tiny.model()
-    own = measures.recognised(model, prepared, studies, Processes())
+    own = own_clues(outcomes(model, prepared, studies, Processes(), 16, write=False))
     present = [{i for i, value in enumerate(study["labels"]) if value == 1} for study in studies]
-    injected = {kind: [set(of_study) for of_study in measures.diseases(measures.swapped(model, own, studies, kind))]
-                for kind in measures.SWAPS}
+    injected = {kind: [set(of_study) for of_study in measures.other_clues(model, own, studies, kind).diseases()]
+                for kind in (*measures.SWAPS, *measures.MIXES)}
     assert injected["none"] == [set()] * len(studies)
-    assert all(len(found) == 3 and not found & {*true, LABELS.index("No Finding")}
-               for found, true in zip(injected["absent"], present))
-    assert all(found <= true and len(found) == min(3, len(true)) for found, true in zip(injected["true"], present))
-    others = measures.of_other_findings(studies)
+    assert all(len(clues) == 3 and not clues & {*true, LABELS.index("No Finding")}
+               for clues, true in zip(injected["absent"], present))
+    assert all(clues <= true and len(clues) == min(3, len(true)) for clues, true in zip(injected["true"], present))
+    others = of_other_findings([study["labels"] for study in studies])
     assert all(present[other] != true for other, true in zip(others, present))
     assert injected["another"] == [set(own.disease[other].tolist()) for other in others]
-    with pytest.raises(UserError, match="same labels"):
-        measures.of_other_findings(studies[:1])
 
-
-@pytest.mark.parametrize("name, severity, location, report, prompt", [
-    ("Support Devices", "", "left", "A left chest pacemaker is in place.", "Clue: pacemaker in place"),
-    ("Support Devices", "", "", "A drain is in place.", "Clue: support device in place"),
-    ("Fracture", "severe", "right lower zone", "A severely displaced fracture of a lower right rib.",
-     "Clue: severely displaced rib fracture at the right lower ribs"),
-    ("Fracture", "moderate", "left mid zone", "There is a fracture of the left mid ribs.",
-     "Clue: moderately displaced rib fracture at the left mid ribs"),
-    ("Pleural Effusion", "severe", "right", "A large right pleural effusion.", "Clue: large pleural effusion at the right lung base"),
-])
-def test_the_true_clue_is_the_prompt_that_says_most_of_what_is_true(name, severity, location, report, prompt):
-    prompts = clue_prompts()[LABELS.index(name)]
-    finding = {"finding": name, "severity": severity, "location": location}
-    assert prompts[measures.fitting(prompts, finding, report)] == prompt
+    # A mix has as many clues as there are true ones, and the larger share holds what is right of the smaller.
+    assert injected["mix-100"] == injected["true"] and not any(a & b for a, b in zip(injected["mix-0"], present))
+    right = {kind: [clues & true for clues, true in zip(injected[kind], present)] for kind in measures.MIXES}
+    for less, more in zip(list(measures.MIXES), list(measures.MIXES)[1:]):
+        assert list(map(len, injected[less])) == list(map(len, injected["true"]))
+        assert all(a <= b for a, b in zip(right[less], right[more]))
+    assert 0 < sum(map(len, right["mix-33"])) < sum(map(len, right["mix-67"])) < sum(map(len, right["mix-100"]))
 
 
 def test_counts_a_study_give_the_scores_of_all(place):
