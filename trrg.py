@@ -42,7 +42,13 @@ from model.mistral import Mistral, MistralConfig
 from model.swin import Swin, SwinConfig
 from model.trained import as_bytes, as_tensor, base_header, configuration, configurations, in_base, read_base
 
-VARIANTS = ("base", "dci", "cmci", "trrg")
+VARIANTS = ("base", "dci", "cmci", "trrg", "steered")
+# The fifth rung, ours: clues in the sentences of the reports themselves, only those that are likely enough, each led by
+# how sure it is. On the phantom's val split clues between the bounds .08, .15 and .4 were right in four and six of ten
+# cases, above in nine (docs/results.md).
+STEERED = dict(clue_bank="sentences", clue_form="words", clue_threshold=0.08, clue_sureness=(0.15, 0.4),
+               clue_dropout=0.1)
+SURENESS = ("possible", "likely", "certain")          # what a clue is called, by its weight
 INSTRUCTION = "Generate a comprehensive and detailed diagnosis report for this chest X-ray image."
 
 
@@ -137,6 +143,12 @@ class TRRGConfig:
     lora_dropout: float = 0.1
     lora_targets: tuple = TARGETS          # the linear layers with an adapter
     instruction: str = INSTRUCTION
+    # Ours, beyond the paper, each with the paper's form as its default; the variant `steered` is their combination.
+    clue_bank: str = "prompts"             # prompts | sentences: hand-written prompts, or the reports' own sentences
+    clue_form: str = "tokens"              # tokens | words | both: what the language model reads of a clue
+    clue_sureness: tuple = ()              # the weights from which a clue is "likely" and "certain"; (): nothing is said
+    clue_dropout: float = 0.0              # share of the training studies that are shown no clue
+    dc_pull: str = "both"                  # Eq. (4) moves both sides | picture: E^c is the target | contrast: Eq. (1)
 
     @property
     def clues(self):
@@ -145,6 +157,14 @@ class TRRGConfig:
     @property
     def interaction(self):
         return self.variant in ("cmci", "trrg")
+
+    @property
+    def words(self):
+        return self.clues and self.clue_form != "tokens"
+
+    @property
+    def tokens(self):
+        return self.clues and self.clue_form != "words"
 
     @property
     def consistency(self):
@@ -160,7 +180,7 @@ def encode_bank(alignment, prompts):
     tokens = alignment.eval().text_tokens(ids, mask)
     disease = torch.tensor([i for i, of_disease in enumerate(prompts) for _ in of_disease], device=ids.device)
     return ClueBank(tokens=tokens[:, 1:].contiguous(), cls=tokens[:, 0].contiguous(), mask=mask[:, 1:].contiguous(),
-                    disease=disease, m=len(prompts))
+                    disease=disease, m=len(prompts), texts=texts)
 
 
 class Prompt(NamedTuple):
@@ -214,9 +234,14 @@ class TRRG(nn.Module):
         self.visual_projector = nn.Sequential(nn.Linear(d, D), nn.LayerNorm(D))            # P_v
         if config.clues:
             self.bank = bank
+        if config.tokens:
             self.clue_projector = nn.Sequential(nn.Linear(d, D), nn.LayerNorm(D))          # P_c
         if config.interaction:
             self.interaction = Interaction(d, config.heads, config.queries)
+        if config.words and tokenizer:                                                     # a dry run has none
+            ids, mask = word_table(tokenizer, bank.texts, SURENESS if config.clue_sureness else [""])
+            self.register_buffer("word_ids", ids, persistent=False)
+            self.register_buffer("word_mask", mask, persistent=False)
         add_lora(language_model, config.lora_targets, config.lora_rank, config.lora_alpha, config.lora_dropout)
 
     def train(self, mode=True):
@@ -237,7 +262,24 @@ class TRRG(nn.Module):
     def recognise(self, v_e):
         """Zero-shot recognition and top-k: v_e (B, N, d) → `Clues`."""
         v_cls = v_e.mean(1)                                                                # of all patch tokens, §2.2
-        return self.bank(v_cls, self.tau, self.config.k, self.config.clue_threshold)
+        clues = self.bank(v_cls, self.tau, self.config.k, self.config.clue_threshold)
+        if self.training and self.config.clue_dropout:
+            shown = torch.rand(len(v_cls), 1, device=v_cls.device) >= self.config.clue_dropout
+            clues = clues._replace(mask=clues.mask & shown)
+        return clues
+
+    def clue_words(self, clues):
+        """The clues in words, each led by how sure it is, through the language model's own table → (B, k·S, D).
+
+        Ours: the language model knows these words, so it needs no projection to learn. Padding and masked clues are
+        zeros, as in dci.
+        """
+        weights = clues.weights.gather(1, clues.disease)                                   # (B, k)
+        bounds = torch.tensor(self.config.clue_sureness, device=weights.device)
+        sureness = (weights[..., None] >= bounds).sum(-1)
+        mask = self.word_mask[clues.prompt, sureness] & clues.injected[..., None]          # (B, k, S)
+        words = self.language_model.embed(self.word_ids[clues.prompt, sureness])
+        return (words * mask[..., None]).flatten(1, 2)
 
     def assemble(self, picture, clues):
         """[INST] <Img> P_v(v_d) P_v(E^v) </Img> <Clue> P_c(E^c) </Clue> instruction [/INST] → embeds, parts.
@@ -271,16 +313,23 @@ class TRRG(nn.Module):
         if self.config.interaction:
             e_v, e_c = self.interaction(v_d, clues.tokens, clues.mask)                     # Eq. (2), (3)
             of_picture += [("E^v", self.visual_projector(e_v))]
+
+        if self.config.words:
+            of_clues += [("words", self.clue_words(clues))]
+        if self.config.interaction and self.config.tokens:
             of_clues += [("E^c", self.clue_projector(e_c))]
-        elif self.config.clues:
+        elif self.config.tokens:
             # Choice: dci's padding reads as zeros, so that every prompt of a batch is equally long without a mask.
             of_clues += [("c_s", self.clue_projector(clues.tokens) * clues.mask[..., None])]
 
         embeds, parts = self.assemble(of_picture, of_clues)
         return Prompt(embeds, parts, v_e, clues, e_v, e_c)
 
-    def forward(self, images, ids, labels):
-        """images (B, V, 3, H, W), report ids and labels (B, T) from `supervise` → `Loss`."""
+    def forward(self, images, ids, labels, gather=lambda rows: rows):
+        """images (B, V, 3, H, W), report ids and labels (B, T) from `supervise` → `Loss`.
+
+        gather(rows) gives those of all processes; only the contrast of `dc_pull` asks for it.
+        """
         B, T = labels.shape
         prompt = self.prompt(images)
         report = self.language_model.embed(ids[:, :-1]).to(prompt.embeds)
@@ -293,8 +342,22 @@ class TRRG(nn.Module):
 
         dc = ce.new_zeros(())
         if self.config.consistency:
-            dc = disease_consistency(prompt.e_v, prompt.e_c).sum()                         # Eq. (4)
+            dc = self.consistency(prompt, gather)                                          # Eq. (4)
         return Loss(ce=ce, dc=dc, tokens=supervised.sum(), studies=B)
+
+    def consistency(self, prompt, gather):
+        """Eq. (4) summed over the studies of the batch, or what `dc_pull` puts in its place."""
+        e_v, e_c, clues = prompt.e_v, prompt.e_c, prompt.clues
+        if self.config.dc_pull == "both":
+            return disease_consistency(e_v, e_c).sum()
+        if self.config.dc_pull == "picture":                          # E^c stays where the report's loss wants it
+            return disease_consistency(e_v, e_c.detach()).sum()
+
+        # Eq. (1) on E^v and E^c: a study's own clues against those of all others, of all processes. Studies with the
+        # same clues are positives.
+        chosen = gather(clues.prompt.masked_fill(~clues.injected, -1).sort(-1).values)     # (N, k)
+        same = (chosen[:, None] == chosen).all(-1)
+        return contrastive_loss(gather(e_v.flatten(1)), gather(e_c.flatten(1)), self.tau, same) * len(e_v)
 
     def total(self, loss):
         """Eq. (5): L = L_CE + L_DC, the one a mean over report tokens, the other over studies."""
@@ -334,28 +397,38 @@ class TRRG(nn.Module):
         if clues is None:
             return []
         pairs = zip(clues.prompt[i].tolist(), clues.weights[i, clues.disease[i]].tolist())
-        return [(self.prompt_texts[prompt], weight) for prompt, weight in pairs if weight >= self.config.clue_threshold]
+        return [(self.bank.texts[prompt], weight) for prompt, weight in pairs if weight >= self.config.clue_threshold]
 
-    @property
-    def prompt_texts(self):
-        return [text for of_disease in clue_prompts(self.config.prompts_per_disease) for text in of_disease]
+
+def word_table(tokenizer, texts, leads):
+    """Ids and mask (P, leads, S) of every prompt behind every leading word, without the "Clue:" of its template."""
+    rows = [tokenizer.encode(f"{lead} {text.removeprefix('Clue: ')}".strip(), special=False)
+            for text in texts for lead in leads]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device="cpu")
+    mask = torch.tensor([[place < len(row) for place in range(longest)] for row in rows], device="cpu")
+    return ids.view(len(texts), len(leads), longest), mask.view(len(texts), len(leads), longest)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From stage 1 to stage 2, and from a file: one safetensors file rebuilds the model without flags
 
 
-def from_alignment(alignment, language_model, tokenizer, config, **settings):
-    """Stage 2 built on stage 1: its image side and τ are taken over, its text side encodes the clues and is let go."""
+def from_alignment(alignment, language_model, tokenizer, config, prompts=None, **settings):
+    """Stage 2 built on stage 1: its image side and τ are taken over, its text side encodes the clues and is let go.
+
+    `prompts`: [[clue prompt, …] per disease]; the hand-written ones where None.
+    """
+    prompts = prompts or clue_prompts(config.prompts_per_disease)
     return TRRG(swin=alignment.swin, image_projection=alignment.image_projection, tau=alignment.tau.detach().clone(),
-                bank=encode_bank(alignment, clue_prompts(config.prompts_per_disease)) if config.clues else None,
+                bank=encode_bank(alignment, prompts) if config.clues else None,
                 language_model=language_model, tokenizer=tokenizer, config=config, **settings)
 
 
-def from_sizes(swin, mistral, config, d, bank, tokenizer=None, **settings):
-    """Stage 2 of these configurations, its weights left to be filled in; `bank` is its (P, r)."""
+def from_sizes(swin, mistral, config, d, bank, texts=(), tokenizer=None, **settings):
+    """Stage 2 of these configurations, its weights left to be filled in; `bank` is its (P, r), `texts` its prompts."""
     return TRRG(swin=Swin(swin), image_projection=nn.Linear(swin.width, d, bias=False), tau=torch.empty(()),
-                bank=ClueBank.empty(*bank, d, m=len(LABELS)) if config.clues else None,
+                bank=ClueBank.empty(*bank, d, m=len(LABELS), texts=texts) if config.clues else None,
                 language_model=Mistral(mistral), tokenizer=tokenizer, config=config, **settings)
 
 
@@ -376,6 +449,7 @@ def save(path, model, header, embed_base=False):
         **header, "stage": 2, "variant": model.config.variant, "pictures": model.pictures, "decoding": model.decoding,
         **configurations(trrg=model, swin=model.swin, mistral=model.language_model), "d": model.mapper.in_features,
         "bank": list(model.bank.tokens.shape[:2]) if model.config.clues else None,
+        "prompts": model.bank.texts if model.config.clues else None,
         "base": base_header(model.language_model, header["base"], embed_base)})
 
 
@@ -398,13 +472,16 @@ def load(path, weights=None, device="cpu"):
                              config=configuration(AlignmentConfig, header["alignment"]), pictures=header["pictures"])
     else:
         tokenizer = SentencePiece(as_bytes(tensors.pop("sentencepiece")))
+        config = configuration(TRRGConfig, header["trrg"])
+        texts = header.get("prompts") or [text for of_disease in clue_prompts(config.prompts_per_disease)
+                                          for text in of_disease]      # older files do not hold them
         if not header["base"]["embedded"]:
             tensors.update(read_base(path, header["base"], weights))
 
         def build():
             return from_sizes(swin=configuration(SwinConfig, header["swin"]),
                               mistral=configuration(MistralConfig, header["mistral"]),
-                              config=configuration(TRRGConfig, header["trrg"]), d=header["d"], bank=header["bank"],
+                              config=config, d=header["d"], bank=header["bank"], texts=texts,
                               tokenizer=tokenizer, pictures=header["pictures"], decoding=header["decoding"])
 
     model = load_state(build, tensors, path)

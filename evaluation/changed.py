@@ -21,7 +21,6 @@ from data.reports import LABELS, clean_report
 from evaluation.writing import another_study, over_batches
 from metrics.truth import side
 
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Clues for a whole split, whoever chose them
 
@@ -80,7 +79,7 @@ def swapped(model, own, studies, kind, labels=None):
     for number, study in enumerate(studies):
         for finding in study.get("findings", ()):
             disease = LABELS.index(finding["finding"])
-            texts = [model.prompt_texts[prompt] for prompt in prompts[disease]]
+            texts = [model.bank.texts[prompt] for prompt in prompts[disease]]
             best[number, disease] = prompts[disease][fitting(texts, finding, study["report"])]
     return injected(own, torch.tensor(np.asarray(labels) == 1).float(), best)
 

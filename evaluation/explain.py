@@ -86,7 +86,7 @@ def ranking(model, prompt):
         masked = weight < model.config.clue_threshold
         mark = f"  ← {'under the threshold' if masked else 'injected'}" if disease in injected else ""
         lines.append(f"  {rank:>2} {weight:7.2%} {'█' * round(20 * weight):<20} {LABELS[disease]:<26} "
-                     f"{scores[number].item():+.3f}  {model.prompt_texts[number].removeprefix('Clue: ')}{mark}")
+                     f"{scores[number].item():+.3f}  {model.bank.texts[number].removeprefix('Clue: ')}{mark}")
     return "\n".join(lines)
 
 

@@ -17,8 +17,16 @@ from data.dataset import plan_epoch
 from data.files import UserError, file_digest, read_text
 from data.images import augment, read
 from evaluation.checkpoint import decoding_of
-from evaluation.output import (NO_ADVICE, check_rexrank, results_folder, trained_on, writable, write_json,
-                               write_rexrank, write_rows)
+from evaluation.output import (
+    NO_ADVICE,
+    check_rexrank,
+    results_folder,
+    trained_on,
+    writable,
+    write_json,
+    write_rexrank,
+    write_rows,
+)
 from evaluation.pairs import rexrank_studies
 from training.state import Lock
 

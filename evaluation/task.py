@@ -3,8 +3,7 @@
 from data.files import UserError, file_digest
 from evaluation.console import print_metrics
 from evaluation.labels import chexbert_labeler, missing_labels, phantom_labeler, with_labels
-from evaluation.output import (check_rexrank, results_folder, write_json, write_labels, write_rexrank,
-                               write_rows)
+from evaluation.output import check_rexrank, results_folder, write_json, write_labels, write_rexrank, write_rows
 from evaluation.page.page import write_page
 from evaluation.pairs import read_pairs
 from evaluation.results import PROTOCOLS, Scoring

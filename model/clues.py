@@ -20,6 +20,11 @@ class Clues(NamedTuple):
     tokens: torch.Tensor    # (B, k*r, d)   c_s, flattened
     mask: torch.Tensor      # (B, k*r)      True where there is a token (False: padding, or a clue under the threshold)
 
+    @property
+    def injected(self):
+        """(B, k) True where a clue is there at all."""
+        return self.mask.unflatten(1, (self.disease.shape[1], -1)).any(-1)
+
 
 def clue_weights(v_cls, c_cls, disease, m, tau):
     """w = softmax_i(v_cls · c^i_cls) of §2.2: (B, d), (P, d), (P,) → w and each disease's best prompt, (B, m) both.
@@ -52,20 +57,21 @@ def cosine(a, b):
 class ClueBank(nn.Module):
     """The encoded prompts, as buffers: P prompts of m diseases, at most r tokens each beside the cls token.
 
-    `tokens` (P, r, d), `cls` (P, d), `mask` (P, r) bool, `disease` (P,) the disease each prompt asks for.
+    `tokens` (P, r, d), `cls` (P, d), `mask` (P, r) bool, `disease` (P,) the disease each prompt asks for; `texts` are
+    the P prompts themselves.
     """
 
-    def __init__(self, tokens, cls, mask, disease, m):
+    def __init__(self, tokens, cls, mask, disease, m, texts=()):
         super().__init__()
-        self.m = m
+        self.m, self.texts = m, texts
         for name, value in (("tokens", tokens), ("cls", cls), ("mask", mask), ("disease", disease)):
             self.register_buffer(name, value)
 
     @classmethod
-    def empty(cls, P, r, d, m):
+    def empty(cls, P, r, d, m, texts=()):
         """A bank of these sizes, to be filled from a checkpoint."""
         return cls(tokens=torch.empty(P, r, d), cls=torch.empty(P, d), mask=torch.empty(P, r, dtype=torch.bool),
-                   disease=torch.empty(P, dtype=torch.long), m=m)
+                   disease=torch.empty(P, dtype=torch.long), m=m, texts=texts)
 
     @torch.no_grad()
     def forward(self, v_cls, tau, k, threshold=0.0):

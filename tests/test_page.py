@@ -14,8 +14,8 @@ import pytest
 
 from data import phantom
 from data.reports import LABELS
-from evaluation.page import charts, gallery, page, published, tables
 from evaluation.labels import phantom_labeler, with_labels
+from evaluation.page import charts, gallery, page, published, tables
 from evaluation.results import Scoring, evaluate_texts
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)> <!--<script> & \"'\u2028\u2029 \ud800"

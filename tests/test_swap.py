@@ -13,8 +13,17 @@ from data.files import UserError
 from data.prepare import phantom
 from data.prompts import clue_prompts
 from data.reports import LABELS
-from evaluation.changed import (chosen_of, fitting, no_pictures, of_other_findings, outcomes, own_clues, shuffled_circle,
-                                surprises, swapped)
+from evaluation.changed import (
+    chosen_of,
+    fitting,
+    no_pictures,
+    of_other_findings,
+    outcomes,
+    own_clues,
+    shuffled_circle,
+    surprises,
+    swapped,
+)
 from evaluation.verdicts import CLUES, PICTURES, what_it_reads
 from tests import runs, tiny
 from training.processes import Processes

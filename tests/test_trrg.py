@@ -101,6 +101,7 @@ BUILT = {
     "dci": {"mapper", "visual_projector", "clue_projector"},
     "cmci": {"mapper", "visual_projector", "clue_projector", "interaction"},
     "trrg": {"mapper", "visual_projector", "clue_projector", "interaction"},
+    "steered": {"mapper", "visual_projector"},
 }
 
 
@@ -141,7 +142,8 @@ def test_consistency_counts_only_where_it_is_trained():
 
 
 @pytest.mark.parametrize("variant, visual, clue", [
-    ("base", ["v_d"], []), ("dci", ["v_d"], ["c_s"]), ("cmci", ["v_d", "E^v"], ["E^c"]), ("trrg", ["v_d", "E^v"], ["E^c"])])
+    ("base", ["v_d"], []), ("dci", ["v_d"], ["c_s"]), ("cmci", ["v_d", "E^v"], ["E^c"]), ("trrg", ["v_d", "E^v"], ["E^c"]),
+    ("steered", ["v_d"], ["words"])])
 def test_the_prompt_is_assembled_in_the_papers_order(variant, visual, clue):
     model = tiny.model(variant=variant)
     prompt = model.prompt(tiny.batch(views=2))

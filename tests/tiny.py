@@ -55,7 +55,8 @@ def alignment(**config):
 def model(**config):
     aligned = alignment()
     tokenizer = pieces()
-    config = trrg.TRRGConfig(**{"queries": 4, "heads": 2, "lora_rank": 2, "lora_dropout": 0.0, **config})
+    ours = trrg.STEERED if config.get("variant") == "steered" else {}
+    config = trrg.TRRGConfig(**{**ours, "queries": 4, "heads": 2, "lora_rank": 2, "lora_dropout": 0.0, **config})
     return trrg.from_alignment(aligned, mistral(len(tokenizer)), tokenizer, config, pictures=PICTURES,
                                decoding={"beams": 1, "max_new_tokens": 8}).eval()
 

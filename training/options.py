@@ -33,7 +33,10 @@ def arguments(argv=None, description=__doc__):
     pre = Parser(add_help=False)
     pre.add_argument("--preset", default="demo", metavar="demo|iu_xray|mimic_cxr",
                      help="settings to start from (default: demo)")
-    preset = pre.parse_known_args(argv)[0].preset
+    pre.add_argument("--variant", choices=trrg.VARIANTS, default="trrg",
+                     help="rung of Table 2, or steered: ours, clues in words (default: trrg)")
+    first = pre.parse_known_args(argv)[0]
+    preset, variant = first.preset, first.variant
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: no such preset; there are {', '.join(PRESETS)}")
     defaults = PRESETS[preset]
@@ -41,11 +44,14 @@ def arguments(argv=None, description=__doc__):
     def pair(name):
         return "{} for stage 1, {} for stage 2".format(*defaults[name])
 
+    def steered(name, paper):
+        """The default of a choice that is ours: the paper's form, but for the rung that is made of these choices."""
+        return as_option(trrg.STEERED[name]) if variant == "steered" else paper
+
     parser = Parser(parents=[pre], description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     switch, count = argparse.BooleanOptionalAction, at_least(int, 1)
     run = parser.add_argument_group("what to run")
     run.add_argument("--stage", type=int, choices=(1, 2), help="one stage alone (default: both)")
-    run.add_argument("--variant", choices=trrg.VARIANTS, default="trrg", help="rung of Table 2 (default: trrg)")
     run.add_argument("--data", type=Path, default=Path("datasets") / preset,
                      help="prepared data set (default: %(default)s)")
     run.add_argument("--weights", type=Path, default=Path("weights") / preset,
@@ -66,8 +72,26 @@ def arguments(argv=None, description=__doc__):
     method.add_argument("--views", choices=("concat", "mean"), default="concat", help="(default: %(default)s)")
     method.add_argument("--prompts-per-disease", type=at_least(int, 0), default=0,
                         help="1 is the paper's form; 0 the whole bank (default: %(default)s)")
-    method.add_argument("--clue-threshold", type=at_least(float, 0), default=0.0,
+    method.add_argument("--clue-threshold", type=at_least(float, 0), default=steered("clue_threshold", 0.0),
                         help="mask lighter clues out (default: %(default)s, none)")
+    method.add_argument("--clue-bank", choices=("prompts", "sentences"), default=steered("clue_bank", "prompts"),
+                        help="hand-written prompts (the paper), or the sentences in which the training reports say it "
+                             "(default: %(default)s)")
+    method.add_argument("--chexbert", type=Path, metavar="DIR",
+                        help="what reads those sentences' diseases, where they are not the phantom's: folder of "
+                             "chexbert.pth and vocab.txt")
+    method.add_argument("--clue-form", choices=("tokens", "words", "both"), default=steered("clue_form", "tokens"),
+                        help="what the language model reads of a clue: encoded tokens (the paper), its words, or both "
+                             "(default: %(default)s)")
+    method.add_argument("--clue-sureness", nargs=2, type=at_least(float, 0), metavar=("LIKELY", "CERTAIN"),
+                        default=steered("clue_sureness", []),
+                        help='weights from which a clue in words is led by "likely" and "certain", below by "possible" '
+                             "(default: nothing is said)")
+    method.add_argument("--clue-dropout", type=at_least(float, 0), default=steered("clue_dropout", 0.0),
+                        help="share of the training studies that are shown no clue (default: %(default)s)")
+    method.add_argument("--dc-pull", choices=("both", "picture", "contrast"), default="both",
+                        help="what Eq. (4) moves: both sides (as printed), the picture's alone, or Eq. (1) in its place "
+                             "(default: %(default)s)")
     method.add_argument("--dc-weight", type=at_least(float, 0), default=1.0,
                         help="weight of L_DC, Eq. (5) (default: %(default)s)")
     method.add_argument("--lora-rank", type=at_least(int, 0), default=defaults["lora_rank"],
@@ -145,3 +169,8 @@ def of_stage(args, number):
     """The settings with those of one stage alone where `arguments` gives pairs."""
     pairs = {name: value[number - 1] for name, value in vars(args).items() if isinstance(value, tuple)}
     return argparse.Namespace(**{**vars(args), **pairs})
+
+
+def as_option(value):
+    """A configuration's value as the command line has it."""
+    return list(value) if isinstance(value, tuple) else value

@@ -5,6 +5,7 @@ batches and processes; gradients need the numbers of the whole step beforehand, 
 """
 
 import hashlib
+from functools import partial
 from operator import add
 from typing import NamedTuple
 
@@ -17,9 +18,13 @@ from model.bert import Bert
 from model.checkpoint import digest
 from model.mistral import Mistral
 from model.swin import Swin
+from training.clue_bank import clue_bank
+from training.options import as_option
 from training.processes import Share, gather
 from training.sharding import shard
 from training.state import weights_digest
+
+OURS = ("clue_bank", "clue_form", "clue_sureness", "clue_dropout", "dc_pull")          # beyond the paper
 
 
 class Batch(NamedTuple):
@@ -136,7 +141,8 @@ class Stage2:
         self.base = {"folder": str(args.weights / "mistral"), "digest": digest(language_model)}
 
         self.model = trrg.from_alignment(
-            alignment, language_model, tokenizer, stage2_config(args), pictures=pictures(prepared, alignment.swin),
+            alignment, language_model, tokenizer, stage2_config(args),
+            prompts=clue_bank(args, prepared, processes.device), pictures=pictures(prepared, alignment.swin),
             decoding={"beams": 3, "max_new_tokens": args.max_new_tokens, "repetition_penalty": args.repetition_penalty})
         self.model.swin.to(dtype)
         self.model.image_projection.to(dtype)
@@ -151,7 +157,10 @@ class Stage2:
                             "first, or give --stage1 FILE")
         names = ("variant", "views", "k", "queries", "prompts_per_disease", "clue_threshold", "dc_weight", "lora_rank",
                  "lora_alpha", "lora_dropout", "lora_targets", "report_tokens", "select", "val_reports")
-        return {**{f"--{name.replace('_', '-')}": getattr(args, name) for name in names},
+        # What is as the paper has it is left out, so that runs from before these options existed still go on.
+        paper = trrg.TRRGConfig()
+        ours = [name for name in OURS if getattr(args, name) != as_option(getattr(paper, name))]
+        return {**{f"--{name.replace('_', '-')}": getattr(args, name) for name in (*names, *ours)},
                 "the stage-1 checkpoint": weights_digest(args.stage1),
                 "the language model": weights_digest(args.weights / "mistral")}
 
@@ -169,7 +178,7 @@ class Stage2:
 
     def step(self, model, batch):
         """Both terms of Eq. (5), of this process's share."""
-        loss = model(*batch.inputs)
+        loss = model(*batch.inputs, gather=partial(gather, shares=batch.share.sizes))
         return trrg.Loss(*(value * batch.share.weight for value in loss))
 
     def total(self, loss):
@@ -198,7 +207,8 @@ def stage2_config(args):
     return trrg.TRRGConfig(
         variant=args.variant, views=args.views, k=args.k, prompts_per_disease=args.prompts_per_disease,
         clue_threshold=args.clue_threshold, queries=args.queries, dc_weight=args.dc_weight, lora_rank=args.lora_rank,
-        lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, lora_targets=tuple(args.lora_targets))
+        lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, lora_targets=tuple(args.lora_targets),
+        clue_sureness=tuple(args.clue_sureness), **{name: getattr(args, name) for name in OURS if name != "clue_sureness"})
 
 
 def tokenized(stage, share, visits):
