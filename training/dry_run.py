@@ -153,7 +153,9 @@ class Stage2Needs:
             self.model = trrg.from_sizes(self.swin, self.mistral, config, d, bank=(len(prompts), r))
         self.visual = swin_sizes(self.swin, 1)[-1][0] * (views if args.views == "concat" else 1)
         markers = ["[INST] <Img>", "</Img>", f"{config.instruction} [/INST]"] + ["<Clue>", "</Clue>"] * config.clues
-        self.clue = {"base": 0, "dci": config.k * r}.get(config.variant, config.queries)
+        spoken = max(len(self.tokenizer(f"{trrg.SURENESS[0]} {text}")) for text in prompts)
+        self.clue_tokens = (config.queries if config.interaction else config.k * r) * config.tokens
+        self.clue = self.clue_tokens + config.k * spoken * config.words
         self.prompt = (1 + sum(len(self.tokenizer(text)) for text in markers) + self.visual
                        + config.queries * config.interaction + self.clue)
         self.tokens = self.prompt + args.report_tokens
@@ -178,7 +180,7 @@ class Stage2Needs:
     def small(self):
         """The modules between the frozen ones, with how many rows pass through them."""
         rows = {"mapper": self.visual, "visual_projector": self.visual + self.model.config.queries,
-                "clue_projector": self.clue, "interaction": self.visual + 2 * self.model.config.queries}
+                "clue_projector": self.clue_tokens, "interaction": self.visual + 2 * self.model.config.queries}
         return [(getattr(self.model, name), count * self.batch) for name, count in rows.items()
                 if hasattr(self.model, name)]
 

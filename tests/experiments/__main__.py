@@ -9,6 +9,8 @@
     alignment  what stage 1 gives: as trained, untrained, equal sentences as positives or not
     clues      1, 3 or 5 clues; one prompt a disease or the bank; the number of queries
     data       10, 30, 100 % of the training studies, base against trrg, for as many steps
+    scarce     stage 1 on all studies, stage 2 on 3, 10, 30 % of them: base against steered
+    mix        reports as a function of how many of the injected clues are right
     diagnosis  what becomes of the queries and of L_DC, and how much the language model reads of the clues
 
 A job trains with train.py (whose presets and options hold: `--train "--epochs 2"`, or `--train1`, `--train2` for one
@@ -38,7 +40,18 @@ from data.command import at_least
 from data.dataset import Prepared
 from data.files import UserError, whole_file
 from tests.experiments import measures
-from tests.experiments.grid import PERCENT, TRAINED, argv, checkpoint, experiments, folder, needs, part, with_needed
+from tests.experiments.grid import (
+    PERCENT,
+    SCARCE,
+    TRAINED,
+    argv,
+    checkpoint,
+    experiments,
+    folder,
+    needs,
+    part,
+    with_needed,
+)
 from tests.experiments.tables import COLUMNS, tables
 from training import demo
 from training.options import arguments
@@ -156,8 +169,17 @@ def work(args, experiment, job):
     else:
         decoding = {"beams": args.beams} if args.beams else {}
         line["metrics"], line["studies"] = measures.reports(*on, job.kind, **decoding)
-    record(args, {**line, "settings": settings(args, job), "seconds": round(time.monotonic() - begun)})
+    record(args, {**line, "commit": commit(), "settings": settings(args, job),
+                  "seconds": round(time.monotonic() - begun)})
     return 0
+
+
+def commit():
+    """The commit that made a result, with a + where files were changed since; "" outside of git."""
+    def git(*words):
+        return subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
 
 
 def start(args, job):
@@ -268,8 +290,10 @@ def main(argv=None):
             return work(args, *next((owners[job], job) for job in owners if job.name == name))
         if not args.tables:
             demo.prepare(args.data, args.weights, 0)
-            for seed, percent in product(range(args.seeds), PERCENT[:-1]) if "data" in args.only else ():
-                part(args, percent, seed)
+            parts = {"data": PERCENT[:-1], "scarce": SCARCE}
+            for experiment in args.only:
+                for seed, percent in product(range(args.seeds), parts.get(experiment, ())):
+                    part(args, percent, seed)
             failed = run(args, outstanding(args, [job for grid in grids for job in with_needed(grid, args.only)]))
         results, left_out = shown(args, read_results(args.results),
                                   [job for grid in grids for job in with_needed(grid, args.only)])

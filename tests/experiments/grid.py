@@ -17,7 +17,7 @@ from training.state import data_digest
 
 PERCENT = (10, 30, 100)            # of the training studies, for both stages
 SCARCE, STEPS = (3, 10, 30), 260   # of the training studies, for stage 2 alone: stage 1 has read them all
-MIXED = ("dci", "trrg", "steered") # the variants whose clues are right to a share that is set
+MIXED = ("dci", "steered") # the variants whose clues are right to a share that is set
 TRAINED = ("align", "tune")        # the kinds of jobs that train, in the order of the stages
 
 
