@@ -43,6 +43,7 @@ from tests.experiments import measures
 from tests.experiments.grid import (
     PERCENT,
     SCARCE,
+    SCARCE_VAL,
     TRAINED,
     argv,
     checkpoint,
@@ -290,10 +291,10 @@ def main(argv=None):
             return work(args, *next((owners[job], job) for job in owners if job.name == name))
         if not args.tables:
             demo.prepare(args.data, args.weights, 0)
-            parts = {"data": PERCENT[:-1], "scarce": SCARCE}
-            for experiment in args.only:
-                for seed, percent in product(range(args.seeds), parts.get(experiment, ())):
-                    part(args, percent, seed)
+            for seed, percent in product(range(args.seeds), PERCENT[:-1]) if "data" in args.only else ():
+                part(args, percent, seed)
+            for seed, percent in product(range(args.seeds), SCARCE) if "scarce" in args.only else ():
+                part(args, percent, seed, SCARCE_VAL)
             failed = run(args, outstanding(args, [job for grid in grids for job in with_needed(grid, args.only)]))
         results, left_out = shown(args, read_results(args.results),
                                   [job for grid in grids for job in with_needed(grid, args.only)])

@@ -16,7 +16,8 @@ from training.stages import Stage1, Stage2
 from training.state import data_digest
 
 PERCENT = (10, 30, 100)            # of the training studies, for both stages
-SCARCE, STEPS = (3, 10, 30), 260   # of the training studies, for stage 2 alone: stage 1 has read them all
+SCARCE = {3: 104, 10: 520, 30: 520}            # per cent of the training studies for stage 2 alone: steps
+SCARCE_VAL = 100                   # val studies then: many short epochs look at them often
 MIXED = ("dci", "steered") # the variants whose clues are right to a share that is set
 TRAINED = ("align", "tune")        # the kinds of jobs that train, in the order of the stages
 
@@ -74,11 +75,10 @@ def experiments(args, seed):
             grid["mix"][row] = Row(job(f"{variant}-{kind}", kind, rungs[variant]))
 
     grid["scarce"] = {}
-    for percent in SCARCE:
+    for percent, steps in SCARCE.items():
         for variant in ("base", "steered"):
-            # As many steps whatever there is to see, else fewer reports would also be less training
-            few = tune(f"{variant}-of-{percent}", "--variant", variant, "--epochs", "1000", "--max-steps", str(STEPS),
-                       "--data", str(args.runs / f"data-{percent}-{seed}"))
+            few = tune(f"{variant}-of-{percent}", "--variant", variant, "--epochs", "1000", "--max-steps", str(steps),
+                       "--data", str(args.runs / f"few-{percent}-{seed}"))
             row = f"{percent} %, {variant}"
             grid["scarce"][row] = Row(few, f"{percent} %, base" if variant == "steered" else "")
         for kind in ("another", "true"):
@@ -154,19 +154,24 @@ def needs(job, failed):
     return job.after is not None and (job.after in failed or needs(job.after, failed))
 
 
-def part(args, percent, seed):
-    """Prepares so many per cent of the training studies, drawn anew for every seed, with val and test whole."""
-    whole, out = Prepared(args.data), args.runs / f"data-{percent}-{seed}"
+def part(args, percent, seed, val=None):
+    """Prepares so many per cent of the training studies, drawn anew for every seed, with test and val whole.
+
+    Or, for the experiment on few reports, with the first `val` studies of val.
+    """
+    whole, out = Prepared(args.data), args.runs / f"{'few' if val else 'data'}-{percent}-{seed}"
     options = {**whole.manifest["options"], "of": data_digest(whole), "percent": percent, "draw": seed}
+    options |= {"val": val} if val else {}
     if finished(out, options):
         return
     studies = whole.split("train")
     drawn = np.random.default_rng(seed).permutation(len(studies))[:round(len(studies) * percent / 100)]
-    kept = {studies[number]["id"] for number in drawn} | {s["id"] for s in whole.studies if s["split"] != "train"}
+    kept = {study["id"] for study in [*(studies[number] for number in drawn), *whole.split("val")[:val],
+                                      *whole.split("test")]}
     with whole_file(out / "studies.jsonl") as file:
         file.writelines(json.dumps(study, ensure_ascii=False) + "\n" for study in whole.studies if study["id"] in kept)
     (out / "images.npy").unlink(missing_ok=True)
     (out / "images.npy").symlink_to((whole.folder / "images.npy").resolve())
     with whole_file(out / "manifest.json") as file:
-        counts = {**whole.manifest["counts"], "train": len(drawn)}
+        counts = {**whole.manifest["counts"], "train": len(drawn), "val": len(whole.split("val")[:val])}
         json.dump({**whole.manifest, "counts": counts, "options": options}, file)
