@@ -1,4 +1,4 @@
-"""The experiments' results as Markdown for the README."""
+"""The experiments' results as Markdown, for docs/results.md."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ COLUMNS = {
     "mix": (*CLUES, "micro F1", "invented", "missed", "BLEU-4", "CIDEr"),
     "scarce": (*CLUES, "micro F1", "macro F1", "invented", "missed", "side accuracy", "BLEU-4", "CIDEr"),
     "diagnosis": ("L_DC", "alike, E^v", "alike, E^c", "of its study, E^v", "of its study, E^c",
-                  "CE", "CE + other clues", "CE + no clues", "CE + other picture")}
+                  "R@1, E^v → E^c", "CE", "CE + other clues", "CE + no clues", "CE + other picture")}
 NOTES = {"swap": "The true clues are at most k a study, those that the model itself finds likeliest; the prompt of each is "
                  "the one of the bank that says most of what is true. Another study's are of one with other labels."}
 
@@ -65,24 +65,29 @@ def figures_table(results, columns, jobs):
 
 
 def differences_table(results, jobs, against):
-    """Each row minus the one it is compared with, study by study: the seeds' mean, and in how many seeds p < 0.05."""
+    """Each row minus the one it is compared with, study by study: mean ± sd over the seeds, in how many of them the
+    difference has the sign of the mean, and p of all seeds' studies taken together."""
     lines = []
     for name, other in against.items():
         pairs = [(results.get((one.name, one.seed)), results.get((two.name, two.seed)))
                  for one, two in zip(jobs[name], jobs[other]) if one != two]
-        compared = [differences(*(measured(line["studies"]) for line in pair)) for pair in pairs if all(pair)]
-        if compared:
-            scores = [[seed[score] for seed in compared] for score in ("micro F1", "invented", "missed")]
-            lines.append([name, other, *(f"{mean([cell['difference'] for cell in seeds], '+')} ({significant(seeds)})"
-                                         for seeds in scores)])
-    return markdown(["difference (seeds with p < 0.05)", "against", "micro F1", "invented", "missed"], lines)
+        pairs = [[line["studies"] for line in pair] for pair in pairs if all(pair)]
+        if pairs:
+            per_seed = [differences(*map(measured, pair)) for pair in pairs]
+            pooled = differences(*(measured(joined(side)) for side in zip(*pairs)), draws=10_000)
+            lines.append([name, other, *(cell([seed[score]["difference"] for seed in per_seed], pooled[score]["p"])
+                                         for score in ("micro F1", "invented", "missed"))])
+    return markdown(["difference (seeds of this sign; p over all)", "against", "micro F1", "invented", "missed"], lines)
 
 
-def significant(seeds):
-    """How many seeds differ with p < 0.05, in the direction of the seeds' mean."""
-    up = sum(cell["difference"] or 0 for cell in seeds) > 0
-    agree = [cell for cell in seeds if cell["p"] is not None and cell["p"] < 0.05 and (cell["difference"] > 0) == up]
-    return f"{len(agree)} of {len(seeds)}"
+def joined(seeds):
+    """The counts of several seeds as of one set of studies."""
+    return {name: "".join(counts[name] for counts in seeds) for name in seeds[0]}
+
+
+def cell(seeds, p):
+    same = sum((value > 0) == (np.mean(seeds) > 0) for value in seeds)
+    return f"{mean(seeds, '+')} ({same} of {len(seeds)}; p {'< .001' if p < 0.001 else f'{p:.3f}'})"
 
 
 def auroc_table(results, jobs):
