@@ -1,11 +1,16 @@
 """Ours, beyond the paper: what the language model reads of a clue, what Eq. (4) moves, which clues are injected."""
 
+import json
+import os
+import signal
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import trrg
 from data.prompts import clue_prompts
-from tests import tiny
+from tests import runs, tiny
 
 WORDS = {"variant": "dci", "clue_form": "words"}
 
@@ -155,3 +160,71 @@ def test_the_contrast_asks_for_the_rows_of_all_processes():
 
     ids, labels, _ = model.supervise(tiny.REPORTS[:2], 50)
     assert model(tiny.batch(2), ids, labels, gather=gather).dc.isfinite() and asked == [(2, 3), (2, 64), (2, 64)]
+
+
+# --- whole runs, on one process and on several
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """Toy data that says it is a phantom's, so that its sentences have a labeler, base weights, and a stage 1."""
+    folder = tmp_path_factory.mktemp("steered")
+    argv = [*runs.prepare(folder, dropout=0.0, train=16), "--lora-dropout", "0", "--epochs", "1", "--batch-size", "4"]
+    manifest = json.loads((folder / "data" / "manifest.json").read_text())
+    (folder / "data" / "manifest.json").write_text(json.dumps({**manifest, "options": {"source": "phantom"}}))
+    code, _, err = runs.run("train", [*argv, "--stage", "1", "--run", folder / "run"], folder / "out")
+    assert code == 0, err
+    return folder, [*argv, "--stage", "2", "--stage1", folder / "run" / "stage1.safetensors"]
+
+
+def test_the_contrast_on_two_processes_is_that_of_one(toy):
+    folder, argv = toy
+    argv = [*argv, "--dc-pull", "contrast", "--clue-form", "both"]
+    for world, size in ((1, 4), (2, 2)):
+        code, _, err = runs.run("train", [*argv, "--batch-size", size, "--run", folder / f"by{world}"], folder / "out", world)
+        assert code == 0, err
+    one, two = (load_file(folder / f"by{world}" / "ckpt.safetensors") for world in (1, 2))
+    for name, value in one.items():
+        if not name.endswith("key.bias"):                 # shifts all scores alike: its gradient is nothing but rounding
+            torch.testing.assert_close(value, two[name], rtol=1e-4, atol=5e-5)
+
+
+def test_steered_goes_on_where_it_stopped_and_writes_the_same_from_two_processes(toy):
+    folder, argv = toy
+    argv = [*argv, "--variant", "steered", "--save-every", "2"]
+    code, _, err = runs.run("train", [*argv, "--run", folder / "whole"], folder / "out")
+    assert code == 0, err
+    code, _, err = runs.run("train", [*argv, "--run", folder / "stopped"], folder / "out", hook=stop_in_the_third_step)
+    assert code == 143, err
+    code, _, err = runs.run("train", [*argv, "--run", folder / "stopped"], folder / "out")
+    assert code == 0, err
+    assert runs.same_weights(folder / "whole" / "ckpt.safetensors", folder / "stopped" / "ckpt.safetensors")
+
+    model = trrg.load(folder / "whole" / "ckpt.safetensors", weights=folder / "weights")
+    assert model.config.variant == "steered" and "Moderate cardiomegaly." in model.bank.texts
+    for world in (1, 2):
+        argv = ["--ckpt", folder / "whole" / "ckpt.safetensors", "--out", folder / f"eval{world}", "--draws", "10"]
+        code, _, err = runs.run("evaluate", argv, folder / "out", world)
+        assert code == 0, err
+    assert (folder / "eval1" / "reports.jsonl").read_bytes() == (folder / "eval2" / "reports.jsonl").read_bytes()
+
+
+def stop_in_the_third_step():
+    import train
+    original, steps = train.learning_rate, []
+
+    def stopping(*args):
+        steps.append(args)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    train.learning_rate = stopping
+
+
+def test_sentences_that_nobody_labels_are_refused_in_one_line(toy, tmp_path):
+    folder, argv = toy
+    tiny.write_data(tmp_path / "data")
+    code, _, err = runs.run("train", [*argv, "--data", tmp_path / "data", "--variant", "steered", "--run", tmp_path / "run"],
+                            tmp_path / "out")
+    assert code == 2 and "--chexbert DIR" in err and len(err.strip().splitlines()) == 1
