@@ -325,25 +325,29 @@ class TRRG(nn.Module):
         embeds, parts = self.assemble(of_picture, of_clues)
         return Prompt(embeds, parts, v_e, clues, e_v, e_c)
 
+    def expect(self, prompt, ids, labels):
+        """What is expected at each labelled token of the reports, given `Prompt` and what stands before it.
+
+        ids, labels (B, T) from `supervise` → logits (labelled tokens, vocabulary), study by study.
+        """
+        _, T = labels.shape
+        report = self.language_model.embed(ids[:, :-1]).to(prompt.embeds)
+        hidden = self.language_model.hidden(embeds=torch.cat([prompt.embeds, report], dim=1))
+        # The last prompt token predicts the first report token, so the last T positions count.
+        return self.language_model.logits(hidden[:, -T:][labels != -100]).float()
+
     def forward(self, images, ids, labels, gather=lambda rows: rows):
         """images (B, V, 3, H, W), report ids and labels (B, T) from `supervise` → `Loss`.
 
         gather(rows) gives those of all processes; only the contrast of `dc_pull` asks for it.
         """
-        B, T = labels.shape
-        prompt = self.prompt(images)
-        report = self.language_model.embed(ids[:, :-1]).to(prompt.embeds)
-        hidden = self.language_model.hidden(embeds=torch.cat([prompt.embeds, report], dim=1))
-
-        # The last prompt token predicts the first report token, so T positions count, and logits only where labelled
-        report_hidden, supervised = hidden[:, -T:], labels != -100
-        logits = self.language_model.logits(report_hidden[supervised])
-        ce = cross_entropy(logits.float(), labels[supervised], reduction="sum")
+        prompt, supervised = self.prompt(images), labels != -100
+        ce = cross_entropy(self.expect(prompt, ids, labels), labels[supervised], reduction="sum")
 
         dc = ce.new_zeros(())
         if self.config.consistency:
             dc = self.consistency(prompt, gather)                                          # Eq. (4)
-        return Loss(ce=ce, dc=dc, tokens=supervised.sum(), studies=B)
+        return Loss(ce=ce, dc=dc, tokens=supervised.sum(), studies=len(images))
 
     def consistency(self, prompt, gather):
         """Eq. (4) summed over the studies of the batch, or what `dc_pull` puts in its place."""

@@ -197,16 +197,11 @@ def no_pictures(kind, numbers, views, sizes):
 
 def surprises(model, prompt, texts):
     """[(cross-entropy summed over the report's tokens, how many)] of the true reports, given what the model reads."""
-    device = prompt.embeds.device
-    ids, labels, _ = (x.to(device) if torch.is_tensor(x) else x for x in model.supervise(texts, max_tokens=10**6))
-    report = model.language_model.embed(ids[:, :-1])
-    hidden = model.language_model.hidden(embeds=torch.cat([prompt.embeds, report.to(prompt.embeds)], 1))
-
-    # The last prompt token predicts the first report token; logits are needed where there is a label alone.
+    ids, labels, _ = model.supervise(texts, max_tokens=10**6)                           # none is cut
+    ids, labels = ids.to(prompt.embeds.device), labels.to(prompt.embeds.device)
     supervised = labels != -100
-    logits = model.language_model.logits(hidden[:, -labels.shape[1]:][supervised])
-    losses = cross_entropy(logits.float(), labels[supervised], reduction="none").split(supervised.sum(1).tolist())
-    return [(of_study.double().sum().item(), len(of_study)) for of_study in losses]
+    losses = cross_entropy(model.expect(prompt, ids, labels), labels[supervised], reduction="none").double()
+    return [(of_study.sum().item(), len(of_study)) for of_study in losses.split(supervised.sum(1).tolist())]
 
 
 def own_clues(written):

@@ -24,6 +24,7 @@ from evaluation.results import evaluate_texts
 from evaluation.task import Task
 from evaluation.writing import another_study, as_row, most_frequent_report, write_reports
 from model.checkpoint import read_file
+from model.trained import nearest
 from training.log import read_rows
 from training.processes import Processes
 
@@ -72,8 +73,12 @@ def source_of(header, prepared):
 
 
 def split_of(header, args):
-    """(the data set, its studies to evaluate)."""
-    prepared = Prepared(args.data or header["data"])
+    """(the data set, its studies to evaluate). Raises UserError."""
+    folder = Path(args.data or nearest(header["data"], args.ckpt))
+    if not args.data and not folder.is_dir():
+        raise UserError(f"{args.ckpt}: {folder}: the data set that this checkpoint was trained on is not there; give "
+                        "its folder with --data")
+    prepared = Prepared(folder)
     return prepared, prepared.split(args.split)[:args.limit]
 
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 
-from data.images import augment, read
 from data.reports import LABELS
 from model.clues import cosine
 from model.decode import generate
@@ -31,13 +30,11 @@ STEPS = {
 
 def explain(model, pictures):
     """The views of one study (paths or PIL images, frontal first) → the text of the whole story. Raises UserError."""
-    device = model.mapper.weight.device
-    views = torch.stack([torch.from_numpy(read(picture, model.pictures["size"])) for picture in pictures])
-    images = augment(views, model.pictures["crop"], None)[None].to(device)
+    images = model.open(pictures)
     with torch.no_grad(), recorded(model) as steps:
         prompt = model.prompt(images)
     tokens = generate(model.language_model, embeds=prompt.embeds, eos_id=model.tokenizer.eos_id, **model.decoding)[0]
-    parts = [shapes(views, images, steps, prompt)]
+    parts = [shapes(model, images, steps, prompt)]
     if model.config.clues:
         parts.append(ranking(model, prompt))
     return "\n\n".join([*parts, assembled(model, prompt), written(model, prompt, tokens)])
@@ -63,8 +60,9 @@ def recorded(model):
             hook.remove()
 
 
-def shapes(views, images, steps, prompt):
-    rows = [("pictures", tuple(views.shape), "gray, 8 bit, one a view"),
+def shapes(model, images, steps, prompt):
+    size = model.pictures["size"]
+    rows = [("pictures", (images.shape[1], size, size), "gray, 8 bit, one per view"),
             ("encoder's input", tuple(images.shape), "centre crop, ImageNet's mean and deviation; (studies, views, …)")]
     rows += [(name, shape, STEPS[name]) for name, shape in steps]
     rows.append(("prompt", tuple(prompt.embeds.shape), "all of it, put together: what the language model reads"))

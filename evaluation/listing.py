@@ -15,7 +15,6 @@ from tqdm import tqdm
 import trrg
 from data.dataset import plan_epoch
 from data.files import UserError, file_digest, read_text
-from data.images import augment, read
 from evaluation.checkpoint import decoding_of
 from evaluation.output import (
     NO_ADVICE,
@@ -158,27 +157,26 @@ def write_batch(model, studies, decoding):
     lines, ids, opened = [], [], []
     for study in studies:
         try:
-            opened.append(open_views(model, study["images"]))
+            opened.append(open_pictures(model, study["images"]))
             ids.append(study["id"])
         except UserError as error:
             lines.append({"id": study["id"], "error": " ".join(str(error).split())})
     if not opened:
         return lines
 
-    reports, _ = model.write(torch.stack(opened).to(model.mapper.weight.device), **decoding)
+    reports, _ = model.write(torch.cat(opened), **decoding)
     for name, report in zip(ids, reports, strict=True):
         clues = [{"prompt": prompt, "weight": round(weight, 6)} for prompt, weight in report.clues]
         lines.append({"id": name, "report": report.text, "clues": clues})
     return lines
 
 
-def open_views(model, paths):
-    """The views of one study, (V, 3, crop, crop). Raises UserError."""
+def open_pictures(model, paths):
+    """The views of one study, (1, V, 3, crop, crop). Raises UserError."""
     for path in paths:
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: not a file")                      # opening a pipe would wait for ever
-    views = torch.stack([torch.from_numpy(read(path, model.pictures["size"])) for path in paths])
-    return augment(views, model.pictures["crop"])
+    return model.open(paths)
 
 
 def tell(out, studies, lines):

@@ -252,3 +252,16 @@ def test_chance_does_not_reach_evaluation(run):
     first = model.report([run / "frontal.png"])
     torch.manual_seed(2)
     assert model.report([run / "frontal.png"]) == first
+
+
+def test_a_run_that_was_moved_finds_its_data_beside_it(run, tmp_path, monkeypatch, capsys):
+    """A relative path of the header is tried from the checkpoint's folder and those above it; else --data is named."""
+    tiny.write_run(tmp_path / "there", data="data/of/it")
+    monkeypatch.chdir(tmp_path)
+    command = ["--ckpt", "there/stage1.safetensors", "--draws", "2"]
+    assert evaluate.main(command) == 2
+    told = capsys.readouterr().err
+    assert "data/of/it" in told and "--data" in told and told.count("\n") == 1
+    (tmp_path / "there/data/of").mkdir(parents=True)
+    (tmp_path / "there/data/of/it").symlink_to(run / "data")
+    assert evaluate.main(command) == 0
