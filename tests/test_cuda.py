@@ -101,6 +101,16 @@ def test_reports_and_clues_are_the_same(decoding):
         assert [w for _, w in ours.clues] == pytest.approx([w for _, w in theirs.clues], rel=1e-3)
 
 
+@pytest.mark.parametrize("rows, beams", [(1, 1), (5, 1), (1, 3), (4, 3)])
+def test_recorded_steps_give_the_same_tokens(rows, beams):
+    model = tiny.mistral(300).to(CUDA).eval()
+    for prompt in (9, 30, 9):                                           # the third is a replay of the first's recording
+        ids = torch.randint(3, 300, (rows, prompt), generator=torch.Generator().manual_seed(prompt)).to(CUDA)
+        plain, recorded = (generate(model, ids=ids, max_new_tokens=40, eos_id=2, beams=beams, capture=capture)
+                           for capture in (False, True))
+        assert plain == recorded
+
+
 def test_drawn_tokens_are_the_same_again():
     model = tiny.mistral(300).to(CUDA).eval()
     ids = torch.randint(3, 300, (4, 9), device=CUDA)

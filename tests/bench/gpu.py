@@ -11,7 +11,6 @@ What the parts say besides is in DIR/gpu.log. Weights are random: nothing here s
 
 import argparse
 import copy
-import inspect
 import json
 import os
 import shutil
@@ -41,7 +40,7 @@ from model.swin import Swin
 from tests import tiny
 from tests.bench import train
 from training import dry_run
-from training.options import arguments
+from training.options import arguments, of_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 EOS, REPEATS = 2, 3
@@ -279,18 +278,14 @@ def decode(args):
         ids = torch.randint(3, 300, (batch, prompt), generator=torch.Generator().manual_seed(1)).to(args.device)
         written = {}
         for side in ("plain", "captured", "transformers"):
-            if side == "captured" and "capture" not in inspect.signature(generate).parameters:
-                continue
-
             def write(new, side=side):
                 if side == "transformers":
                     rows = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new,
                                            min_new_tokens=new, do_sample=False, num_beams=beams, eos_token_id=EOS,
                                            pad_token_id=0)[:, prompt:].tolist()
                 else:
-                    capture = {"capture": True} if side == "captured" else {}
                     rows = generate(model, ids=ids, max_new_tokens=new, min_new_tokens=new, eos_id=EOS, beams=beams,
-                                    **capture)
+                                    capture=side == "captured")
                 written[side] = [row[:new - 1] for row in rows]     # a beam may end with the last token
 
             with spared(args, what="decode", side=side, batch=batch, beams=beams):
@@ -383,9 +378,9 @@ def estimate(make, settings):
                           "bf16" if settings.device == "cuda" else "fp32",
                           *(["--checkpointing"] if settings.checkpointing else [])])
         if make is train.stage_1:
-            needs = dry_run.Stage1Needs(args)
+            needs = dry_run.Stage1Needs(of_stage(args, 1))
         else:
-            needs = dry_run.Stage2Needs(args, train.VIEWS)
+            needs = dry_run.Stage2Needs(of_stage(args, 2), train.VIEWS)
             needs.tokens = settings.tokens              # the toy tokenizer's prompt is longer than the real one's
         return dry_run.memory(needs, 1)[-1][1] / 1e9
 
