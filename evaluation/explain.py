@@ -98,7 +98,8 @@ def assembled(model, prompt):
     embeddings = {"v_d": "patch tokens through W and P_v",
                   "E^v": "what the queries found in the picture, through P_v",
                   "E^c": "what the queries found in the clues, through P_c",
-                  "c_s": "the clues' own tokens, through P_c"}
+                  "c_s": "the clues' own tokens, through P_c",
+                  "words": "the clues in words, led by how sure each is, as the language model's own tokens"}
     lines, place = [f"Prompt: {prompt.embeds.shape[1]} tokens of width {prompt.embeds.shape[2]}"], 0
     for name, length in prompt.parts:
         what = f"‹{name}› {embeddings[name]}" if name in embeddings else f'"{name}"'

@@ -22,7 +22,8 @@ def test_it_tells_what_the_model_does(variant):
     model = tiny.model(variant=variant)
     text, report = explain(model, pictures()), model.report(pictures())
     assert f"  {report.text or '(empty)'}\n" in text
-    assert ("E^v" in text) == model.config.interaction and ("← injected" in text) == model.config.clues
+    assert ("E^v" in text) == model.config.interaction and ("Clues: " in text) == model.config.clues
+    assert ("‹words›" in text) == model.config.words
     for prompt, weight in report.clues:
         line = next(line for line in text.splitlines() if line.endswith(f"{prompt.removeprefix('Clue: ')}  ← injected"))
         assert f"{weight:.2%}" in line
