@@ -33,12 +33,6 @@ NOT_PICTURES = (
     (0, b"MM\0*", "a TIFF of a kind that Pillow cannot read; save it as 16-bit gray PNG"),
 )
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which Swin was trained with
-SCALE = 1 / torch.tensor(STD).view(3, 1, 1)
-SHIFT = -torch.tensor(MEAN).view(3, 1, 1) * SCALE
-LEVELS = np.arange(256, dtype=np.float32) / 255
-BRIGHTNESS, CONTRAST, GAMMA = 0.1, 0.1, 0.15  # the widest jitter: ± of the range, ± factor, ± exponent
-
 
 class Outshone(Warning):
     """Warns that few pixels of a deep picture are far brighter than all others, and are shown as white."""
@@ -178,29 +172,42 @@ def _square(image, size):
     return square
 
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which Swin was trained with
+SCALE = 1 / torch.tensor(STD).view(3, 1, 1)
+SHIFT = -torch.tensor(MEAN).view(3, 1, 1) * SCALE
+LEVELS = torch.arange(256) / 255
+GAMMA, CONTRAST, BRIGHTNESS = 0.15, 0.1, 0.1  # the widest jitter: each factor, or exponent, is 1 ± this
+
+
 def augment(batch, crop, generator=None):
     """(B, S, S) uint8 → (B, 3, crop, crop) float32 for the encoder: gray in three channels, ImageNet's mean and std.
 
-    With a torch.Generator each picture gets its own random crop, brightness, contrast and gamma; without one the centre
+    With a torch.Generator each picture gets its own random crop, gamma, contrast and brightness; without one the centre
     crop, unchanged. Never flipped: left and right are in the text.
     """
     (B, S, _), room = batch.shape, batch.shape[-1] - crop
     if room < 0:
         raise ValueError(f"a picture of {S} px has no crop of {crop} px")
-    images = torch.empty(B, 3, crop, crop)
+    gray = torch.empty(B, 1, crop, crop)
     draws = None if generator is None else torch.rand(B, 5, generator=generator).tolist()
     for b in range(B):
         top = left = room // 2
-        table = LEVELS
+        levels = LEVELS
         if draws is not None:
             y, x, *jitter = draws[b]
             top, left = int(y * (room + 1)), int(x * (room + 1))
-            brightness, contrast, gamma = (2 * u - 1 for u in jitter)
-            table = LEVELS ** (1 + GAMMA * gamma)
-            table = (table - 0.5) * (1 + CONTRAST * contrast) + (0.5 + BRIGHTNESS * brightness)
-            table = np.clip(table, 0, 1)
-        # A pixel has 256 values: the jitter is worked out for those and then looked up.
+            levels = _jittered(*(2 * u - 1 for u in jitter))
+
+        # A picture has 256 levels: the jitter is worked out for those and then looked up.
         window = batch[b, top:top + crop, left:left + crop]
-        gray = torch.from_numpy(table).index_select(0, window.int().view(-1)).view(crop, crop)
-        torch.mul(gray, SCALE, out=images[b]).add_(SHIFT)
-    return images
+        torch.index_select(levels, 0, window.int().view(-1), out=gray[b].view(-1))
+    return (gray * SCALE).add_(SHIFT)
+
+
+def _jittered(brightness, contrast, gamma):
+    """LEVELS after a jitter, each part of which is drawn from -1 to 1. They are a picture of one row to torchvision."""
+    from torchvision.transforms.v2 import functional  # here: its import takes a second, and only training needs it
+
+    row = functional.adjust_gamma(LEVELS.view(1, 1, 256), 1 + GAMMA * gamma)
+    row = functional.adjust_contrast(row, 1 + CONTRAST * contrast)  # about the mean of all levels
+    return functional.adjust_brightness(row, 1 + BRIGHTNESS * brightness).view(256)

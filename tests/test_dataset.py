@@ -46,7 +46,8 @@ def test_a_stage_1_visit_draws_every_view_and_sentence_evenly(folder):
     visits = Visits(prepared, prepared.split("train"), 1, tiny.SIZE, seed=0)        # no room to crop: jitter only
     texts = [visits[epoch, 0]["text"][0] for epoch in range(300)]
     counts = {text: texts.count(text) for text in set(texts)}
-    assert set(counts) == {"The heart is normal in size.", "There is a small right pleural effusion.", "No pneumothorax."}
+    assert set(counts) == {
+        "The heart is normal in size.", "There is a small right pleural effusion.", "No pneumothorax."}
     assert min(counts.values()) > 70
     assert visits[0, 0]["images"].shape == (1, 3, tiny.SIZE, tiny.SIZE)
 
@@ -70,7 +71,8 @@ def test_more_sentences_a_visit_on_request(folder):
     fixed = Visits(prepared, studies, 1, tiny.CROP, sentences=4)[0, 0]["text"]
     assert fixed == ["The heart is normal in size.", "There is a small right pleural effusion.", "No pneumothorax.",
                      "The heart is normal in size."]
-    drawn = [tuple(Visits(prepared, studies, 1, tiny.CROP, seed=0, sentences=4)[epoch, 0]["text"]) for epoch in range(20)]
+    visits = Visits(prepared, studies, 1, tiny.CROP, seed=0, sentences=4)
+    drawn = [tuple(visits[epoch, 0]["text"]) for epoch in range(20)]
     assert all(len(four) == 4 and set(four) <= set(fixed) for four in drawn) and len(set(drawn)) > 5
 
 
@@ -117,7 +119,8 @@ def test_missing_and_damaged_files_are_named(folder, tmp_path):
     (folder / "images.npy").write_bytes((folder / "images.npy").read_bytes()[:500])
     with pytest.raises(UserError, match="images.npy: cannot be read .*; prepare the data set again"):
         Prepared(folder)
-    for strange in (np.zeros((3, 4, 5), np.uint8), np.zeros((3, 4, 4)), np.asfortranarray(np.zeros((3, 4, 4), np.uint8))):
+    for strange in (np.zeros((3, 4, 5), np.uint8), np.zeros((3, 4, 4)),
+                    np.asfortranarray(np.zeros((3, 4, 4), np.uint8))):
         np.save(folder / "images.npy", strange)
         with pytest.raises(UserError, match=r"is not uint8 \(N, S, S\); prepare the data set again"):
             Prepared(folder)
@@ -128,8 +131,10 @@ def test_a_file_cut_off_while_it_is_read_names_the_study(folder, workers):
     """A memory map would end the process here."""
     prepared = Prepared(folder)
     visits = Visits(prepared, prepared.split("train"), 2, tiny.CROP)
-    os.truncate(folder / "images.npy", (folder / "images.npy").stat().st_size - 35 * tiny.SIZE ** 2)     # in train-2's views
-    loader = torch.utils.data.DataLoader(visits, batch_sampler=[[(0, 0), (0, 1)], [(0, 2)]], collate_fn=collate, num_workers=workers)
+    size = (folder / "images.npy").stat().st_size
+    os.truncate(folder / "images.npy", size - 35 * tiny.SIZE ** 2)                # in train-2's views
+    loader = torch.utils.data.DataLoader(visits, batch_sampler=[[(0, 0), (0, 1)], [(0, 2)]], collate_fn=collate,
+                                         num_workers=workers)
     batches = iter(loader)
     assert next(batches)["ids"] == ["train-0", "train-1"]
     with pytest.raises(UserError) as raised:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional
 
 from data.files import UserError
 from data.images import LEVELS, MEAN, STD, Outshone, augment, locate, read, read_below
@@ -347,15 +348,29 @@ def test_augment_depends_on_its_generator_alone():
     assert not torch.equal(one, augment(batch, 32, torch.Generator().manual_seed(6)))
 
 
+def test_the_jitter_is_torchvisions_on_every_pixel():
+    """Looking 256 jittered levels up gives what torchvision makes of the crop; contrast is about the levels' mean."""
+    batch = torch.randint(0, 256, (3, 40, 40), dtype=torch.uint8)
+    images = augment(batch, 32, torch.Generator().manual_seed(5))
+    draws = torch.rand(3, 5, generator=torch.Generator().manual_seed(5)).tolist()
+    for picture, image, (y, x, *jitter) in zip(batch, images, draws, strict=True):
+        brightness, contrast, gamma = (2 * u - 1 for u in jitter)
+        pixels = functional.crop(picture[None], int(y * 9), int(x * 9), 32, 32)
+        pixels = functional.adjust_gamma(functional.to_dtype(pixels, torch.float32, scale=True), 1 + 0.15 * gamma)
+        mean = (torch.arange(256) / 255).pow(1 + 0.15 * gamma).mean()
+        pixels = ((1 + 0.1 * contrast) * pixels - 0.1 * contrast * mean).clamp(0, 1)
+        pixels = functional.adjust_brightness(pixels, 1 + 0.1 * brightness)
+        torch.testing.assert_close(image, functional.normalize(pixels.expand(3, -1, -1), MEAN, STD))
+
+
 def test_augment_shifts_and_shades_but_never_flips():
-    levels = LEVELS * 255
-    batch = torch.from_numpy(np.tile(levels[:240], (240, 1)).astype(np.uint8))[None].repeat(200, 1, 1)
+    batch = torch.arange(240, dtype=torch.uint8).repeat(200, 240, 1)
     images = augment(batch, 224, torch.Generator().manual_seed(0))[:, 0] * STD[0] + MEAN[0]
     assert (images[:, :, 1:] >= images[:, :, :-1] - 1e-6).all(), "left stays left"
     assert images.min() > -1e-5 and images.max() < 1 + 1e-5
     means = images.mean((1, 2))
     assert 0.02 < means.std() < 0.1
-    plain = torch.from_numpy(LEVELS[:240])
+    plain = LEVELS[:240]
     assert (images.mean(0).mean(0) - plain[8:232]).abs().max() < 0.03
     starts = {round(float(value), 3) for value in augment(batch, 239, torch.Generator().manual_seed(0))[:, 0, 0, 0]}
     assert len(starts) > 2

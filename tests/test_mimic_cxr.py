@@ -124,7 +124,8 @@ def tree(raw, pictures="files", reports="files", tables=".", packed=True):
     write_csv(raw / tables / f"mimic-cxr-2.0.0-split{suffix}", SPLIT, rows(), packed)
     write_csv(raw / tables / f"mimic-cxr-2.0.0-metadata{suffix}",
               ["dicom_id", "subject_id", "study_id", "ViewPosition"],
-              [[dicom, patient, study, view] for study, (patient, _, _, views) in STUDIES.items() for dicom, view in views],
+              [[dicom, patient, study, view]
+               for study, (patient, _, _, views) in STUDIES.items() for dicom, view in views],
               packed)
     values = {"50000001": {"Edema": "1.0", "No Finding": "", "Pneumonia": "-1.0", "Fracture": "0.0"}, "50000003": {}}
     write_csv(raw / tables / f"mimic-cxr-2.0.0-chexpert{suffix}", ["subject_id", "study_id", *sorted(LABELS)],

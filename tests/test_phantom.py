@@ -110,7 +110,8 @@ def test_prevalence_and_length(all_studies):
         assert ((labels[split] == PRESENT).sum(0) > 12).all()
     assert all(0.05 < (labels == ABSENT).mean(0)[LABELS.index(name)] < 0.8 for name in DRAWN)
     views = Counter(tuple(picture.view for picture in study.pictures) for study in all_studies)
-    assert set(views) == {("frontal",), ("frontal", "lateral")} and 0.35 < views["frontal", "lateral"] / len(all_studies) < 0.45
+    assert set(views) == {("frontal",), ("frontal", "lateral")}
+    assert 0.35 < views["frontal", "lateral"] / len(all_studies) < 0.45
     assert all(study.extra["view_names"] == [picture.view for picture in study.pictures] for study in all_studies)
     counts = Counter(len(study.extra["findings"]) for study in all_studies)
     assert max(counts) <= 5 and counts[1] + counts[2] > 0.4 * len(all_studies)

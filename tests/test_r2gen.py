@@ -152,7 +152,8 @@ def test_no_annotation(tmp_path, capsys):
 
 
 def test_the_real_cases(tmp_path):
-    assert prepare.main(["r2gen", "--raw", str(real("cxr_cases")), "--out", str(tmp_path), "--size", "64", "--workers", "1"]) == 0
+    command = ["r2gen", "--raw", str(real("cxr_cases")), "--out", str(tmp_path), "--size", "64", "--workers", "1"]
+    assert prepare.main(command) == 0
     prepared = Prepared(tmp_path)
     assert prepared.manifest["counts"] == {"train": 118, "val": 29, "test": 42}
     assert prepared.manifest["skipped"] == [] and prepared.manifest["pictures"] == len(prepared.images) == 217

@@ -2,8 +2,8 @@
 
 1. Preparing full-size radiographs: data.images.read against Pillow's and torchvision's plain ways, one core; then the
    whole command `python -m data.prepare`, by the clock, with one worker and with two.
-2. Training's reading: random rows of 370,000 pictures (a sparse file), with augmentation; memory after many of them;
-   and whole visits of either stage, one at a time.
+2. Training's reading: random rows of 370,000 pictures (a sparse file), with augmentation; the jitter alone, next to
+   torchvision's on every pixel; memory after many of them; and whole visits of either stage, one at a time.
 3. Reading alone: random rows of a warm file of 500 MB, next to a memory map of it.
 """
 
@@ -23,10 +23,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
-from torchvision.transforms.v2.functional import resize, to_image
+from torchvision.transforms.v2 import functional
 
 from data.dataset import PictureFile, Prepared, Visits
-from data.images import augment, read
+from data.images import BRIGHTNESS, CONTRAST, GAMMA, MEAN, STD, augment, read
+
+BATCH = 2              # pictures of a visit of stage 2
 
 
 def radiograph(rng, height=3056, width=2544):
@@ -44,11 +46,35 @@ def pillow_way(path):
 
 
 def torchvision_way(path):
-    return resize(decode_jpeg(read_file(str(path)), mode=ImageReadMode.RGB), [256], antialias=True)
+    return functional.resize(decode_jpeg(read_file(str(path)), mode=ImageReadMode.RGB), [256], antialias=True)
 
 
 def torchvision_pil_way(path):
-    return resize(to_image(Image.open(path).convert("RGB")), [256], antialias=True)
+    return functional.resize(functional.to_image(Image.open(path).convert("RGB")), [256], antialias=True)
+
+
+def jittered(picture, draws, crop):
+    """What data.images.augment draws, by torchvision on every pixel of the crop."""
+    (y, x, *jitter), room = draws, picture.shape[-1] - crop
+    brightness, contrast, gamma = (2 * u - 1 for u in jitter)
+    picture = functional.crop(picture, int(y * (room + 1)), int(x * (room + 1)), crop, crop)
+    picture = functional.adjust_gamma(picture, 1 + GAMMA * gamma)
+    picture = functional.adjust_contrast(picture, 1 + CONTRAST * contrast)
+    return functional.adjust_brightness(picture, 1 + BRIGHTNESS * brightness)
+
+
+def torchvision_on_floats(batch, crop, generator):
+    pictures = functional.to_dtype(batch[:, None], torch.float32, scale=True)
+    draws = torch.rand(len(batch), 5, generator=generator).tolist()
+    pictures = torch.stack([jittered(picture, drawn, crop) for picture, drawn in zip(pictures, draws)])
+    return functional.normalize(pictures.expand(-1, 3, -1, -1), MEAN, STD)
+
+
+def torchvision_on_bytes(batch, crop, generator):
+    draws = torch.rand(len(batch), 5, generator=generator).tolist()
+    pictures = torch.stack([jittered(picture[None], drawn, crop) for picture, drawn in zip(batch, draws)])
+    pictures = functional.to_dtype(pictures, torch.float32, scale=True)
+    return functional.normalize(pictures.expand(-1, 3, -1, -1), MEAN, STD)
 
 
 def rate(call, arguments, rounds=3):
@@ -82,14 +108,14 @@ def bench_preparing(folder, pictures):
         print(f"  {rate(call, paths):8.1f}  {name}")
     entries = [{"id": path.stem, "report": "Lungs clear.", "image_path": [path.name]} for path in paths]
     (folder / "annotation.json").write_text(json.dumps({"train": entries, "val": [], "test": []}))
-    print(f"The whole command on them, by the clock (load {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores), the best of "
-          "three: seconds, and pictures a second with and without its start")
+    print(f"The whole command on them, by the clock (load {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores), the "
+          "best of three: seconds, and pictures a second with and without its start")
     for options in (["--text-only"], ["--workers", "1"], ["--workers", "2"]):
         seconds = []
         for _ in range(3):
             start = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "data.prepare", "r2gen", "--raw", folder, "--out", folder / "set", *options],
-                           check=True, capture_output=True)
+            command = [sys.executable, "-m", "data.prepare", "r2gen", "--raw", folder, "--out", folder / "set"]
+            subprocess.run([*command, *options], check=True, capture_output=True)
             seconds.append(time.perf_counter() - start)
             shutil.rmtree(folder / "set")
         if options == ["--text-only"]:
@@ -115,7 +141,8 @@ def bench_training(folder, rows):
     images = PictureFile(folder / "images.npy")
     rng = np.random.default_rng(0)
     generator = torch.Generator().manual_seed(0)
-    print(f"{rows:,} pictures of 256 px ({rows * 65536 / 1e9:.1f} GB, sparse), crops of 224: pictures a second and core")
+    print(f"{rows:,} pictures of 256 px ({rows * 65536 / 1e9:.1f} GB, sparse), crops of 224: pictures per second "
+          "and core")
     for size in (1, 2, 8, 32):
         batches = [rng.integers(0, rows, size).tolist() for _ in range(max(1, 2048 // size))]
 
@@ -124,11 +151,18 @@ def bench_training(folder, rows):
 
         visit(batches[0])
         print(f"  {rate(visit, batches, rounds=5) * size:8.0f}  {size} at a time with augmentation")
+    print(f"The jitter alone, {BATCH} pictures of 256 px: pictures per second and core")
+    batch = torch.from_numpy(picture_file(images, rng.integers(0, rows, BATCH).tolist()))
+    for name, jitter in (("data.images.augment: torchvision on 256 levels, looked up", augment),
+                         ("torchvision on every pixel, float32", torchvision_on_floats),
+                         ("torchvision on every pixel, uint8", torchvision_on_bytes)):
+        print(f"  {rate(lambda batch: jitter(batch, 224, generator), [batch] * 50, rounds=5) * BATCH:8.0f}  {name}")
     before = memory()
     for step in range(1, 4):
         for batch in rng.integers(0, rows, (2000, 8)).tolist():
             visit(batch)
-        print(f"  after {step * 16_000:,} more: {memory()[0] - before[0]:+d} MB private, {memory()[1] - before[1]:+d} MB of files' pages")
+        private, mapped_pages = (after - earlier for after, earlier in zip(memory(), before))
+        print(f"  after {step * 16_000:,} more: {private:+d} MB private, {mapped_pages:+d} MB of files' pages")
     report = "The heart is normal in size. The lungs are clear. No effusion or pneumothorax. There is a 4 mm nodule."
     studies = [{"id": str(n), "split": "train", "report": report, "views": [2 * n, 2 * n + 1]} for n in range(2000)]
     (folder / "studies.jsonl").write_text("".join(json.dumps(study) + "\n" for study in studies))
@@ -147,7 +181,8 @@ def mapped(file, rows):
 def bench_reading(folder, rows=8000, studies=4000, rounds=9):
     path = folder / "warm.npy"
     np.save(path, np.random.default_rng(0).integers(0, 256, (rows, 256, 256), np.uint8))
-    print(f"Random rows of a warm file of {path.stat().st_size / 1e6:.0f} MB: microseconds a study, median of {rounds} rounds")
+    print(f"Random rows of a warm file of {path.stat().st_size / 1e6:.0f} MB: microseconds per study, "
+          f"median of {rounds} rounds")
     for views in (1, 2):
         drawn = np.random.default_rng(1).integers(0, rows, (studies, views)).tolist()
         ways = [(mapped, np.load(path, mmap_mode="r")), (picture_file, PictureFile(path))]
