@@ -110,7 +110,7 @@ def evaluate_alignment(args, header, processes):
     write_json(out / "metrics.json", metrics)
     known = metrics["zero_shot"]["auroc"] is not None
     write_alignment_page(out / "report.html", metrics, title=f"{args.ckpt}, {args.split}",
-                         curves=read_rows(Path(args.ckpt).parent / "log.jsonl"), scores=scores if known else None,
+                         log=read_rows(Path(args.ckpt).parent / "log.jsonl"), scores=scores if known else None,
                          labels=[study["labels"] for study in studies] if known else None)
     print_zero_shot(metrics)
     print(f"\nwritten: metrics.json and report.html in {out}")
@@ -194,6 +194,6 @@ def evaluate_trrg(args, header, processes):
 
     metrics = evaluate_texts(rows, task.scoring, labels_from, against, floors=systems)
     task.write(metrics, task.checkpoint, rows, title=f"{args.ckpt}, {args.split}",
-               curves=read_rows(task.path.parent / "log.jsonl"), maps=lambda i: written[i].maps,
-               pictures=lambda i: list(task.prepared.pictures(task.studies[i]).numpy()), data=task.source)
+               log=read_rows(task.path.parent / "log.jsonl"), maps=lambda i: written[i].maps,
+               pictures=lambda i: list(task.prepared.pictures(task.studies[i]).numpy()), source=task.source)
     print_floors(metrics)

@@ -15,7 +15,7 @@ import pytest
 from data import phantom
 from data.reports import LABELS
 from evaluation.labels import phantom_labeler, with_labels
-from evaluation.page import charts, gallery, page, published, tables
+from evaluation.page import charts, document, gallery, page, published, tables
 from evaluation.results import Scoring, evaluate_texts
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)> <!--<script> & \"'\u2028\u2029 \ud800"
@@ -54,8 +54,8 @@ def written(tmp_path_factory):
     log.append({"stage": "stage1", "step": 119, "validation": {"loss": 6.0}})
     path = tmp_path_factory.mktemp("page") / "report.html"
     page.write_page(path, metrics, rows, title=f"Title {HOSTILE}", maps=maps, labeler=phantom_labeler(),
-                    pictures=lambda i: [phantom.draw(picture, 64) for picture in studies[i].pictures], curves=log,
-                    data="mimic_cxr")
+                    pictures=lambda i: [phantom.draw(picture, 64) for picture in studies[i].pictures], log=log,
+                    source="mimic_cxr")
     return path.read_text(encoding="utf-8"), rows, metrics
 
 
@@ -278,7 +278,7 @@ def test_five_hundred_studies_stay_below_ten_megabytes():
     for r in rows:
         r["hypothesis"] = r["reference"] = " ".join([r["reference"]] * 2)
     shown, _ = gallery.studies(rows, pictures.get, maps, phantom_labeler())
-    assert all(len(study["v"]) == 2 for study in shown) and len(page.in_script(shown)) / len(rows) * 500 < 8e6
+    assert all(len(study["v"]) == 2 for study in shown) and len(document.in_script(shown)) / len(rows) * 500 < 8e6
 
 
 def test_charts_survive_odd_numbers():
@@ -288,7 +288,7 @@ def test_charts_survive_odd_numbers():
     assert charts.curves("loss", [("loss", "train", [(1, nan)], "line")]) == ""
     assert charts.curves("one", [("loss", "train", [(7, 0.0)], "dots")])
     assert charts.ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1] and charts.ticks(3, 17) == [5, 10, 15]
-    last = re.search(r'x="([0-9.]+)"[^>]*>1500<', charts.curves("loss", [("loss", "train", [(1, 0), (1500, 1)], "line")], width=420))
+    last = re.search(r'x="([0-9.]+)"[^>]*>1500<', charts.curves("loss", [("loss", "train", [(1, 0), (1500, 1)], "line")]))
     assert float(last[1]) <= 420 - 16                                              # half of "1500" is 13 px: not cut off
     straight = np.array([(i, 2.0 * i) for i in range(50)])
     assert np.allclose(charts.smoothed(straight.tolist()), straight)

@@ -17,11 +17,12 @@ def svg(width, height, body, cls="", label=""):
     return f'<svg class="{cls}" viewBox="0 0 {width} {height}" {role}>{body}</svg>'
 
 
-def bar(cell, cls="", width=120, height=14, top=1.0):
-    """A figure {"value", "low", "high"} as a bar on 0..top with its interval as a whisker."""
+def bar(cell, cls=""):
+    """A figure {"value", "low", "high"} as a bar on 0..1 with its interval as a whisker."""
     if cell["value"] is None:
         return ""
-    x, low, high = (width * min(max(cell[key], 0), top) / top for key in ("value", "low", "high"))
+    width, height = 120, 14
+    x, low, high = (width * min(max(cell[key], 0), 1) for key in ("value", "low", "high"))
     y = height / 2
     return svg(width, height, f'<rect class="rail" width="{width}" height="{height}" rx="2"/>'
                f'<rect class="fill" width="{x:.1f}" height="{height}" rx="2"/>'
@@ -29,8 +30,9 @@ def bar(cell, cls="", width=120, height=14, top=1.0):
                f"bar {cls}")
 
 
-def intervals(cells, classes, width=260, line=15):
+def intervals(cells, classes):
     """Figures one below the other as dots with intervals, on one axis from 0 to the highest of them."""
+    width, line = 260, 15
     known = [cell for cell in cells if cell["value"] is not None]
     if not known:
         return ""
@@ -61,17 +63,19 @@ def short(value):
     return f"{value / 1000:g}k" if abs(value) >= 10000 else f"{value:g}".replace("-", "−")
 
 
-def curves(title, lines, width=420, height=200):
+def curves(title, lines):
     """A chart of lines over steps: [(name, class, [(step, value), …], "raw" | "line" | "dots"), …] → SVG.
 
     Values that are not finite leave a gap. The vertical range leaves out the highest and lowest 3 % of a raw line, so
     that a few wild steps do not flatten the rest.
     """
-    left, right, top, bottom = 46, 10, 12, 24
+    width, height, left, right, top, bottom = 420, 200, 46, 10, 12, 24
     steps = [step for _, _, points, _ in lines for step, _ in points]
     values = [value for _, _, points, kind in lines for value in trimmed([v for _, v in points if isfinite(v)], kind)]
     if not values:
         return ""
+
+    # Some room above and below, also where all values are the same, or 0.
     low, high = min(values), max(values)
     margin = (high - low) * 0.06 or abs(high) * 0.1 or 1
     low, high = low - margin, high + margin
@@ -83,12 +87,14 @@ def curves(title, lines, width=420, height=200):
     def y(value):
         return top + (height - top - bottom) * (high - min(max(value, low), high)) / (high - low)
 
+    # The grid and its numbers; the last one to the right must not be cut off.
     parts = [f'<path class="grid" d="M{left} {y(t):.1f}H{width - right}"/>'
              f'<text class="tick" x="{left - 6}" y="{y(t) + 3.5:.1f}" text-anchor="end">{short(t)}</text>'
              for t in ticks(low, high)]
     parts += [f'<text class="tick" x="{min(x(t), width - 16):.1f}" y="{height - 6}" text-anchor="middle">'
               f"{short(t)}</text>"
               for t in ticks(first, last, 5)]
+
     for name, cls, points, kind in lines:
         points = thinned([(step, value) for step, value in points if isfinite(value)])
         if kind == "dots":
@@ -131,9 +137,9 @@ def smoothed(points):
     return result
 
 
-def roc(name, rates, size=150):
+def roc(name, rates):
     """One finding's ROC curve: rates = (false positive rates, true positive rates)."""
-    edge = size - 2
+    size, edge = 150, 148
     points = thinned(list(zip(*([float(rate) for rate in side] for side in rates)))) if rates is not None else []
     line = "L".join(f"{1 + edge * x:.1f} {1 + edge * (1 - y):.1f}" for x, y in [(0, 0), *points, (1, 1)])
     return svg(size, size, f'<rect class="frame" x="1" y="1" width="{edge}" height="{edge}"/>'
@@ -142,13 +148,13 @@ def roc(name, rates, size=150):
                   f'<path class="line" d="M{line}"/>' if points else ""), "roc", f"ROC curve, {name}")
 
 
-def swaps(names, figures, label=190, panel=120, line=22):
+def swaps(names, figures):
     """One row per swap, one panel per figure: dots with intervals, and the unchanged run's value as a line through all.
 
     names: of the rows, the unchanged run first. figures: [(title, [cell per row])], a cell as in metrics.json's "swap";
     a dot is filled where it differs from the unchanged run with p < 0.05.
     """
-    top, bottom = 26, 18
+    label, panel, line, top, bottom = 190, 120, 22, 26, 18
     height = top + line * len(names) + bottom
     parts = [f'<text class="name" x="0" y="{top + line * (row + 0.5) + 4:.1f}">{escape(name)}</text>'
              for row, name in enumerate(names)]
@@ -159,6 +165,8 @@ def swaps(names, figures, label=190, panel=120, line=22):
         parts.append(f'<text class="title" x="{left}" y="12">{escape(title)}</text>')
         if not known:
             continue
+
+        # Each figure has a scale of its own, from the lowest to the highest of its intervals.
         low, high = min(cell["low"] for cell in known), max(cell["high"] for cell in known)
         margin = 0.05 * (high - low) or 0.5
         low, high = low - margin, high + margin

@@ -1,50 +1,35 @@
-"""report.html: one self-contained file for people who would rather look than read.
+"""report.html of a checkpoint or of given texts: what each section says. The frame around them is document.py's."""
 
-It opens from the disk, asks nothing of any network (its own policy forbids it), and runs one script, allowed by its
-hash. Every text of the data is escaped, in the markup and in the JSON that the script reads; the script writes texts as
-text only. page.css and page.js beside this file are put into it as they are.
-"""
-
-import base64
-import hashlib
-import json
 from html import escape
-from pathlib import Path
 
 import numpy as np
 
-from data.files import whole_file
 from data.reports import LABELS
-from evaluation.output import NO_ADVICE
-from evaluation.page import gallery, tables
-from evaluation.page.charts import curves as chart
-from evaluation.page.charts import intervals, number, roc, smoothed
+from evaluation.page import charts, gallery, tables
+from evaluation.page.charts import intervals, number
+from evaluation.page.document import paragraph, settings_section, write
 from evaluation.page.published import ROWS
+from evaluation.page.training import training_section
 from evaluation.verdicts import headline, near_floor, nearly_alike, variety_lines
 from metrics.zero_shot import roc_curve
 
-# What is drawn of log.jsonl, a panel each: title, the figure, and the figure of a validation that belongs to it.
-PANELS = (("loss", "loss", "loss"), ("cross-entropy a token", "ce", None), ("L_DC, Eq. (4)", "dc", None),
-          ("temperature τ", "tau", None), ("learning rate", "lr", None), ("gradient norm", "gradient_norm", None),
-          ("studies a second", "studies_per_s", None))
-RAW = ("loss", "ce", "dc", "gradient_norm", "studies_per_s")           # noisy: a smoothed line over the raw one
 KINDS = (("match", "both reports have it"), ("differs", "both have it, on another side or in another severity"),
          ("invented", "the generated report alone has it"), ("missed", "the reference alone has it"),
          ("denied", "missed, and the sentence says it is absent"))
 
 
-def write_page(path, metrics, rows, *, title, pictures=None, maps=None, labeler=None, curves=None, data=None):
+def write_page(path, metrics, rows, *, title, pictures=None, maps=None, labeler=None, log=None, source=None):
     """The page of a stage-2 checkpoint, or of given texts.
 
     metrics: as in metrics.json, parts may be absent. rows: as in reports.jsonl. pictures(i) → uint8 arrays (S, S) of
     row i, a view each, or None. maps(i) → {"clues": [(prompt, weight, (V, g, g))], "queries": (V, g, g) or None,
     "cover": the middle part of the picture's side that the grid lies over}, or None. labeler(texts) → [(14 labels, …)]
-    marks single sentences. curves: the rows of log.jsonl. data: the data set whose published rows stand beside ours.
+    marks single sentences. log: the rows of log.jsonl. source: the data set whose published rows stand beside ours.
     Raises OSError.
     """
     settings, known = metrics.get("settings", {}), gallery.labelled(rows)
     shown, left = gallery.studies(rows, pictures, maps, labeler)
-    sections = [("scores", "Scores", scores_section(metrics, data))]
+    sections = [("scores", "Scores", scores_section(metrics, source))]
     if metrics.get("floors"):
         sections.append(("floors", "Floors", floors_section(metrics)))
     if "clinical" in metrics:
@@ -52,23 +37,23 @@ def write_page(path, metrics, rows, *, title, pictures=None, maps=None, labeler=
         if known:
             sections.append(("findings", "Findings", findings_section(metrics["clinical"], rows)))
     sections.append(("gallery", "Studies", gallery_section(shown, left, known, labeler)))
-    if curves:
-        sections.append(("training", "Training", training_section(curves)))
+    if log:
+        sections.append(("training", "Training", training_section(log)))
     sections.append(("settings", "Settings", settings_section(settings)))
     drawn = {"studies": shown, "labelled": known, "labels": [LABELS[i] for i in gallery.DISEASES]}
     write(path, title, f"{settings.get('n', len(rows))} reports", settings, tiles(metrics), sections, drawn)
 
 
-def write_alignment_page(path, metrics, *, title, scores=None, labels=None, curves=None):
+def write_alignment_page(path, metrics, *, title, scores=None, labels=None, log=None):
     """The page of a stage-1 checkpoint. scores (N, 14) of the clue prompts and labels (N, 14) in CheXbert's coding give
-    the ROC curves; curves: the rows of log.jsonl. Raises OSError."""
+    the ROC curves; log: the rows of log.jsonl. Raises OSError."""
     sections, settings = [], metrics.get("settings", {})
     found = metrics.get("zero_shot", {})
     if found.get("auroc"):
         sections.append(("zero-shot", "Zero-shot recognition", zero_shot_section(found, scores, labels)))
     sections.append(("retrieval", "Retrieval", retrieval_section(metrics["retrieval"])))
-    if curves:
-        sections.append(("training", "Training", training_section(curves)))
+    if log:
+        sections.append(("training", "Training", training_section(log)))
     sections.append(("settings", "Settings", settings_section(settings)))
     names = (("auroc", "macro AUROC, clue prompts"), ("auroc_pairs", "macro AUROC, finding against no finding"))
     figures = [(name, found[key]["macro"]) for key, name in names if found.get(key)]
@@ -78,10 +63,6 @@ def write_alignment_page(path, metrics, *, title, scores=None, labels=None, curv
 
 
 # --- sections: each gives the HTML below its heading ------------------------------------------------------------------
-
-def paragraph(text, cls=""):
-    return f'<p class="{cls}">{text}</p>' if cls else f"<p>{text}</p>"
-
 
 def tile(name, cell, floor=None):
     if cell["value"] is None:
@@ -97,8 +78,8 @@ def tiles(metrics):
     return "".join(tile(name, cell, floor.get(name)) for name, cell in headline(metrics).items())
 
 
-def scores_section(metrics, data):
-    parts = [tables.score_table(metrics, data)]
+def scores_section(metrics, source):
+    parts = [tables.score_table(metrics, source)]
     protocols = metrics.get("settings", {}).get("protocols", {})
     parts += [paragraph(f"<b>{escape(name)}</b>: {escape(text)}.", "note") for name, text in protocols.items()]
     parts.append(paragraph("Small figures: 95 % interval over studies. A row counts one way only, so figures of "
@@ -108,7 +89,7 @@ def scores_section(metrics, data):
         parts += [paragraph(escape(line) + ".") for line in variety_lines(metrics["variety"], n)]
         if warning := nearly_alike(metrics["variety"], n):
             parts.append(paragraph(escape(warning) + ".", "warning"))
-    if ROWS.get(data):
+    if ROWS.get(source):
         parts.append(paragraph("Rows below ours are other papers’, and users’ own runs of released code (dashed). The "
                                "protocol of each is what it <em>appears</em> to be: few papers state it. A blank is a "
                                "figure we have no source for.", "note"))
@@ -176,7 +157,7 @@ def zero_shot_section(found, scores, labels):
             certain, cell = labels[:, i] != 3, clue["per_finding"][name]
             rates = roc_curve(scores[certain, i], labels[certain, i] == 1) if cell["value"] is not None else None
             caption = f"<figcaption>{escape(name)}<b>{number(cell['value'])}</b></figcaption>"
-            panels += f"<figure>{roc(name, rates)}{caption}</figure>"
+            panels += f"<figure>{charts.roc(name, rates)}{caption}</figure>"
         panels = f'<div class="panels rocs">{panels}</div>'
     return (paragraph("The cosine of picture and prompt, without any training on labels; 0.5 is chance. Curves: false "
                       "positive rate to the right, true positive rate upwards, by the clue prompts, whose order picks "
@@ -192,84 +173,3 @@ def retrieval_section(retrieval):
     rows = [("", [RETRIEVAL[way], *(f'{tables.figure(cells[at])}<small>chance {number(cells[at]["chance"])}</small>'
                                     for at in columns)]) for way, cells in retrieval.items()]
     return paragraph("Share of queries with a right answer among the K best.") + tables.table(["", *columns], rows)
-
-
-def training_section(rows):
-    parts = []
-    for stage in dict.fromkeys(row.get("stage", "") for row in rows):
-        mine = [row for row in rows if row.get("stage", "") == stage]
-        figures = []
-
-        def points_of(name, figures=lambda row: row):
-            return [(row["step"], figures(row)[name]) for row in mine
-                    if isinstance(figures(row).get(name), (int, float))]
-
-        for title, name, validation in PANELS:
-            points, held_out = points_of(name), points_of(validation, lambda row: row.get("validation", {}))
-            if not points:
-                continue
-            lines = [(name, "train", points, "raw" if name in RAW else "line")]
-            if name in RAW:
-                lines.append((f"{name}, smoothed", "train", smoothed(points), "line"))
-            lines += [("validation", "held-out", held_out, "dots")] if held_out else []
-            last = f"{number(points[-1][1])}" if abs(points[-1][1]) >= 0.01 else f"{points[-1][1]:.2g}"
-            key = ' <span class="key held-out"></span>validation' if held_out else ""
-            caption = f"<figcaption>{escape(title)}{key}<b>{last}</b></figcaption>"
-            figures.append(f"<figure>{caption}{chart(title, lines)}</figure>")
-        parts.append(f'<h3>{escape(str(stage))}</h3><div class="panels">{"".join(figures)}</div>')
-    legend = paragraph("Over optimiser steps; faint: every step, strong: smoothed. The figure is the last step’s.")
-    return "".join([legend, *parts])
-
-
-def settings_section(settings):
-    items = [(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-             for name, value in settings.items()]
-    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in items) + "</dl>"
-
-
-# --- the document -----------------------------------------------------------------------------------------------------
-
-def write(path, title, subtitle, settings, tiles, sections, data):
-    """Puts the page together and writes it in one go."""
-    origin = [settings["trained_on"]] if settings.get("trained_on") else []
-    notes = "".join(paragraph(escape(note), "origin") for note in [*origin, NO_ADVICE])
-    folder = Path(__file__).parent
-    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'; "
-              "base-uri 'none'; form-action 'none'")
-    links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in sections)
-    body = "".join(f'<section id="{name}"><h2>{heading}</h2>{html}</section>' for name, heading, html in sections)
-    text = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p>{notes}</header>
-<nav aria-label="Sections">{links}</nav>
-<main>
-<div class="tiles">{tiles}</div>
-{body}
-</main>
-<script type="application/json" id="data">{in_script(data)}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
-    with whole_file(path) as file:
-        file.write(text.encode("utf-8", "replace").decode())     # half a surrogate pair becomes "?": no file holds it
-
-
-def in_script(data):
-    """JSON that cannot end its <script>, begin another, or break a line: < > & and U+2028/9 as \\u escapes."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text

@@ -3,7 +3,7 @@
 from html import escape
 
 from evaluation.page import charts, tables
-from evaluation.page.page import paragraph, settings_section, write
+from evaluation.page.document import paragraph, settings_section, write
 from evaluation.verdicts import KINDS, changed
 
 SHOWN = 3                              # studies whose reports are shown under every swap

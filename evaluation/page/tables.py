@@ -43,9 +43,9 @@ def language_cells(scores):
     return cells
 
 
-def score_table(metrics, data=None):
+def score_table(metrics, source=None):
     """Our rows, one convention a row, and published rows beside them where the data set has any."""
-    published = ROWS.get(data, ())
+    published = ROWS.get(source, ())
     blank, clinical = [""] * len(LANGUAGE), "clinical" in metrics or published
     none = [""] * len(PARTS) if clinical else []
     rows = [("own", [f"this run, <b>{escape(protocol)}</b>", *language_cells(scores), *none, COUNTED[protocol]])
