@@ -45,6 +45,7 @@ def parser():
     p = Parser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     positive = at_least(int, 1)
 
+    # What is evaluated, and where the results go.
     g = p.add_argument_group("what to evaluate (one of --ckpt, --reports)")
     read_in("stage1 stage2 swap list image explain",
             g.add_argument("--ckpt", metavar="FILE", help="checkpoint of either stage"))
@@ -73,6 +74,7 @@ def parser():
             g.add_argument("--rexrank", metavar="OUT.json",
                            help="also write the reports, and nothing else, as ReXrank's JSON"))
 
+    # A model that still has to write its reports.
     g = p.add_argument_group("checkpoint")
     read_in("stage1 stage2 swap",
             g.add_argument("--split", default="test", help="part of the data set"),
@@ -87,6 +89,7 @@ def parser():
             g.add_argument("--decoding", choices=("paper", "r2gengpt"), default="paper",
                            help="paper: beam 3, no penalties; r2gengpt: the closest peer's penalties and lengths"))
 
+    # Texts against references.
     g = p.add_argument_group("language scores")
     read_in("scores",
             g.add_argument("--protocol", choices=(*PROTOCOLS, "both"), default="both",
@@ -107,6 +110,7 @@ def parser():
             g.add_argument("--draws", type=positive, default=1000, help="bootstrap resamples"),
             g.add_argument("--seed", type=at_least(int, 0), default=0, help="of the bootstrap"))
 
+    # Labels of texts.
     g = p.add_argument_group("clinical scores (labels in a file of reports come first)")
     read_in("reports stage2 swap",
             g.add_argument("--chexbert", metavar="DIR", help="label texts with CheXbert: folder of chexbert.pth and "
@@ -177,6 +181,7 @@ def refuse_unread(args, given, stage=None):
 
 def evaluate(args, given):
     """The evaluation that the options ask for. Raises UserError."""
+    # What can be refused without a look at any file.
     if bool(args.ckpt) == bool(args.reports):
         raise UserError("name --ckpt FILE or --reports FILE, one of them; --help lists all options")
     if args.chexbert and args.labeler:

@@ -159,11 +159,13 @@ def outcomes(model, prepared, studies, processes, batch_size, pictures="own", cl
     reports, which takes most of the time.
     """
     texts = [clean_report(study["report"]) for study in studies]
+    # A study keeps its number whatever pictures it is shown, so its clues and its true report stay its own.
     shown = [studies[number] for number in another_study(studies)] if pictures == "another" else studies
     device = model.mapper.weight.device
 
     @torch.no_grad()
     def work(visits):
+        # What is changed: pictures in which nothing is to be seen, and clues that somebody else chose.
         numbers, images = visits["numbers"], visits["images"]
         if pictures in ("blank", "noise"):
             images = no_pictures(pictures, numbers, images.shape[1], model.pictures)
@@ -177,6 +179,7 @@ def outcomes(model, prepared, studies, processes, batch_size, pictures="own", cl
         else:
             reports, prompt = [None] * len(numbers), model.prompt(images.to(device), given)
 
+        # What it had, to put back later, and how it took the true report.
         chosen = [None] * len(numbers)
         if prompt.clues is not None:
             *fields, _ = chosen_of(prompt.clues, threshold)

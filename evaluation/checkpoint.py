@@ -157,6 +157,7 @@ class SplitTask(Task):
 
 def evaluate_trrg(args, header, processes):
     """A stage-2 checkpoint: its reports, their scores, and the floors that a model blind to the picture would reach."""
+    # Everything that can be refused is refused before the weights are read.
     task = SplitTask(args, header, processes.device)
     model = trrg.load(args.ckpt, weights=args.weights, device=processes.device)
     on = model, task.prepared, task.studies, processes, task.batch_size
@@ -186,6 +187,7 @@ def evaluate_trrg(args, header, processes):
         systems["against"] = [{**row, "reference": other["reference"]} for row, other in
                               zip(task.rows([row["hypothesis"] for row in task.against_rows]), task.against_rows)]
 
+    # One labeler for all of them, so that a floor is no lower for having been read by another.
     labels_from = None
     if task.labeler:
         labelled = {name: task.labelled(rows, task.path) for name, rows in systems.items()}

@@ -126,21 +126,16 @@ def token_probabilities(model, prompt, tokens):
 
 def written(model, prompt, tokens):
     """The report with the probability of every token under it, and where the model was least sure."""
+    # A report that was not cut ends with </s>, whose probability is told as well.
     text = model.tokenizer.decode(tokens).strip()
     ended = len(tokens) < model.decoding["max_new_tokens"]
     known = token_probabilities(model, prompt, [*tokens, model.tokenizer.eos_id] if ended else tokens)
     settings = ", ".join(f"{name} {value}" for name, value in model.decoding.items())
     lines = [f"Report ({settings})", f"  {text or '(empty)'}", "",
              f"Probability of each token ({len(known)} tokens{'' if ended else ', cut at the longest allowed'})"]
-    above, below = " ", " "
-    for token, probability, _ in known:
-        name, figure = piece(model, token), f"{probability:.2f}".removeprefix("0")
-        width = max(len(name), len(figure))
-        if len(above) + width + 1 > WIDTH:
-            lines += [above, below, ""]
-            above, below = " ", " "
-        above, below = f"{above} {name:<{width}}", f"{below} {figure:<{width}}"
-    lines += [above, below, ""]
+    lines += in_columns([(piece(model, token), f"{probability:.2f}".removeprefix("0"))
+                         for token, probability, _ in known])
+
     doubtful = sorted((row for row in known if row[1] < 0.9), key=lambda row: row[1])[:5]
     if doubtful:
         lines.append("Least sure of")
@@ -148,6 +143,18 @@ def written(model, prompt, tokens):
             likeliest = ", ".join(f"{piece(model, other)} {p:.1%}" for other, p in best)
             lines.append(f"  {piece(model, token):<14} {probability:5.1%}   likeliest: {likeliest}")
     return "\n".join(lines).rstrip()
+
+
+def in_columns(pairs):
+    """Lines with each pair of words one above the other, as many pairs side by side as there is room for."""
+    lines, above, below = [], " ", " "
+    for upper, lower in pairs:
+        width = max(len(upper), len(lower))
+        if len(above) + width + 1 > WIDTH:
+            lines += [above, below, ""]
+            above, below = " ", " "
+        above, below = f"{above} {upper:<{width}}", f"{below} {lower:<{width}}"
+    return [*lines, above, below, ""]
 
 
 def piece(model, token):

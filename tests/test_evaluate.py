@@ -4,12 +4,15 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 import evaluate
 import trrg
 from data.dataset import Prepared
+from data.images import augment
 from data.prompts import clue_prompts
 from data.reports import LABELS
 from data.tokenizers import SentencePiece
@@ -30,14 +33,16 @@ def run(tmp_path_factory):
 
 
 def test_a_stage_2_checkpoint_gives_reports_scores_floors_and_the_page(run, tmp_path, capsys):
-    assert evaluate.main(["--ckpt", str(run / "ckpt.safetensors"), "--out", str(tmp_path / "out"), "--draws", "20"]) == 0
+    assert evaluate.main(["--ckpt", str(run / "ckpt.safetensors"), "--out", str(tmp_path / "out"),
+                          "--draws", "20"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out/reports.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in rows] == [f"test-{i}" for i in range(5)]
     assert [row["reference"] for row in rows] == [tiny.REPORTS[i % 4] for i in range(5)]
     assert all(len(row["clues"]) == 3 for row in rows)
     metrics = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))
     assert metrics["settings"]["n"] == 5 and metrics["settings"]["variant"] == "trrg"
-    assert set(metrics["language"]) == {"coco", "r2gen"} and set(metrics["floors"]) == {"permuted_pictures", "most_frequent_report"}
+    assert set(metrics["language"]) == {"coco", "r2gen"}
+    assert set(metrics["floors"]) == {"permuted_pictures", "most_frequent_report"}
     assert set(metrics["language"]["coco"]["BLEU-4"]) == {"value", "low", "high"}
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert page.lower().startswith("<!doctype html>") and "test-0" in page
@@ -69,25 +74,48 @@ def test_half_a_surrogate_pair_in_a_text_breaks_no_file(run, tmp_path, monkeypat
 
 def test_the_reports_do_not_depend_on_the_batch_size(run, tmp_path):
     for size in ("1", "4"):
-        assert evaluate.main(["--ckpt", str(run / "ckpt.safetensors"), "--out", str(tmp_path / size), "--batch-size", size,
+        assert evaluate.main(["--ckpt", str(run / "ckpt.safetensors"), "--out", str(tmp_path / size),
+                              "--batch-size", size,
                               "--draws", "5", "--protocol", "coco"]) == 0
     texts = [[json.loads(line)["hypothesis"] for line in (tmp_path / size / "reports.jsonl").open(encoding="utf-8")]
              for size in ("1", "4")]
     assert texts[0] == texts[1]
 
 
+def auroc_by_hand(model, folder):
+    """{finding: AUROC} by scikit-learn, of τ log mean exp(cos / τ) over a finding's prompts, one study at a time."""
+    prepared = Prepared(folder)
+    studies, scores = prepared.split("test"), []
+    with torch.no_grad():
+        for study in studies:
+            images = augment(prepared.pictures(study), tiny.CROP)
+            v = torch.nn.functional.normalize(model.image_tokens(images).mean((0, 1)), dim=-1)
+            of_study = []
+            for prompts in clue_prompts():
+                ids, mask = trrg.encode_words(model.wordpiece, prompts, 64)
+                t = torch.nn.functional.normalize(model.text_tokens(ids, mask)[:, 0], dim=-1)
+                of_study.append((model.tau * (t @ v / model.tau).exp().mean().log()).item())
+            scores.append(of_study)
+    labels = np.array([study["labels"] for study in studies])
+    return {name: roc_auc_score(labels[:, i], np.array(scores)[:, i]) for i, name in enumerate(LABELS)}
+
+
 def test_a_stage_1_checkpoint_gives_recognition_and_retrieval(run, tmp_path):
     labelled = tmp_path / "data"
     tiny.write_data(labelled, test=6)
     rows = [json.loads(line) for line in (labelled / "studies.jsonl").read_text().splitlines()]
-    for number, row in enumerate(rows):
-        row["labels"] = [(number + i) % 2 for i in range(14)]
+    rng = np.random.default_rng(0)
+    positive = np.stack([rng.permutation([0, 0, 0, 1, 1, 1]) for _ in LABELS], axis=1)
+    for row, labels in zip([row for row in rows if row["split"] == "test"], positive.tolist()):
+        row["labels"] = labels
     (labelled / "studies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["--ckpt", str(run / "stage1.safetensors"), "--data", str(labelled), "--out", str(tmp_path / "out")]
     assert evaluate.main(command) == 0
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert set(metrics["zero_shot"]["auroc"]["per_finding"]) == set(LABELS)
-    assert 0 <= metrics["zero_shot"]["auroc"]["macro"]["value"] <= 1
+    expected = auroc_by_hand(trrg.load(run / "stage1.safetensors"), labelled)
+    measured = {name: cell["value"] for name, cell in metrics["zero_shot"]["auroc"]["per_finding"].items()}
+    assert measured == pytest.approx(expected)
+    assert metrics["zero_shot"]["auroc"]["macro"]["value"] == pytest.approx(np.mean(list(expected.values())))
     for way in ("image_to_text", "text_to_image"):
         assert set(metrics["retrieval"][way]) == {"R@1", "R@5", "R@10"}
     assert "<svg" in (tmp_path / "out/report.html").read_text()
@@ -100,7 +128,8 @@ def test_the_prompts_of_the_run_are_those_of_its_evaluation(run, tmp_path, monke
     monkeypatch.setattr(recognition, "embed_sentences", lambda model, texts: asked.append(texts) or embed(model, texts))
     tiny.write_run(tmp_path, prompts_per_disease=1)
     for folder, prompts in ((tmp_path, 14), (run, sum(map(len, clue_prompts())))):
-        assert evaluate.main(["--ckpt", str(folder / "stage1.safetensors"), "--out", str(tmp_path / "out"), "--draws", "2"]) == 0
+        assert evaluate.main(["--ckpt", str(folder / "stage1.safetensors"), "--out", str(tmp_path / "out"),
+                              "--draws", "2"]) == 0
         assert len(asked[0]) == prompts and asked[0][0].startswith("Clue: ")
         asked.clear()
 
@@ -115,7 +144,8 @@ def test_one_image_prints_its_report_and_clues(run, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["trained_on"].startswith("trained on ") and told["notice"] == "research output, no medical advice"
     expected = trrg.load(run / "ckpt.safetensors").report(pictures)
-    assert told["report"] == expected.text and [clue["prompt"] for clue in told["clues"]] == [prompt for prompt, _ in expected.clues]
+    assert told["report"] == expected.text
+    assert [clue["prompt"] for clue in told["clues"]] == [prompt for prompt, _ in expected.clues]
     assert evaluate.main(["--ckpt", str(run / "ckpt.safetensors"), "--explain", "--image", pictures[0]]) == 0
     assert "E^v" in capsys.readouterr().out
 
@@ -127,14 +157,16 @@ def test_one_image_prints_its_report_and_clues(run, capsys):
     (["--ckpt", "{run}/ckpt.safetensors", "--split", "exam"], "no study in the split 'exam'"),
     (["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/nothing.png"], "nothing.png: no such file"),
     (["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/ckpt.safetensors"], "ckpt.safetensors"),
-    (["--ckpt", "{run}/stage1.safetensors", "--image", "{run}/frontal.png"], "stage-1 checkpoint writes no reports; --image wants"),
+    (["--ckpt", "{run}/stage1.safetensors", "--image", "{run}/frontal.png"],
+     "stage-1 checkpoint writes no reports; --image wants"),
     ([], "name --ckpt FILE or --reports FILE"),
     (["--ckpt", "{run}/ckpt.safetensors", "--limit", "some"], "some is not a whole number from 1 on"),
     (["--ckpt", "{run}/ckpt.safetensors", "--seed", "-1"], "-1 is not a whole number from 0 on"),
     (["--ckpt", "{run}/ckpt.safetensors", "--exam"], "--exam; --help lists all options"),
     (["--ckpt", "{run}/ckpt.safetensors", "--explain"], "--explain does nothing without --image"),
     (["--ckpt", "{run}/ckpt.safetensors", "--json"], "--json does nothing beside a stage-2 checkpoint"),
-    (["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/frontal.png", "--out", "x"], "--out does nothing beside --image"),
+    (["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/frontal.png", "--out", "x"],
+     "--out does nothing beside --image"),
     (["--ckpt", "{run}/ckpt.safetensors", "--labels-only"], "needs a labeler"),
     (["--ckpt", "{run}/ckpt.safetensors", "--chexbert", "{run}/nowhere"], "nowhere"),
     (["--ckpt", "{run}/ckpt.safetensors", "--against", "{run}/nothing.jsonl"], "nothing.jsonl"),
@@ -160,7 +192,8 @@ def test_a_set_without_training_studies_and_a_torn_log(run, tmp_path, capsys):
         (shutil.copytree if name == "data" else shutil.copy)(run / name, tmp_path / name)
     changed(tmp_path / "data", lambda row: row["split"] == "test")
     (tmp_path / "log.jsonl").write_text('{"stage": "stage2", "step": 1, "loss": 1.5}\n{"stage": "sta', encoding="utf-8")
-    assert evaluate.main(["--ckpt", str(tmp_path / "ckpt.safetensors"), "--data", str(tmp_path / "data"), "--draws", "5"]) == 0
+    assert evaluate.main(["--ckpt", str(tmp_path / "ckpt.safetensors"), "--data", str(tmp_path / "data"),
+                          "--draws", "5"]) == 0
     metrics = json.loads((tmp_path / "eval-test/metrics.json").read_text(encoding="utf-8"))
     assert list(metrics["floors"]) == ["permuted_pictures"]
     assert "no training studies" in capsys.readouterr().out
@@ -217,7 +250,8 @@ def test_chexbert_reads_both_sides_once(run, tmp_path, monkeypatch):
     assert metrics["clinical"]["labels_from"] == "CheXbert" and "clinical" in metrics["floors"]["permuted_pictures"]
     assert {"chexbert", "chexbert_sha256_16", "vocabulary_sha256_16", "torch"} <= metrics["settings"].keys()
     rows = [json.loads(line) for line in (tmp_path / "out/reports.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [row["labels"]["reference"] for row in rows] == load(folder)([row["reference"] for row in rows], progress=False)
+    assert [row["labels"]["reference"] for row in rows] == load(folder)([row["reference"] for row in rows],
+                                                                        progress=False)
     assert "no labeler was at hand" not in (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert evaluate.main([*command, "--out", str(tmp_path / "labels"), "--labels-only"]) == 0
     # the reports that took the time are kept, and their labels

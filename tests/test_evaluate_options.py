@@ -38,7 +38,8 @@ def run(tmp_path_factory):
 
 
 def value_of(option):
-    """An option on a command line, its default where it has one: also that must not be accepted where nothing reads it."""
+    """An option on a command line, its default where it has one: that must not be accepted either where nothing reads
+    it."""
     name = option.option_strings[0]
     if option.nargs == 0:
         return [name]
@@ -70,8 +71,9 @@ def test_what_nothing_reads_is_refused(run, capsys, way):
     ["--ckpt", "{run}/ckpt.safetensors", "--reports", "{run}/pairs.jsonl"], [],
     ["--reports", "{run}/pairs.jsonl", "--image", "{run}/frontal.png"],
     ["--reports", "{run}/pairs.jsonl", "--explain"], ["--ckpt", "{run}/ckpt.safetensors", "--explain"],
-    ["--ckpt", "{run}/stage1.safetensors", "--image", "{run}/frontal.png"], ["--ckpt", "{run}/stage1.safetensors", "--swap"],
-    ["--ckpt", "{run}/ckpt.safetensors", "--swap", "--image", "{run}/frontal.png"], ["--reports", "{run}/pairs.jsonl", "--swap"],
+    ["--ckpt", "{run}/stage1.safetensors", "--image", "{run}/frontal.png"],
+    ["--ckpt", "{run}/stage1.safetensors", "--swap"], ["--reports", "{run}/pairs.jsonl", "--swap"],
+    ["--ckpt", "{run}/ckpt.safetensors", "--swap", "--image", "{run}/frontal.png"],
     ["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/frontal.png", "--explain", "--json"]])
 def test_ways_that_do_not_go_together(run, capsys, words):
     assert evaluate.main([word.format(run=run) for word in words]) == 2

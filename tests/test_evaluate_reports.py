@@ -125,7 +125,8 @@ def test_labels_only(tmp_path):
     (lambda rows: rows, ["--split", "val"], "--split does nothing beside --reports: it belongs to a stage-"),
     (lambda rows: rows, ["--beams", "3"], "--beams does nothing beside --reports: it belongs to a stage-2"),
     (lambda rows: rows, ["--image", "a.png"], "--image does nothing beside --reports"),
-    (lambda rows: rows, ["--labeler", "phantom", "--labels-only", "--against", "x"], "--against does nothing beside --labels-only"),
+    (lambda rows: rows, ["--labeler", "phantom", "--labels-only", "--against", "x"],
+     "--against does nothing beside --labels-only"),
     (lambda rows: rows, ["--seed", "-1"], "--seed: -1 is not a whole number from 0 on"),
     (lambda rows: rows, ["--protocol", "bleu"], "--help lists all options"),
     (lambda rows: rows, ["--out", "/dev/null"], "name another folder with --out"),
@@ -158,7 +159,8 @@ def test_a_failing_disk_is_one_line_and_exit_code_1(tmp_path, capfd):
 def test_a_full_output_is_one_line_and_exit_code_1(tmp_path):
     path = write(tmp_path / "a.jsonl", rows())
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-B", "evaluate.py", "--reports", str(path), "--draws", "5", "--protocol", "coco"],
+        done = subprocess.run([sys.executable, "-B", "evaluate.py", "--reports", str(path), "--draws", "5",
+                               "--protocol", "coco"],
                               cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1 and "No space left" in done.stderr and done.stderr.count("\n") == 1
 
@@ -171,7 +173,8 @@ def test_against_other_studies(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("one, other, same", [
-    ("abc", ["abc"], True), (["p", "q"], ["p", "q"], True), (["p", "q"], ["p", "r"], False), ("ab", ["ab", "zzz"], False)])
+    ("abc", ["abc"], True), (["p", "q"], ["p", "q"], True), (["p", "q"], ["p", "r"], False),
+    ("ab", ["ab", "zzz"], False)])
 def test_against_compares_every_reference(no_data, one, other, same):
     mine, theirs = ([{"id": "1", "hypothesis": "x", "reference": reference}] for reference in (one, other))
     if same:
@@ -202,7 +205,8 @@ def test_scoring_given_texts_needs_no_torch(tmp_path):
 
 
 def test_real_pairs(tmp_path, no_data):
-    assert evaluate.main(["--reports", str(real("peer_predictions_iu.jsonl")), "--out", str(tmp_path), "--draws", "100"]) == 0
+    assert evaluate.main(["--reports", str(real("peer_predictions_iu.jsonl")), "--out", str(tmp_path),
+                          "--draws", "100"]) == 0
     language = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["language"]
     # From pycocoevalcap with Java.
     wanted = {"BLEU-1": 0.31081646061038576, "BLEU-2": 0.1862505095613741, "BLEU-3": 0.12158832987614844,
@@ -230,15 +234,18 @@ def test_full_meteor_is_named_so(tmp_path, capsys):
 def test_rexrank_is_written_without_any_reference(tmp_path, no_data, capsys):
     path, out = write(tmp_path / "a.jsonl", rows()), tmp_path / "sent" / "rexrank.json"
     assert evaluate.main(["--reports", str(path), "--draws", "2", "--protocol", "coco", "--rexrank", str(out)]) == 0
-    assert json.loads(out.read_text(encoding="utf-8")) == {row["id"]: {"model_prediction": row["hypothesis"]} for row in rows()}
+    assert json.loads(out.read_text(encoding="utf-8")) == {row["id"]: {"model_prediction": row["hypothesis"]}
+                                                           for row in rows()}
     for wrong in (tmp_path, path):
         assert evaluate.main(["--reports", str(path), "--rexrank", str(wrong)]) == 2
         assert "--rexrank" in capsys.readouterr().err
     # and what stands in their form is scored
-    theirs = {row["id"]: {"model_prediction": row["hypothesis"], "section_findings": row["reference"]} for row in rows()}
+    theirs = {row["id"]: {"model_prediction": row["hypothesis"], "section_findings": row["reference"]}
+              for row in rows()}
     (tmp_path / "theirs.json").write_text(json.dumps(theirs), encoding="utf-8")
     for name in ("a.jsonl", "theirs.json"):
         more = ["--section", "findings"] if name.endswith(".json") else []
-        assert evaluate.main(["--reports", str(tmp_path / name), *more, "--draws", "2", "--out", str(tmp_path / name[0])]) == 0
+        assert evaluate.main(["--reports", str(tmp_path / name), *more, "--draws", "2",
+                              "--out", str(tmp_path / name[0])]) == 0
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8"))["language"] for name in "at")
     assert one == two

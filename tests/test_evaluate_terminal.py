@@ -35,7 +35,8 @@ def test_no_terminal_ends_it(run, encoding, more):
 
 
 def test_ctrl_c_is_one_line_and_leaves_nothing_half_written(tmp_path):
-    pairs = [{"id": i, "hypothesis": f"no edema {i} " * 60, "reference": f"the heart {i} is large " * 60} for i in range(3000)]
+    pairs = [{"id": i, "hypothesis": f"no edema {i} " * 60, "reference": f"the heart {i} is large " * 60}
+             for i in range(3000)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs), encoding="utf-8")
     process = subprocess.Popen([sys.executable, "-B", "evaluate.py", "--reports", str(tmp_path / "a.jsonl")], cwd=ROOT,
                                env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -52,7 +53,8 @@ def test_a_folder_that_cannot_be_made_is_one_line(run, tmp_path, capsys, way):
     (tmp_path / "file").write_text("")
     (tmp_path / "list.jsonl").write_text('{"id": 1, "images": ["frontal.png"]}')
     (tmp_path / "pairs.jsonl").write_text('{"id": 1, "hypothesis": "a", "reference": "b"}')
-    words = {"stage 1": ["--ckpt", str(run / "stage1.safetensors")], "stage 2": ["--ckpt", str(run / "ckpt.safetensors")],
+    words = {"stage 1": ["--ckpt", str(run / "stage1.safetensors")],
+             "stage 2": ["--ckpt", str(run / "ckpt.safetensors")],
              "swap": ["--ckpt", str(run / "ckpt.safetensors"), "--swap"],
              "list": ["--ckpt", str(run / "ckpt.safetensors"), "--list", str(tmp_path / "list.jsonl")],
              "reports": ["--reports", str(tmp_path / "pairs.jsonl")]}[way]

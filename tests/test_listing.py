@@ -26,7 +26,8 @@ def run(tmp_path_factory):
 
 STUDIES = [{"id": "two views", "images": ["frontal.png", "lateral.jpg"]}, {"id": 7, "images": "0.png"},
            {"id": "damaged", "images": ["damaged.png"]}, {"id": "none", "images": ["nowhere.png"]},
-           {"id": "folder", "images": ["data"]}, {"id": "1", "images": ["1.png"]}, {"id": "ü \u2028", "images": ["2.png"]}]
+           {"id": "folder", "images": ["data"]}, {"id": "1", "images": ["1.png"]},
+           {"id": "ü \u2028", "images": ["2.png"]}]
 
 
 def write(path, studies=STUDIES):
@@ -35,11 +36,13 @@ def write(path, studies=STUDIES):
 
 
 def command(run, path, out, *more):
-    return ["--ckpt", str(run / "ckpt.safetensors"), "--list", str(path), "--images", str(run), "--out", str(out), *more]
+    return ["--ckpt", str(run / "ckpt.safetensors"), "--list", str(path), "--images", str(run), "--out", str(out),
+            *more]
 
 
 def lines(out):
-    return {line["id"]: line for line in map(json.loads, (out / "reports.jsonl").read_text(encoding="utf-8").split("\n")[:-1])}
+    return {line["id"]: line
+            for line in map(json.loads, (out / "reports.jsonl").read_text(encoding="utf-8").split("\n")[:-1])}
 
 
 def test_every_study_has_its_line_and_bad_pictures_end_nothing(run, tmp_path, capsys):
@@ -51,10 +54,12 @@ def test_every_study_has_its_line_and_bad_pictures_end_nothing(run, tmp_path, ca
     for study in STUDIES:
         line, images = found[str(study["id"])], study["images"]
         if study["id"] in ("damaged", "none", "folder"):
-            assert set(line) == {"id", "error"} and images[0] in line["error"] and f"no report for {study['id']!r}" in printed
+            assert set(line) == {"id", "error"} and images[0] in line["error"]
+            assert f"no report for {study['id']!r}" in printed
         else:
             report = model.report([run / image for image in ([images] if isinstance(images, str) else images)])
-            assert line["report"] == report.text and [clue["prompt"] for clue in line["clues"]] == [p for p, _ in report.clues]
+            assert line["report"] == report.text
+            assert [clue["prompt"] for clue in line["clues"]] == [p for p, _ in report.clues]
             assert line["notice"] == NO_ADVICE and line["trained_on"].startswith("trained on 2,000 drawn phantoms")
     assert "4 reports" in printed
 
@@ -83,7 +88,8 @@ def test_it_goes_on_where_it_was_stopped(run, tmp_path, monkeypatch, capsys):
     assert not set(again) & set(written) and len(lines(out)) == len(STUDIES)
     assert {name: lines(out)[name] for name in done} == done
     again.clear()
-    write(path, [*STUDIES, {"id": "new", "images": ["0.png"]}])                  # a longer list, and bad pictures once more
+    # a longer list, and bad pictures once more
+    write(path, [*STUDIES, {"id": "new", "images": ["0.png"]}])
     assert evaluate.main(command(run, path, out)) == 0
     assert set(again) == {"damaged", "none", "folder", "new"}
     (out / "reports.jsonl").write_text(json.dumps({"id": "7"}) + "\n", encoding="utf-8")
@@ -97,7 +103,8 @@ def test_it_goes_on_where_it_was_stopped(run, tmp_path, monkeypatch, capsys):
 def test_two_processes_write_what_one_does(run, tmp_path):
     path = write(tmp_path / "list.jsonl")
     assert evaluate.main(command(run, path, tmp_path / "one")) == 0
-    code, _, err = runs.run("evaluate", command(run, path, tmp_path / "two", "--batch-size", "2"), tmp_path / "run", world=2)
+    code, _, err = runs.run("evaluate", command(run, path, tmp_path / "two", "--batch-size", "2"), tmp_path / "run",
+                            world=2)
     assert code == 0, err
     assert lines(tmp_path / "one") == lines(tmp_path / "two")
 

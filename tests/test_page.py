@@ -160,7 +160,8 @@ def test_sorting_searching_and_filtering(written, tmp_path):
         const number = (words, finding, kind) => studies.filter(study => wanted(study, words, finding, kind)).length;
         console.log(JSON.stringify({{
           counts: {json.dumps(list(counts))}.map(pair => number([], ...pair)),
-          all: number([], null, null), word: number(["study-3"], null, null), none: number(["study-3", "qqq"], null, null),
+          all: number([], null, null), word: number(["study-3"], null, null),
+          none: number(["study-3", "qqq"], null, null),
           differs: number([], null, "differs"),
           orders: Object.fromEntries(Object.entries(ORDERS).filter(([, order]) => order).map(
             ([name, order]) => [name, [...studies].sort(order).map(study => study.id)]))}}));"""
@@ -187,8 +188,10 @@ set(search, "study-3"); seen.searched = cards().length;
 set(search, "nowhere"); seen.nowhere = cards().length;
 const button = document.querySelector("button.count:not(:disabled)");
 button.click(); seen.pressed = cards().length; seen.says = +button.textContent; seen.left = search.value;
-set(finding, "any finding"); set(kind, "in any way"); set(order, "worst first"); seen.first = cards()[0].querySelector(".id").textContent;
-const map = cards()[0].querySelector("button.clue"), large = () => cards()[0].querySelectorAll(".pictures canvas").length;
+set(finding, "any finding"); set(kind, "in any way"); set(order, "worst first");
+seen.first = cards()[0].querySelector(".id").textContent;
+const map = cards()[0].querySelector("button.clue");
+const large = () => cards()[0].querySelectorAll(".pictures canvas").length;
 seen.maps = [large()]; map.click(); seen.maps.push(large()); map.click(); seen.maps.push(large());
 document.title = JSON.stringify(seen);
 </script></body>"""
@@ -197,7 +200,8 @@ document.title = JSON.stringify(seen);
 @pytest.mark.skipif(not CHROME, reason="no chromium or google-chrome to press buttons in")
 def test_presses(written, tmp_path):
     studies = data_of(written[0])["studies"]
-    text = re.sub("<meta http-equiv[^>]*>", "", written[0]).replace("</body>", PRESSES)         # its policy allows no other script
+    # the page's policy allows no other script
+    text = re.sub("<meta http-equiv[^>]*>", "", written[0]).replace("</body>", PRESSES)
     seen = json.loads(html.unescape(re.search("<title>(.*?)</title>", drawn_by_browser(text, tmp_path), re.S)[1]))
     worst = min(studies, key=lambda study: (study["s"], study["l"]))
     assert (seen["searched"], seen["nowhere"]) == (1, 0) and seen["pressed"] == seen["says"] > 0 and seen["left"] == ""
@@ -288,8 +292,8 @@ def test_charts_survive_odd_numbers():
     assert charts.curves("loss", [("loss", "train", [(1, nan)], "line")]) == ""
     assert charts.curves("one", [("loss", "train", [(7, 0.0)], "dots")])
     assert charts.ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1] and charts.ticks(3, 17) == [5, 10, 15]
-    last = re.search(r'x="([0-9.]+)"[^>]*>1500<', charts.curves("loss", [("loss", "train", [(1, 0), (1500, 1)], "line")]))
-    assert float(last[1]) <= 420 - 16                                              # half of "1500" is 13 px: not cut off
+    drawn = charts.curves("loss", [("loss", "train", [(1, 0), (1500, 1)], "line")])
+    assert float(re.search(r'x="([0-9.]+)"[^>]*>1500<', drawn)[1]) <= 420 - 16    # half of "1500" is 13 px: not cut off
     straight = np.array([(i, 2.0 * i) for i in range(50)])
     assert np.allclose(charts.smoothed(straight.tolist()), straight)
     assert charts.smoothed([(1, inf), *straight.tolist(), (60, nan)]) == charts.smoothed(straight.tolist())

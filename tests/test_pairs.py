@@ -51,7 +51,8 @@ def test_labels_and_findings(tmp_path):
 
 
 @pytest.mark.parametrize("text, words", [
-    (line() + "\n{bad", "line 2 is not JSON"), ("[\n " + line() + "]", "line 1 is not JSON.*one object per line.*\\.csv"),
+    (line() + "\n{bad", "line 2 is not JSON"),
+    ("[\n " + line() + "]", "line 1 is not JSON.*one object per line.*\\.csv"),
     (line() + "\n[1]", "line 2 is no object"),
     (line() + "\n" + line(), "line 2.*'a' is there already, on line 1"),
     (line(id=1) + "\n" + line(id="1"), "there already"),
@@ -75,7 +76,8 @@ def test_broken_json_lines(tmp_path, text, words):
 
 @pytest.mark.parametrize("text, words", [
     ("", "no hypothesis.*nothing"), ("id;hypothesis;reference\n1;2;3\n", "by commas, here 'id;hypothesis;reference'"),
-    ("id,hypothesis,hypothesis,reference\n1,2,3,4\n", "more than one hypothesis"), ("id,hypothesis\n1,2\n", "no reference"),
+    ("id,hypothesis,hypothesis,reference\n1,2,3,4\n", "more than one hypothesis"),
+    ("id,hypothesis\n1,2\n", "no reference"),
     ("id,hypothesis,reference\n1,a\n", "line 2"),
     ("id,hypothesis,reference\n1,a,b,c\n", "line 2"), ("id,hypothesis,reference\n", "holds no pairs"),
     (",hypothesis,reference\n1,2,3\n", "no id"), ("id,hypothesis,reference\n ,a,b\n", "line 2: the id is empty"),
@@ -115,11 +117,13 @@ def test_one_section_of_rexrank(tmp_path, capsys):
     assert [(row["id"], row["hypothesis"], row["reference"]) for row in read_pairs(path, "findings")] == [
         ("s1", "Clear lungs.", "Lungs clear."), ("s2", "A tube.", "A tube is in place.")]
     assert "1 of 3 studies have no findings" in capsys.readouterr().err
-    assert [(row["id"], row["hypothesis"]) for row in read_pairs(path, "impression")] == [("s1", "Normal."), ("s3", "Normal.")]
+    impressions = [(row["id"], row["hypothesis"]) for row in read_pairs(path, "impression")]
+    assert impressions == [("s1", "Normal."), ("s3", "Normal.")]
 
 
 @pytest.mark.parametrize("text, words", [
-    ("[1]", "not ReXrank's form"), ('{"a": 1}', "not ReXrank's form"), ("{", "not JSON.*jsonl"), ("[" * 100_000, "not JSON"),
+    ("[1]", "not ReXrank's form"), ('{"a": 1}', "not ReXrank's form"), ("{", "not JSON.*jsonl"),
+    ("[" * 100_000, "not JSON"),
     ('{"a": {"section_findings": "x"}}', "study 'a' has no \"model_prediction\""),
     ('{"a": {"model_prediction": "x"}}', "study 'a' has no \"section_findings\""), ("{}", "holds no pairs"),
     ('{"a": {"model_prediction": "x", "section_findings": null}}', "holds no pairs")])

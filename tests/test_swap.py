@@ -51,7 +51,8 @@ def test_what_each_kind_of_swap_injects(place):
     assert injected["none"] == [set()] * len(studies)
     assert all(len(diseases) == 3 and not diseases & {*true, LABELS.index("No Finding")}
                for diseases, true in zip(injected["absent"], present))
-    assert all(diseases <= true and len(diseases) == min(3, len(true)) for diseases, true in zip(injected["true"], present))
+    assert all(diseases <= true and len(diseases) == min(3, len(true))
+               for diseases, true in zip(injected["true"], present))
     others = of_other_findings(labels)
     assert all(present[other] != true for other, true in zip(others, present))
     assert injected["another"] == [set(own.disease[other].tolist()) for other in others]
@@ -77,7 +78,8 @@ def test_what_is_uncertain_is_neither_absent_nor_true():
      "Clue: severely displaced rib fracture at the right lower ribs"),
     ("Fracture", "moderate", "left mid zone", "There is a fracture of the left mid ribs.",
      "Clue: moderately displaced rib fracture at the left mid ribs"),
-    ("Pleural Effusion", "severe", "right", "A large right pleural effusion.", "Clue: large pleural effusion at the right lung base"),
+    ("Pleural Effusion", "severe", "right", "A large right pleural effusion.",
+     "Clue: large pleural effusion at the right lung base"),
 ])
 def test_the_true_clue_is_the_prompt_that_says_most_of_what_is_true(name, severity, location, report, prompt):
     prompts = clue_prompts()[LABELS.index(name)]
@@ -128,34 +130,40 @@ def test_the_command(place, tmp_path, capsys, variant):
     assert set(swap["pictures"]) == set(PICTURES) and (not clues or set(swap["clues"]) == set(CLUES))
     for name in ("cross-entropy", "micro F1", "invented", "missed", "BLEU-4", "CIDEr"):
         cell = swap["pictures"]["another"][name]
-        assert set(cell) == {"value", "low", "high", "change"} and set(cell["change"]) == {"difference", "low", "high", "p"}
+        assert set(cell) == {"value", "low", "high", "change"}
+        assert set(cell["change"]) == {"difference", "low", "high", "p"}
         assert cell["value"] - swap["unchanged"][name]["value"] == pytest.approx(cell["change"]["difference"], abs=1e-9)
     rows = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 9 and len(rows[0]["swapped"]) == (8 if clues else 3)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count('class="swaps"') == 1 and "reads" in printed and all(verdict in printed for verdict in metrics["verdicts"])
+    assert page.count('class="swaps"') == 1 and "reads" in printed
+    assert all(verdict in printed for verdict in metrics["verdicts"])
     assert all(name in printed for name in ("pictures: noise", "pictures: a blank one"))
 
 
 def test_without_labels(place, tmp_path, capsys):
     """Cross-entropy and language need none; what needs them is left out."""
     tiny.write_data(tmp_path / "data")
-    assert evaluate.main(["--ckpt", str(place / "trrg.safetensors"), "--data", str(tmp_path / "data"), "--swap", "--draws", "5",
+    assert evaluate.main(["--ckpt", str(place / "trrg.safetensors"), "--data", str(tmp_path / "data"), "--swap",
+                          "--draws", "5",
                           "--out", str(tmp_path / "out"), "--limit", "3"]) == 0
     swap = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))["swap"]
     assert set(swap["clues"]) == {"another", "none"} and set(swap["unchanged"]) == {"cross-entropy", "BLEU-4", "CIDEr"}
     capsys.readouterr()
-    assert evaluate.main(["--ckpt", str(place / "trrg.safetensors"), "--swap", "--limit", "1", "--out", str(tmp_path)]) == 2
+    assert evaluate.main(["--ckpt", str(place / "trrg.safetensors"), "--swap", "--limit", "1", "--out",
+                          str(tmp_path)]) == 2
     assert "no other to swap with" in capsys.readouterr().err
 
 
 def test_two_processes_find_what_one_does(place, tmp_path):
-    command = ["--ckpt", str(place / "dci.safetensors"), "--swap", "--draws", "5", "--batch-size", "2", "--limit", "5", "--out"]
+    command = ["--ckpt", str(place / "dci.safetensors"), "--swap", "--draws", "5", "--batch-size", "2", "--limit", "5",
+               "--out"]
     assert evaluate.main([*command, str(tmp_path / "one")]) == 0
     code, _, err = runs.run("evaluate", [*command, tmp_path / "two"], tmp_path / "run", world=2)
     assert code == 0, err
     for name in ("metrics.json", "reports.jsonl"):
-        assert (tmp_path / "one" / name).read_text(encoding="utf-8") == (tmp_path / "two" / name).read_text(encoding="utf-8")
+        one, two = ((tmp_path / which / name).read_text(encoding="utf-8") for which in ("one", "two"))
+        assert one == two
 
 
 def change(difference, p):
@@ -166,7 +174,8 @@ def change(difference, p):
     ((0.3, 0.002), (-0.5, 0.002), "It reads the pictures: "),
     ((0.3, 0.002), (0.0, 1.0), "It reads the pictures, but no finding"),
     ((0.0, 0.9), (0.0, 1.0), "NO SIGN that it reads the pictures"),
-    ((-0.3, 0.002), (-0.5, 0.002), "NO SIGN that it reads the pictures")])       # less surprised by what it does not see
+    # less surprised by what it does not see
+    ((-0.3, 0.002), (-0.5, 0.002), "NO SIGN that it reads the pictures")])
 def test_verdicts(ce, f1, verdict):
     lines = what_it_reads({"pictures": {"another": {"cross-entropy": change(*ce), "micro F1": change(*f1)}}})
     assert len(lines) == 1 and lines[0].startswith(verdict)
@@ -176,4 +185,5 @@ def test_what_stands_in_both_is_told():
     unread, read = {"cross-entropy": change(0.0, 0.9)}, {"cross-entropy": change(0.4, 0.002)}
     lines = what_it_reads({"pictures": {"another": unread}, "clues": {"another": unread}, "both": {"another": read}})
     assert len(lines) == 3 and lines[2].startswith("It reads pictures and clues together")
-    assert len(what_it_reads({"pictures": {"another": read}, "clues": {"another": unread}, "both": {"another": read}})) == 2
+    assert len(what_it_reads({"pictures": {"another": read}, "clues": {"another": unread},
+                              "both": {"another": read}})) == 2

@@ -59,7 +59,9 @@ def test_near_a_floor():
     ({"trained_on": {"source": "mimic_cxr", "studies": 9000, "pictures": 9001, "steps": 3000}},
      "trained on 9,001 pictures of 9,000 studies (mimic_cxr)"),
     ({"data": "datasets/demo", "step": 900}, "trained on drawn phantoms: its reports say nothing about a real picture"),
-    ({"data": "datasets/mimic_cxr", "step": 1}, "trained on datasets/mimic_cxr, for 1 step only: its reports mean nothing"),
-    ({"data": "datasets/mimic_cxr"}, "trained on datasets/mimic_cxr"), ({}, "trained on a data set that it does not name")])
+    ({"data": "datasets/mimic_cxr", "step": 1},
+     "trained on datasets/mimic_cxr, for 1 step only: its reports mean nothing"),
+    ({"data": "datasets/mimic_cxr"}, "trained on datasets/mimic_cxr"),
+    ({}, "trained on a data set that it does not name")])
 def test_what_a_checkpoint_was_trained_on(header, words):
     assert trained_on(header).startswith(words)
