@@ -26,7 +26,8 @@ def trained_on(header):
         studies = f"{known['studies']:,} " if known.get("studies") else ""
         told = f"trained on {studies}drawn phantoms: its reports say nothing about a real picture"
     elif known.get("pictures"):
-        told = f"trained on {known['pictures']:,} pictures of {known['studies']:,} studies ({known['source']})"
+        source = f" ({known['source']})" if known.get("source") else ""
+        told = f"trained on {known['pictures']:,} pictures of {known['studies']:,} studies{source}"
     else:
         told = f"trained on {header.get('data', 'a data set that it does not name')}"
 

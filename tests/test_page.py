@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from evaluation.labels import phantom_labeler, with_labels
 from evaluation.page import charts, document, gallery, page, published, tables
 from evaluation.results import Scoring, evaluate_texts
 
+ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)> <!--<script> & \"'\u2028\u2029 \ud800"
 CUES = [("Clue: pneumothorax at the left apex", 0.5), (f"Clue: {HOSTILE}", 0.25)]
 
@@ -307,6 +309,18 @@ def test_published_rows_hold_their_own_arithmetic():
         p, r, f1 = row_.clinical
         follows = abs(2 * p * r / (p + r) - f1) < 0.0015
         assert follows == row_.average.startswith("micro"), row_
+
+
+def test_the_rows_of_the_documentation_are_those_of_the_page():
+    """docs/scores.md argues about the clinical figures of seven rows; they stand in published.py."""
+    text = (ROOT / "docs/scores.md").read_text(encoding="utf-8")
+    known = {row_.name: row_.clinical for row_ in published.ROWS["mimic_cxr"] if row_.kind == published.PUBLISHED}
+    names = {"TRRG": "TRRG, the paper", "R2GenGPT (as TRRG quotes it)": "R2GenGPT Shallow"}
+    lines = re.findall(r"^\| ([^|]+) \| ([.\d–]+) / ([.\d–]+) / ([.\d]+) \|", text, flags=re.M)
+    assert len(lines) == 7
+    for name, *figures in lines:
+        published_ones = known[names.get(name, name)]
+        assert published_ones == tuple(None if figure == "–" else float(figure) for figure in figures), name
 
 
 def test_alignment_page(tmp_path):
