@@ -48,6 +48,8 @@ def read(picture, size, name=None):
     if isinstance(picture, Image.Image):
         _check_depth(picture, name or "the picture")
         return _square(_gray(picture), size)
+
+    # A file: warnings that mean danger become errors, what is only untidy is passed over
     name = name or str(picture)
     try:
         with warnings.catch_warnings():

@@ -143,10 +143,14 @@ class _Room:
         """The finding with a severity and a location, or None where nothing of its kind would be seen any more."""
         dice = self.dice
         severity = dice.pick(SEVERITIES, (0.24, 0.38, 0.38))
+
+        # The middle of the chest: a large heart hides what lies behind it
         if name in ("Cardiomegaly", "Enlarged Cardiomediastinum"):
             if name == "Cardiomegaly" and severity == "severe":
                 self._take("left", "lower")
             return Finding(name, severity, "")
+
+        # The air spaces and the pleura take zones away from what would be hidden there, or hide it
         if name == "Edema":
             self._take("right", "mid"), self._take("left", "mid")
             return Finding(name, severity, "bilateral")
@@ -163,6 +167,8 @@ class _Room:
                 if severity != "mild":
                     self._take(each, "mid")
             return Finding(name, severity, side)
+
+        # Chest walls and ribs: a plaque beside a pneumothorax would not be told from the pleural line
         if name == "Pleural Other":
             if not self.walls:
                 return None

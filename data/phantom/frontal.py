@@ -194,6 +194,8 @@ def _ribs(film, chest, fracture):
 
 def _device(film, chest, finding, middle, heart_x):
     luck, side = film.luck, sides_of(finding)[0]
+
+    # Tubes and lines: thin bright curves that end where such a device ends
     if finding.kind == "tube":
         path = [(middle - 0.01, -0.98), (middle, -0.7), (middle + 0.005, luck.between(-0.42, -0.38))]
         film.add(film.curve(path, 0.016), 0.34)
@@ -206,6 +208,8 @@ def _device(film, chest, finding, middle, heart_x):
         path = [(side * 0.72, height + 0.02), (side * 0.42, height - 0.03), (side * 0.16, height + 0.09),
                 (middle - 0.075, height + 0.24), (middle - 0.085, luck.between(-0.07, 0.03))]
         film.add(film.curve(path, 0.013), 0.36)
+
+    # A box under the collar bone, with a lead to the heart
     elif finding.kind == "pacemaker":
         x, y = side * luck.between(0.54, 0.60), luck.between(-0.44, -0.39)
         film.add(film.disc(x, y, 0.115, 0.085, 0.1), 0.36)
@@ -213,6 +217,8 @@ def _device(film, chest, finding, middle, heart_x):
         path = [(x, y - 0.07), (side * 0.30, -0.57), (middle - 0.07, -0.42), (middle - 0.10, 0.05),
                 (heart_x * 0.4, 0.36), (heart_x + 0.16, 0.40)]
         film.add(film.curve(path, 0.011), 0.34)
+
+    # What an operation leaves: wires through the breastbone, a drain beside the lung
     elif finding.kind == "wires":
         for number in range(5):
             y = -0.40 + 0.145 * number + luck.between(-0.015, 0.015)
