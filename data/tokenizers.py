@@ -1,6 +1,7 @@
 """Text to token ids and back: WordPiece for BERT, SentencePiece for Mistral.
 
 Both are made from the bytes of their published file (`vocab.txt`, `tokenizer.model`), so a checkpoint can carry them.
+A model may know more ids than its tokenizer has pieces, as chat models do; such an id leaves no text.
 """
 
 import collections
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from data.files import UserError, whole_file
+from data.files import UserError, read_json, whole_file
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -26,6 +27,16 @@ def read_bytes(folder, name):
         raise UserError(f"{path}: not readable; give a folder as Hugging Face lays it out, with {name}") from None
 
 
+def read_object(path):
+    try:
+        value = read_json(path)
+    except OSError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not readable as a JSON object; download it again")
+    return value
+
+
 class WordPiece:
     """BERT's tokenizer: Devlin et al. 2019, as transformers' BertTokenizer has it."""
 
@@ -34,7 +45,7 @@ class WordPiece:
         self.vocab_bytes, self.lower_case = bytes(vocab), bool(lower_case)
         try:
             # Not str.splitlines: a vocabulary may hold U+2028 and its kin as tokens.
-            lines = io.StringIO(self.vocab_bytes.decode("utf-8"), newline=None).readlines()
+            lines = io.StringIO(self.vocab_bytes.decode("utf-8-sig"), newline=None).readlines()
         except UnicodeDecodeError:
             raise UserError("vocab.txt: not UTF-8; download it again") from None
         self.tokens = [line.rstrip("\n") for line in lines]
@@ -49,10 +60,6 @@ class WordPiece:
     def __len__(self):
         return len(self.tokens)
 
-    @property
-    def vocab_size(self):
-        return len(self.tokens)
-
     def encode(self, text, special=True):
         """The ids of a text, between [CLS] and [SEP] where special; such a name in the text is that token."""
         ids = []
@@ -60,7 +67,7 @@ class WordPiece:
             if part in SPECIAL:
                 ids.append(self.ids[part])
             else:
-                for word in words(part, self.lower_case):
+                for word in basic_tokens(part, self.lower_case):
                     ids.extend(self.word_ids(word))
         return [self.cls_id, *ids, self.sep_id] if special else ids
 
@@ -83,24 +90,29 @@ class WordPiece:
     def decode(self, ids):
         """The text of ids, special tokens left out, pieces joined, words parted by one blank."""
         dropped = {self.pad_id, self.cls_id, self.sep_id, self.mask_id, self.unk_id}
-        return " ".join(self.tokens[i] for i in ids if i not in dropped).replace(" ##", "")
+        return " ".join(self.tokens[i] for i in ids if i not in dropped and i < len(self)).replace(" ##", "")
 
     @classmethod
     def from_pretrained(cls, folder):
-        """Reads vocab.txt, and do_lower_case from tokenizer_config.json where there is one. Raises UserError.
+        """Reads vocab.txt, or tokenizer.json where there is no other, and tokenizer_config.json. Raises UserError.
 
-        Without that file text is lower-cased, as the reference does: Bio_ClinicalBERT has none, though its vocabulary
-        is cased.
+        Where neither json says whether text is lower-cased, it is, as the reference does: Bio_ClinicalBERT has none,
+        though its vocabulary is cased.
         """
-        path = Path(folder) / "tokenizer_config.json"
-        lower_case = True
+        folder = Path(folder)
+        alone = (folder / "tokenizer.json").is_file() and not (folder / "vocab.txt").is_file()
+        vocab, lower_case = from_tokenizer_json(folder / "tokenizer.json") if alone \
+            else (read_bytes(folder, "vocab.txt"), True)
+
+        path = folder / "tokenizer_config.json"
         if path.is_file():
-            try:
-                lower_case = json.loads(path.read_text(encoding="utf-8")).get("do_lower_case", True)
-            except (OSError, ValueError, AttributeError, RecursionError):
-                raise UserError(f"{path}: not readable as a JSON object; download it again") from None
+            config = read_object(path)
+            lower_case = config.get("do_lower_case", lower_case)
+            if config.get("strip_accents") not in (None, lower_case) or not config.get("tokenize_chinese_chars", True):
+                raise UserError(f"{path}: strip_accents or tokenize_chinese_chars is not as BERT's authors have it; "
+                                "take another model")
         try:
-            return cls(read_bytes(folder, "vocab.txt"), lower_case)
+            return cls(vocab, lower_case)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
 
@@ -117,7 +129,7 @@ class WordPiece:
 
         Simpler than the published vocabularies' training, and enough where the text's words are few.
         """
-        counts = collections.Counter(word for text in texts for word in words(text, lower_case))
+        counts = collections.Counter(word for text in texts for word in basic_tokens(text, lower_case))
         characters = sorted({character for word in counts for character in word})
         tokens = [*SPECIAL, *characters, *(f"##{character}" for character in characters)]
         frequent = sorted(counts, key=lambda word: (-counts[word], word))
@@ -125,7 +137,28 @@ class WordPiece:
         return cls("".join(f"{token}\n" for token in tokens).encode(), lower_case)
 
 
-def words(text, lower_case):
+def from_tokenizer_json(path):
+    """(vocab.txt's bytes, lower_case) out of the one file that newer tools write. Raises UserError."""
+    json_object = read_object(path)
+    try:
+        model, normalizer = json_object["model"], json_object["normalizer"]
+        tokens, lower_case = sorted(model["vocab"], key=model["vocab"].get), normalizer["lowercase"]
+        like_bert = (
+            model["type"] == "WordPiece" and model["unk_token"] == "[UNK]"
+            and model["continuing_subword_prefix"] == "##" and model["max_input_chars_per_word"] == 100
+            and normalizer["type"] == "BertNormalizer" and normalizer["strip_accents"] in (None, lower_case)
+            and normalizer["clean_text"] and normalizer["handle_chinese_chars"]
+            and json_object["pre_tokenizer"]["type"] == "BertPreTokenizer"
+            and [model["vocab"][token] for token in tokens] == list(range(len(tokens)))
+            and not any("\n" in token or "\r" in token for token in tokens))
+    except (KeyError, TypeError, AttributeError):
+        like_bert = False
+    if not like_bert:
+        raise UserError(f"{path}: not BERT's WordPiece; take a BERT, or put its vocab.txt into the folder")
+    return "".join(f"{token}\n" for token in tokens).encode(), lower_case
+
+
+def basic_tokens(text, lower_case):
     """Cleaned words and single punctuation marks of a text, as BERT's first stage parts it."""
     cleaned = "".join(map(clean, text))
     if lower_case:
@@ -162,7 +195,11 @@ def is_punctuation(c):
 
 
 class SentencePiece:
-    """Mistral's tokenizer: SentencePiece's own library on the published `tokenizer.model`."""
+    """Mistral's tokenizer: SentencePiece's own library on the published `tokenizer.model`.
+
+    The marks of an instruction are text up to Mistral-Instruct v0.2 and tokens of their own from v0.3 on: here they are
+    what the file has them as.
+    """
 
     def __init__(self, model):
         """model: the bytes of tokenizer.model. Raises UserError."""
@@ -174,29 +211,39 @@ class SentencePiece:
         self.bos_id, self.eos_id = self.processor.bos_id(), self.processor.eos_id()
         if self.bos_id < 0 or self.eos_id < 0:
             raise UserError("tokenizer.model: has no <s> or no </s>; take Mistral's")
+        ids = {mark: self.processor.piece_to_id(mark) for mark in ("[INST]", "[/INST]")}
+        self.marks = {mark: i for mark, i in ids.items() if self.processor.is_control(i)}
 
     def __len__(self):
-        return self.processor.vocab_size()
-
-    @property
-    def vocab_size(self):
         return self.processor.vocab_size()
 
     def encode(self, text, special=True):
         """The ids of a text, after <s> where special; a blank is put before the text, as Mistral's reference does.
 
-        "<s>" and "</s>" in the text are text.
+        "<s>" and "</s>" in the text are text. Blanks beside a mark that is a token go: each text between marks has the
+        one that is put before it.
         """
-        ids = self.processor.encode(text)
-        return [self.bos_id, *ids] if special else ids
+        ids = [self.bos_id] if special else []
+        for part in re.split(r" *(\[/?INST\]) *", text) if self.marks else [text]:
+            ids += [self.marks[part]] if part in self.marks else self.processor.encode(part)
+        return ids
 
     def decode(self, ids):
-        """The text of ids, <s> and </s> left out."""
-        return self.processor.decode([int(i) for i in ids])
+        """The text of ids; <s>, </s> and all that has no piece are left out."""
+        return self.processor.decode([int(i) for i in ids if i < len(self)])
+
+    def piece(self, i):
+        """The name of one token, with "▁" for a blank."""
+        return self.processor.id_to_piece(i) if i < len(self) else f"<{i}>"
 
     @classmethod
     def from_pretrained(cls, folder):
         """Reads tokenizer.model. Raises UserError."""
+        folder = Path(folder)
+        if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
+            raise UserError(f"{folder}: has tokenizer.json, but no tokenizer.model (SentencePiece's file); take it from "
+                            "where the model was first published, such as huggingface.co/mistralai/Mistral-7B-v0.1, "
+                            "and put it into the folder")
         try:
             return cls(read_bytes(folder, "tokenizer.model"))
         except UserError as error:

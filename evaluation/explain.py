@@ -159,4 +159,4 @@ def in_columns(pairs):
 
 def piece(model, token):
     """A token as SentencePiece writes it, "▁" for a blank."""
-    return model.tokenizer.processor.id_to_piece(token)
+    return model.tokenizer.piece(token)

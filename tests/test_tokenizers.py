@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import sys
 import unicodedata
 
@@ -10,7 +11,7 @@ import sentencepiece
 import transformers
 
 from data.files import UserError
-from data.tokenizers import SPECIAL, SentencePiece, WordPiece, words
+from data.tokenizers import SPECIAL, SentencePiece, WordPiece, basic_tokens
 from tests import real
 
 REPORTS = ["The heart is normal in size. The lungs are clear.", "No pneumothorax or pleural effusion.",
@@ -86,8 +87,8 @@ def test_every_character_is_treated_as_the_reference_treats_it(tmp_path, lower_c
     for c in characters:
         text = f"a{c}b"
         expected = [word for word, _ in theirs.pre_tokenizer.pre_tokenize_str(theirs.normalizer.normalize_str(text))]
-        if words(text, lower_case) != expected:
-            different.append((hex(ord(c)), expected, words(text, lower_case)))
+        if basic_tokens(text, lower_case) != expected:
+            different.append((hex(ord(c)), expected, basic_tokens(text, lower_case)))
     assert different == []
 
 
@@ -112,7 +113,7 @@ def test_wordpiece_decodes_what_it_encoded():
 def test_wordpiece_training_is_repeatable_and_bounded():
     ours = WordPiece.train(REPORTS, 70, lower_case=True)
     assert ours.vocab_bytes == WordPiece.train(REPORTS, 70, lower_case=True).vocab_bytes
-    assert len(ours) == ours.vocab_size == 70 and ours.pad_id == 0
+    assert len(ours) == 70 and ours.pad_id == 0
     everything = WordPiece.train(REPORTS, 10**6)
     assert "effusion" in everything.ids and len(everything) < 200
 
@@ -139,6 +140,68 @@ def test_windows_line_ends_and_a_missing_last_one(tmp_path):
     unix = WordPiece(VOCAB, True)
     assert WordPiece(VOCAB.replace(b"\n", b"\r\n"), True).ids == unix.ids
     assert WordPiece(VOCAB.removesuffix(b"\n"), True).ids == unix.ids
+    assert WordPiece(b"\xef\xbb\xbf" + VOCAB, True).ids == unix.ids
+
+
+def test_settings_of_a_windows_editor_are_read(tmp_path):
+    folder(tmp_path)
+    text = json.dumps({"do_lower_case": False}, indent=1).replace("\n", "\r\n")
+    (tmp_path / "tokenizer_config.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert not WordPiece.from_pretrained(tmp_path).lower_case
+
+
+@pytest.mark.parametrize("config", [{"strip_accents": False}, {"tokenize_chinese_chars": False},
+                                    {"do_lower_case": False, "strip_accents": True}])
+def test_settings_that_it_does_not_honour_are_refused(tmp_path, config):
+    folder(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="tokenizer_config.json: strip_accents"):
+        WordPiece.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("lower_case", [True, False])
+def test_tokenizer_json_alone_is_read(tmp_path, lower_case):
+    """What transformers 5 writes, with its tokenizer_config.json and without."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    folder(old, lower_case, VOCAB.replace("\u2028\n".encode(), b""))                # which transformers takes for a line end
+    theirs = transformers.BertTokenizer.from_pretrained(old)
+    theirs.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    theirs.save_pretrained(new)
+    (new / "vocab.txt").unlink(missing_ok=True)
+    shutil.copy(tmp_path / "tokenizer.json", new)
+    expected = WordPiece.from_pretrained(old)
+    ours = WordPiece.from_pretrained(new)
+    assert (ours.tokens, ours.lower_case) == (expected.tokens, lower_case)
+    for text in REPORTS + ["No café 中文 [SEP]"]:
+        assert ours.encode(text) == theirs.encode(text), repr(text)
+    (new / "tokenizer_config.json").unlink()
+    alone = WordPiece.from_pretrained(new)
+    assert (alone.tokens, alone.lower_case) == (expected.tokens, lower_case)
+
+
+@pytest.mark.parametrize("part, key, value", [
+    ("model", "type", "BPE"), ("model", "unk_token", "<unk>"), ("model", "continuing_subword_prefix", "@@"),
+    ("model", "max_input_chars_per_word", 50), ("model", "vocab", {"[PAD]": 0, "a": 2}), ("model", "vocab", ["[PAD]"]),
+    ("model", "vocab", {"a\nb": 0}), ("normalizer", "strip_accents", False), ("normalizer", "clean_text", False),
+    ("normalizer", "type", "Sequence"), ("pre_tokenizer", "type", "Whitespace"), ("model", "type", None)])
+def test_another_tokenizer_json_is_refused(tmp_path, part, key, value):
+    folder(tmp_path)
+    transformers.BertTokenizer.from_pretrained(tmp_path).backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "vocab.txt").unlink()
+    json_object = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert WordPiece.from_pretrained(tmp_path)
+    json_object[part][key] = value
+    if value is None:
+        del json_object[part]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(json_object))
+    with pytest.raises(UserError, match="tokenizer.json: not BERT's WordPiece"):
+        WordPiece.from_pretrained(tmp_path)
+
+
+def test_an_id_without_a_token_leaves_no_text():
+    ours = WordPiece(VOCAB, True)
+    assert ours.decode([*ours.encode("no heart"), len(ours), 30521]) == "no heart"
 
 
 # --- SentencePiece ----------------------------------------------------------------------------------------------------
@@ -189,7 +252,7 @@ def test_the_vocabulary_is_made_like_mistrals_and_repeatable(mistral_like):
     assert [mistral_like.processor.id_to_piece(i) for i in range(4)] == ["<unk>", "<s>", "</s>", "<0x00>"]
     again = SentencePiece.train([*REPORTS, "  two blanks", "line\nline", "[INST] <Img> </Img> [/INST]"] * 5, 420)
     assert again.model_bytes == mistral_like.model_bytes
-    assert 259 < SentencePiece.train(["a b"], 32000).vocab_size < 300      # more than the text gives is no error
+    assert 259 < len(SentencePiece.train(["a b"], 32000)) < 300      # more than the text gives is no error
     assert 0 not in mistral_like.encode("中 é \U0001fac1")                  # bytes, never <unk>
 
 
@@ -197,4 +260,38 @@ def test_the_vocabulary_is_made_like_mistrals_and_repeatable(mistral_like):
 def test_a_wrong_model_is_named(tmp_path, model):
     (tmp_path / "tokenizer.model").write_bytes(model)
     with pytest.raises(UserError, match="tokenizer.model"):
+        SentencePiece.from_pretrained(tmp_path)
+
+
+def test_an_id_without_a_piece_leaves_no_text(mistral_like):
+    """Chat models have added tokens: ids from the vocabulary's size on."""
+    size = len(mistral_like)
+    ids = mistral_like.encode("No pneumothorax.")
+    assert mistral_like.decode([size + 1, *ids, size, 2]) == "No pneumothorax." and mistral_like.decode([size]) == ""
+    assert mistral_like.piece(size) == f"<{size}>" and mistral_like.piece(1) == "<s>"
+
+
+def test_marks_are_text_or_tokens_as_the_folder_has_them(tmp_path, mistral_like):
+    """Control tokens since Mistral-Instruct v0.3, whose reference puts "▁" before each text between two marks."""
+    assert mistral_like.marks == {} and "[" in "".join(map(mistral_like.piece, mistral_like.encode("[INST] a [/INST]")))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*REPORTS, "<Img> </Img>"] * 5), model_prefix=str(tmp_path / "tokenizer"), vocab_size=400,
+        model_type="bpe", byte_fallback=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=False,
+        control_symbols=["[INST]", "[/INST]", "[TOOL_CALLS]"])
+    ours = SentencePiece.from_pretrained(tmp_path)
+    assert ours.marks == {"[INST]": 3, "[/INST]": 4}
+    text = ours.processor.encode
+    for prompt in ("[INST] No heart [/INST]", "[INST]No heart[/INST]"):
+        assert ours.encode(prompt) == [1, 3, *text("No heart"), 4]
+    assert ours.encode("[INST] <Img>", special=False) == [3, *text("<Img>")]               # the parts of our prompt
+    assert ours.encode("No heart [/INST]", special=False) == [*text("No heart"), 4]
+    for plain in ("No heart", "  two blanks ", "", "[TOOL_CALLS] [ INST]"):
+        assert ours.encode(plain, special=False) == text(plain)
+    assert ours.decode([1, 3, *text("No heart"), 4, *text("a heart"), 2]) in ("No heart a heart", "No hearta heart")
+
+
+def test_tokenizer_json_without_tokenizer_model_names_the_file_and_where_it_is(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no tokenizer\.model .* huggingface\.co/mistralai/Mistral-7B-v0\.1"):
         SentencePiece.from_pretrained(tmp_path)
