@@ -52,6 +52,19 @@ def read_json(path, remedy="download it again"):
         raise UserError(f"{path}: not JSON ({' '.join(str(error).split())}); {remedy}") from None
 
 
+def read_json_object(path, remedy="download it again"):
+    """`read_json` where an object is expected. Raises UserError alone, also where there is no such file."""
+    try:
+        value = read_json(path, remedy)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give a folder as Hugging Face lays it out") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a {type(value).__name__}, not a JSON object; {remedy}")
+    return value
+
+
 def read_csv(path, *columns, optional=(), remedy="download it again"):
     """Yields (line number, value of each of the columns, in their order) of the rows of a .csv or .csv.gz.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from data.files import UserError, read_json, whole_file
+from data.files import UserError, read_json_object, whole_file
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -25,16 +25,6 @@ def read_bytes(folder, name):
         return path.read_bytes()
     except OSError:
         raise UserError(f"{path}: not readable; give a folder as Hugging Face lays it out, with {name}") from None
-
-
-def read_object(path):
-    try:
-        value = read_json(path)
-    except OSError:
-        value = None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not readable as a JSON object; download it again")
-    return value
 
 
 class WordPiece:
@@ -106,7 +96,7 @@ class WordPiece:
 
         path = folder / "tokenizer_config.json"
         if path.is_file():
-            config = read_object(path)
+            config = read_json_object(path)
             lower_case = config.get("do_lower_case", lower_case)
             if config.get("strip_accents") not in (None, lower_case) or not config.get("tokenize_chinese_chars", True):
                 raise UserError(f"{path}: strip_accents or tokenize_chinese_chars is not as BERT's authors have it; "
@@ -139,7 +129,7 @@ class WordPiece:
 
 def from_tokenizer_json(path):
     """(vocab.txt's bytes, lower_case) out of the one file that newer tools write. Raises UserError."""
-    json_object = read_object(path)
+    json_object = read_json_object(path)
     try:
         model, normalizer = json_object["model"], json_object["normalizer"]
         tokens, lower_case = sorted(model["vocab"], key=model["vocab"].get), normalizer["lowercase"]

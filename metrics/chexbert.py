@@ -23,6 +23,7 @@ from data.reports import LABELS
 from data.tokenizers import WordPiece, read_bytes
 from model import checkpoint
 from model.bert import Bert, BertConfig
+from model.config import read_config
 
 FILE = "chexbert.pth"
 CLASSES = [2 if name == "No Finding" else 4 for name in LABELS]
@@ -58,7 +59,7 @@ class Labeler:
         """Reads a folder with chexbert.pth and vocab.txt. Raises UserError, with the names that do not fit."""
         folder = Path(folder)
         tokenizer = WordPiece(read_bytes(folder, "vocab.txt"), lower_case=True)
-        config = (checkpoint.read_config(BertConfig, folder) if (folder / "config.json").is_file()
+        config = (read_config(BertConfig, folder) if (folder / "config.json").is_file()
                   else BertConfig(vocab_size=len(tokenizer)))
         model = checkpoint.load_file(lambda: CheXbert(config), folder / FILE, RENAME, torch.float32)
         return cls(model, tokenizer, device)

@@ -13,6 +13,7 @@ from torch import nn
 
 from data.files import UserError
 from model import checkpoint
+from model.config import config_values, read_config
 
 # Published names → the names here. ClinicalBERT's file has the `bert.` prefix, CheXbert's `module.bert.`; files made
 # from TensorFlow's call LayerNorm's weights gamma and beta; old files hold the positions as a buffer.
@@ -43,7 +44,7 @@ class BertConfig:
     @classmethod
     def from_json(cls, json_object):
         """Reads Hugging Face's config.json. Raises UserError for a network that this file does not define."""
-        return cls(**checkpoint.config_values(
+        return cls(**config_values(
             cls, json_object,
             only={"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute",
                   "is_decoder": False},
@@ -140,7 +141,7 @@ class Bert(nn.Module):
     @classmethod
     def from_pretrained(cls, folder, dtype=None):
         """Reads a folder as Hugging Face lays it out. dtype None keeps the file's. Raises UserError."""
-        config = checkpoint.read_config(BertConfig, folder)
+        config = read_config(BertConfig, folder)
         return checkpoint.load(lambda: cls(config), folder, RENAME, dtype)
 
     def save_pretrained(self, folder):

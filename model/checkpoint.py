@@ -9,80 +9,22 @@ import hashlib
 import json
 import re
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from data.files import UserError, whole_file
+from data.files import UserError, read_json_object, whole_file
 
 WINDOW = 4 * 2**20                     # bytes of the file that are resident at once while a tensor changes its type
 HEADER_KEY = "trrg"                    # the metadata key under which our own files hold their JSON header
 NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
          torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
-
-
-def read_json(path):
-    """The object in a JSON file. Raises UserError when it is missing, is not JSON, or is not an object."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give a folder as Hugging Face lays it out") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({one_line(error)}); download it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds a {type(value).__name__}, not an object; download it again")
-    return value
-
-
-def read_config(config_class, folder):
-    """The configuration in a folder's config.json. Raises UserError, naming the file."""
-    path = Path(folder) / "config.json"
-    json_object = read_json(path)
-    try:
-        return config_class.from_json(json_object)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def config_values(config_class, json_object, only, optional=()):
-    """The fields of a configuration class out of a config.json's object, checked; other keys are ignored.
-
-    only: {key: the one value that this program honours}; a key that is absent has it. optional: fields that may be
-    absent, their defaults being Hugging Face's. Raises UserError.
-    """
-    for key, value in only.items():
-        if json_object.get(key, value) != value:
-            raise UserError(f"{key} is {json_object[key]!r}, only {value!r} is supported; take another model")
-    values = {}
-    for field in fields(config_class):
-        if field.name not in json_object:
-            if field.name in optional:
-                continue
-            raise UserError(f"{field.name} is missing; take the config.json that belongs to the weights")
-        value, kind = json_object[field.name], type(field.default)
-        value = tuple(value) if kind is tuple and isinstance(value, list) else value
-        value = float(value) if kind is float and type(value) is int and abs(value) < 2**63 else value
-        if not plausible(value, kind, rate=field.name.endswith(("_prob", "_rate"))):
-            raise UserError(f"{field.name} is {value!r}; take the config.json that belongs to the weights")
-        values[field.name] = value
-    if sum(values.get("depths", ())) + values.get("num_hidden_layers", 0) > 1000:
-        raise UserError("more than 1,000 layers; take the config.json that belongs to the weights")
-    return values
-
-
-def plausible(value, kind, rate):
-    """Whether a config.json can mean this: sizes and factors are positive and bounded,
-    rates in [0, 1), NaN is neither."""
-    if kind is tuple:
-        return isinstance(value, tuple) and value != () and all(plausible(size, int, rate) for size in value)
-    if type(value) is not kind or kind is bool:
-        return type(value) is kind
-    if kind is int:
-        return 0 < value <= 2**24
-    return 0 <= value < 1 if rate else 0 < value <= 1e9
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+INTEGERS = (torch.int32, torch.int8, torch.uint8)          # of packed weights; published networks hold int64 at most
+QUANTISED = "quantised weights are not supported; take the model they were made from, in bf16, fp16 or fp32"
 
 
 @dataclass(frozen=True)
@@ -129,33 +71,43 @@ def assign(build, stored, origin, rename, dtype):
         raise UserError(f"{origin}: no such network can be built ({one_line(error)}); check its config.json") from error
     expected = module.state_dict()
     table = rename([source.name for source in stored]) if callable(rename) else rename
+    sources = by_new_name(stored, table)
+
+    # Names first: a wrong file differs in hundreds, and the list of them says which file it is.
+    if expected.keys() != sources.keys():
+        differences = [listing("-", expected.keys() - sources.keys(), "only in the model"),
+                       listing("+", sources.keys() - expected.keys(), "only in the file")]
+        remedy = QUANTISED if any(source.tensor.dtype in INTEGERS for source in stored) \
+            else "check that config.json belongs to these weights"
+        raise UserError(f"{origin}: does not fit {type(module).__name__}; {'; '.join(filter(None, differences))}; "
+                        f"{remedy}")
+    for name, source in sources.items():
+        if source.tensor.shape != expected[name].shape:
+            raise UserError(f"{source.file}: {source.name} has shape {list(source.tensor.shape)}, the model needs "
+                            f"{list(expected[name].shape)}; check that config.json belongs to these weights")
+        if expected[name].is_floating_point() and source.tensor.dtype not in FLOATS:
+            raise UserError(f"{source.file}: {source.name} holds {source.tensor.dtype}; {QUANTISED}")
+
+    state = {name: converted(source, dtype) for name, source in sources.items()}
+    module.load_state_dict(state, assign=True)
+    return module
+
+
+def by_new_name(stored, table):
+    """{the module's name: Source} of what the files hold, fused tensors cut. Raises UserError for a name given twice."""
     sources = {}
     for source in stored:
         names = new_names(source.name, table)
         if len(names) > 1 and (not source.tensor.shape or len(source.tensor) % len(names)):
             raise UserError(f"{source.file}: {source.name} can't be cut in {len(names)}; download it again")
+        rows = len(source.tensor) // len(names) if len(names) > 1 else 0
         for index, name in enumerate(names):
             if name in sources:
                 raise UserError(f"{source.file}: {source.name} is there twice, {sources[name].file} has it as "
                                 f"{sources[name].name}; download the folder again")
-            rows = len(source.tensor) // len(names) if len(names) > 1 else 0
             part = source.tensor[index * rows:(index + 1) * rows] if rows else source.tensor
             sources[name] = Source(source.file, source.name, part, index * rows)
-    if expected.keys() != sources.keys():
-        differences = [listing("-", expected.keys() - sources.keys(), "only in the model"),
-                       listing("+", sources.keys() - expected.keys(), "only in the file")]
-        raise UserError(f"{origin}: does not fit {type(module).__name__}; {'; '.join(filter(None, differences))}"
-                        "; check that config.json belongs to these weights")
-    for name, source in sources.items():
-        if source.tensor.shape != expected[name].shape:
-            raise UserError(f"{source.file}: {source.name} has shape {list(source.tensor.shape)}, the model needs "
-                            f"{list(expected[name].shape)}; check that config.json belongs to these weights")
-        if expected[name].is_floating_point() and not source.tensor.is_floating_point():
-            raise UserError(f"{source.file}: {source.name} holds {source.tensor.dtype}, not floating-point weights; "
-                            "quantised weights are not supported")
-    state = {name: converted(source, dtype) for name, source in sources.items()}
-    module.load_state_dict(state, assign=True)
-    return module
+    return sources
 
 
 def converted(source, dtype):
@@ -224,7 +176,7 @@ def weight_files(folder):
             return [folder / single]
         index = folder / f"{single}.index.json"
         if index.is_file():
-            weight_map = read_json(index).get("weight_map")
+            weight_map = read_json_object(index).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map or \
                     not all(isinstance(file, str) and file == Path(file).name for file in weight_map.values()):
                 raise UserError(f"{index}: has no usable weight_map; download it again")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data.files import UserError, whole_file
+from data.files import UserError, read_json_object, whole_file
 from model import checkpoint
 
 TARGETS = ("q_proj", "v_proj")           # of the paper of LoRA
@@ -129,9 +129,13 @@ def load_lora_state(module, state, source="state"):
 # --- PEFT's files -----------------------------------------------------------------------------------------------------
 
 PREFIX = "base_model.model."           # PEFT's name for the model it wraps
-UNSUPPORTED = {"bias": "none", "use_dora": False, "fan_in_fan_out": False, "modules_to_save": None,
-               "layers_to_transform": None, "layers_pattern": None, "rank_pattern": {}, "alpha_pattern": {},
-               "exclude_modules": None, "trainable_token_indices": None, "target_parameters": None, "lora_bias": False}
+# What adapter_config.json may say: {field: values that mean plain LoRA}. A field that is not here must be off (null,
+# false, empty), whatever PEFT adds next.
+PLAIN = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal")}
+READ = {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"}
+# Fields that do not change what a finished adapter computes.
+NOTES = {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+         "megatron_core", "qalora_group_size", "eva_config", "runtime_config"}
 
 
 def save_peft(module, folder):
@@ -162,12 +166,8 @@ def load_peft(module, folder):
     """
     folder = Path(folder)
     path = folder / "adapter_config.json"
-    config = checkpoint.read_json(path)
-    if config.get("peft_type") != "LORA":
-        raise UserError(f"{path}: peft_type is {config.get('peft_type')!r}; only LORA is supported")
-    for key, value in UNSUPPORTED.items():
-        if config.get(key, value) not in (value, None, [], {}):
-            raise UserError(f"{path}: {key} is {config[key]!r}; only {value!r} is supported")
+    config = read_json_object(path)
+    refuse_all_but_plain(config, path)
     rank, alpha = config.get("r"), config.get("lora_alpha")
     dropout, targets = config.get("lora_dropout", 0.0), config.get("target_modules")
     numbers = type(rank) is int and rank > 0 and type(alpha) in (int, float) and type(dropout) in (int, float)
@@ -189,6 +189,17 @@ def load_peft(module, folder):
         drop_lora(module)
         raise
     return module
+
+
+def refuse_all_but_plain(config, path):
+    """Raises UserError for what would change the base, act on some positions or layers only, or is not known."""
+    if "peft_type" not in config:
+        raise UserError(f"{path}: has no peft_type; give a folder that PEFT wrote")
+    for field, value in config.items():
+        plain = value in PLAIN[field] if field in PLAIN else field in READ | NOTES or value in (None, False, [], {}, "")
+        if not plain:
+            raise UserError(f"{path}: {field} is {value!r}, which is not known to be plain LoRA; train a plain "
+                            "adapter, or merge this one into its base with PEFT's merge_and_unload, and give that")
 
 
 def drop_lora(module):

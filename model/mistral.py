@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from data.files import UserError
 from model import checkpoint
+from model.config import config_values, read_config
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class MistralConfig:
         window = json_object.pop("sliding_window", 4096)
         if window is not None and (type(window) is not int or not 1 <= window < 2**31):
             raise UserError(f"sliding_window is {window!r}; take the config.json that belongs to the weights")
-        values = checkpoint.config_values(cls, json_object, only={"model_type": "mistral", "hidden_act": "silu"},
+        values = config_values(cls, json_object, only={"model_type": "mistral", "hidden_act": "silu"},
                                           optional=("tie_word_embeddings", "sliding_window"))
         return cls(**values, sliding_window=window)
 
@@ -240,7 +241,7 @@ class Mistral(nn.Module):
     @classmethod
     def from_pretrained(cls, folder, dtype=None):
         """Reads a folder as Hugging Face lays it out. dtype None keeps the file's. Raises UserError."""
-        config = checkpoint.read_config(MistralConfig, folder)
+        config = read_config(MistralConfig, folder)
         return checkpoint.load(lambda: cls(config), folder, rename_table(config), dtype)
 
     def save_pretrained(self, folder):

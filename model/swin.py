@@ -5,6 +5,7 @@ n tokens of the last grid. Grids that are no multiple of the window are padded w
 and the padding takes part in the attention: the reference does so, and published weights expect it.
 """
 
+import re
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from data.files import UserError
 from model import checkpoint
+from model.config import config_values, read_config
 
 # Published names → the names here. Classifiers have the `swin.` prefix and a head, SimMIM a mask token and a decoder.
 RENAME = {r"^swin\.": "", r"^(classifier|decoder)\.": None, r"^embeddings\.mask_token$": None,
@@ -30,6 +32,11 @@ TIMM_RENAME = {r"^head\.": None, r"\.attn_mask$": None, r"\.relative_position_in
                r"\.attn\.qkv\.": (".attention.self.query.", ".attention.self.key.", ".attention.self.value.")}
 # timm counts a merging to the stage after it, the paper's repository to the stage before it.
 LATE_MERGING = {r"^layers\.(\d+)\.downsample\.": lambda found: f"layers.{int(found[1]) - 1}.downsample."}
+TIMM_SIZES = {"tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)), "small": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
+              "base": (128, (2, 2, 18, 2), (4, 8, 16, 32)), "large": (192, (2, 2, 18, 2), (6, 12, 24, 48))}
+TIMM_CHANGES = ("embed_dim", "depths", "num_heads", "window_size", "drop_path_rate")
+TIMM_NOTES = ("num_classes", "in_chans", "global_pool", "img_size", "strict_img_size")    # no weight of ours hangs on them
+OPTIONAL = ("num_channels", "mlp_ratio", "qkv_bias", "layer_norm_eps", "drop_path_rate")  # may be absent in config.json
 
 
 def rename_table(names):
@@ -68,12 +75,29 @@ class SwinConfig:
 
     @classmethod
     def from_json(cls, json_object):
-        """Reads Hugging Face's config.json. Raises UserError for a network that this file does not define."""
-        return cls(**checkpoint.config_values(
+        """Reads Hugging Face's config.json, or timm's. Raises UserError for a network that this file does not define."""
+        if "architecture" in json_object and "model_type" not in json_object:
+            return cls.from_timm(json_object)
+        return cls(**config_values(
             cls, json_object,
             only={"model_type": "swin", "hidden_act": "gelu", "use_absolute_embeddings": False,
                   "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-            optional=("num_channels", "mlp_ratio", "qkv_bias", "layer_norm_eps", "drop_path_rate")))
+            optional=OPTIONAL))
+
+    @classmethod
+    def from_timm(cls, json_object):
+        """timm's config.json names the network, and what differs from timm's own sizes. Raises UserError."""
+        name, changes = json_object["architecture"], json_object.get("model_args") or {}
+        parts = re.fullmatch(r"swin_(tiny|small|base|large)_patch4_window(7|12)_(\d{3})", str(name))
+        if parts is None or not isinstance(changes, dict) or changes.keys() - {*TIMM_CHANGES, *TIMM_NOTES}:
+            raise UserError(f"this is timm's config.json, for {name!r} with {changes}; of timm's models only "
+                            "swin_{tiny,small,base,large}_patch4_window* are supported; take one of these, or Hugging "
+                            "Face's folder of such a model: microsoft/swin-base-patch4-window7-224")
+        size, window, pixels = parts.groups()
+        sizes = {"patch_size": 4, "window_size": int(window), "image_size": int(pixels),
+                 **dict(zip(("embed_dim", "depths", "num_heads"), TIMM_SIZES[size])),
+                 **{key: changes[key] for key in TIMM_CHANGES if key in changes}}
+        return cls(**config_values(cls, sizes, only={}, optional=OPTIONAL))
 
     def to_json(self):
         """A config.json that transformers reads."""
@@ -259,7 +283,7 @@ class Swin(nn.Module):
 
         dtype None keeps the file's. Raises UserError.
         """
-        config = checkpoint.read_config(SwinConfig, folder)
+        config = read_config(SwinConfig, folder)
         return checkpoint.load(lambda: cls(config), folder, rename_table, dtype)
 
     def save_pretrained(self, folder):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from data.files import UserError
 from model import checkpoint
 from model.bert import RENAME, Bert, BertConfig
+from model.config import read_config
 
 SMALL = dict(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
              max_position_embeddings=40)
@@ -82,7 +83,7 @@ def test_serves_a_chexbert_checkpoint(tmp_path):
     state["module.linear_heads.0.weight"] = torch.zeros(4, 32)
     optimizer = {"state": {}, "param_groups": [{"lr": 1e-3}]}
     torch.save({"epoch": 3, "model_state_dict": state, "optimizer_state_dict": optimizer}, tmp_path / "chexbert.pth")
-    config = checkpoint.read_config(BertConfig, tmp_path)
+    config = read_config(BertConfig, tmp_path)
     rename = {r"^module\.linear_heads\.": None, **RENAME}
     ours = checkpoint.load_file(lambda: Bert(config), tmp_path / "chexbert.pth", rename)
     assert difference(ours, theirs) < 1e-5

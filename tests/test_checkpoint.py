@@ -123,6 +123,37 @@ def test_such_a_number_is_named(tmp_path, kind, name, value):
         kind.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("settings, method", [
+    ({"quant_method": "awq", "bits": 4}, "awq"), ({"quant_method": "gptq"}, "gptq"), ({"quant_method": "fp8"}, "fp8"),
+    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"), ({"load_in_8bit": True}, "does not name")])
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+def test_quantised_weights_are_said_first(folder, settings, method, key):
+    """Whatever else config.json holds, and whether or not the weights are there."""
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", key: settings}))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=rf"config\.json: the weights are quantised \(.*{method}.*take the model"):
+        Bert.from_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({**TINY.to_json(), key: None}))
+    with pytest.raises(UserError, match="holds no model.safetensors"):
+        Bert.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.float8_e4m3fn])
+def test_quantised_weights_whose_config_is_silent_are_named(folder, dtype):
+    """GPTQ's older files have their settings in a file of their own; fp8 may keep names and shapes."""
+    name = "encoder.layer.0.output.dense.weight"
+    new_name = name if dtype == torch.float8_e4m3fn else "encoder.layer.0.output.dense.qweight"
+    rewrite(folder, lambda state: state.update({new_name: state.pop(name).to(dtype)}))
+    with pytest.raises(UserError, match="quantised weights are not supported; take the model"):
+        Bert.from_pretrained(folder)
+
+
+def test_a_windows_editors_config_is_read(folder):
+    text = (folder / "config.json").read_bytes()
+    (folder / "config.json").write_bytes(b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"))
+    assert Bert.from_pretrained(folder).config == TINY
+
+
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(UserError, match="config.json"):
         Bert.from_pretrained(tmp_path)

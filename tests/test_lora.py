@@ -184,6 +184,36 @@ def test_an_adapter_that_does_not_fit_is_refused_and_the_model_left_alone(base, 
         assert torch.equal(model(ids=IDS), ours(base)(ids=IDS))
 
 
+@pytest.mark.parametrize("field, value", [
+    ("init_lora_weights", "pissa"), ("init_lora_weights", "pissa_niter_4"), ("init_lora_weights", "olora"),
+    ("init_lora_weights", "corda"), ("init_lora_weights", "lora_ga"), ("init_lora_weights", "loftq"),
+    ("init_lora_weights", "mica"), ("init_lora_weights", "what PEFT adds next"), ("alora_invocation_tokens", [3, 4]),
+    ("use_dora", True), ("use_qalora", True), ("lora_bias", True), ("rank_pattern", {"q_proj": 8}), ("fan_in_fan_out", True),
+    ("alpha_pattern", {"q_proj": 8}), ("exclude_modules", ["k_proj"]), ("layer_replication", [[0, 1]]),
+    ("trainable_token_indices", [1]), ("target_parameters", ["w"]), ("arrow_config", {"top_k": 3}), ("novelty", 1)])
+def test_what_is_not_known_to_be_plain_lora_is_refused_by_name(base, tmp_path, field, value):
+    save_peft(add_lora(ours(base), rank=4), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    model = ours(base)
+    with pytest.raises(UserError, match=f"adapter_config.json: {field} is "):
+        load_peft(model, tmp_path)
+    assert not adapters(model)
+
+
+@pytest.mark.parametrize("init", [True, False, "gaussian", "orthogonal"])
+def test_all_that_peft_writes_for_plain_lora_is_read(base, tmp_path, init):
+    """Also by a Windows editor's hand. A new PEFT whose default is not off would be seen here."""
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=init, revision="main")
+    theirs = peft.get_peft_model(transformers.MistralForCausalLM.from_pretrained(base), config)
+    theirs.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    with torch.no_grad():
+        expected = theirs.eval()(input_ids=IDS).logits
+        assert torch.allclose(load_peft(ours(base), tmp_path).eval()(ids=IDS), expected, atol=1e-5)
+
+
 def test_a_missing_adapter_file_is_named(base, tmp_path):
     save_peft(add_lora(ours(base), rank=4), tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()

@@ -11,7 +11,8 @@ from torchvision.models.swin_transformer import SwinTransformer
 
 from data.files import UserError
 from model import swin
-from model.swin import Swin, SwinConfig
+from model.checkpoint import Source, by_new_name
+from model.swin import TIMM_SIZES, Swin, SwinConfig, rename_table
 
 SMALL = dict(embed_dim=12, depths=[2, 2], num_heads=[1, 2], window_size=7, image_size=56)
 SHAPES = {"window 7": SMALL,
@@ -214,3 +215,39 @@ def test_gradients_reach_every_weight_of_a_shifted_and_padded_network():
     model.train()(torch.randn(2, 3, 60, 60)).square().sum().backward()
     silent = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
     assert silent == []
+
+
+@pytest.mark.parametrize("size", TIMM_SIZES)
+@pytest.mark.parametrize("window, pixels", [(7, 224), (12, 384)])
+def test_timms_names_stand_for_timms_sizes(size, window, pixels):
+    """Every tensor of timm's network has its place in ours, with the same shape."""
+    name = f"swin_{size}_patch4_window{window}_{pixels}"
+    if not timm.is_model(name):
+        pytest.skip("timm has no such network")
+    config = SwinConfig.from_json({"architecture": name, "num_classes": 1000, "model_args": {}})
+    assert config.image_size == pixels
+    with torch.device("meta"):
+        theirs, ours = timm.create_model(name, num_classes=0), Swin(config)
+    stored = [Source(None, name, weight) for name, weight in theirs.state_dict().items()]
+    places = by_new_name(stored, rename_table([source.name for source in stored]))
+    assert {name: source.tensor.shape for name, source in places.items()} == \
+        {name: weight.shape for name, weight in ours.state_dict().items()}
+
+
+def test_timms_hub_folder_is_read_as_it_is(tmp_path):
+    name = "swin_tiny_patch4_window7_224"
+    theirs = timm.create_model(name, embed_dim=12, depths=(1, 2), num_heads=(2, 3), num_classes=5, strict_img_size=False).eval()
+    timm.models.save_for_hf(theirs, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_args"]["in_chans"] == 3       # it always writes some
+    ours, images = Swin.from_pretrained(tmp_path).eval(), torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.allclose(ours(images), theirs.forward_features(images).flatten(1, 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"architecture": "swin_s3_base_224"}, {"architecture": "vit_base_patch16_224"},
+                                    {"architecture": None}, {"model_args": {"ape": True}}, {"model_args": 3}])
+def test_other_folders_of_timm_are_refused_with_the_one_that_goes(tmp_path, change):
+    config = {"architecture": "swin_base_patch4_window7_224", "num_classes": 1000, **change}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config.json: this is timm's config.json.*microsoft/swin-base-patch4-window7-224"):
+        Swin.from_pretrained(tmp_path)

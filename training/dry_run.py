@@ -20,7 +20,7 @@ from data.dataset import Prepared
 from data.prompts import clue_prompts
 from data.tokenizers import SentencePiece, WordPiece
 from model.bert import Bert, BertConfig
-from model.checkpoint import read_config
+from model.config import read_config
 from model.mistral import MistralConfig
 from model.swin import Swin, SwinConfig
 from training.log import module_table
