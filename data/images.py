@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from data.files import UserError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")  # Pillow would also start Ghostscript for an EPS
 MAX_PIXELS = 80_000_000  # the largest radiographs of the two data sets have 18 million
+PngImagePlugin.MAX_TEXT_CHUNK = 2**24  # a comment or colour profile over Pillow's 1 MB is no fault of the picture
 ORIENTATION, PHOTOMETRIC, SAMPLE_FORMAT = 0x0112, 0x0106, 0x0153  # tags of EXIF and TIFF
 
 # Files that people give for pictures, by their first bytes and where these stand: what they are, and the remedy.

@@ -65,6 +65,8 @@ def read_annotation(path):
     entries = []
     for split in SPLITS:
         for number, entry in enumerate(splits.get(split, [])):
+            if isinstance(entry, dict) and "report" in entry and _is_blank(entry["report"]):
+                entry["report"] = ""
             if not _is_entry(entry):
                 raise UserError(f"{path}: entry {number} of {split!r} lacks an id, a report text or a list image_path; "
                                 "mend it")
@@ -74,6 +76,11 @@ def read_annotation(path):
                 raise UserError(f"{path}: entry {entry['id']!r} holds text that is no valid Unicode; mend it") from None
             entries.append((split, entry))
     return entries
+
+
+def _is_blank(report):
+    """Whether it is null or NaN, as pandas writes the empty cell of a table."""
+    return report is None or report != report
 
 
 def _is_entry(entry):

@@ -94,6 +94,15 @@ def test_a_plan_holds_every_study_once_in_groups_of_equal_views():
     assert plan_epoch([1] * 5, 2) == [[0, 1], [2, 3], [4]]
 
 
+def test_a_data_set_that_a_windows_editor_has_saved(folder):
+    before = Prepared(folder)
+    for name in ("studies.jsonl", "manifest.json"):
+        path = folder / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+    after = Prepared(folder)
+    assert after.studies == before.studies and after.manifest == before.manifest
+
+
 def rewrite(folder, change):
     rows = [json.loads(line) for line in (folder / "studies.jsonl").read_text().splitlines()]
     change(rows)
@@ -105,6 +114,8 @@ def rewrite(folder, change):
     (lambda rows: rows[1].update(id="train-0"), "line 2: the id 'train-0' stands there twice"),
     (lambda rows: rows[0].update(views=[999]), "line 1: views"),
     (lambda rows: rows[0].update(views=[]), "line 1: views"),
+    (lambda rows: rows[0].update(views="0"), "line 1: views"),
+    (lambda rows: rows[2].update(report=None), "line 3: the report is None, no text"),
     (lambda rows: rows[0].update(split="validate"), "line 1: split 'validate'"),
 ])
 def test_a_broken_line_is_named(folder, change, message):

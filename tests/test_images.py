@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torchvision.transforms.v2 import functional
 
 from data.files import UserError
@@ -236,6 +236,23 @@ def test_a_pil_image_and_its_file_give_the_same(tmp_path):
     with Image.open(tmp_path / "x.png") as image:
         assert (read(image, 32) == read(tmp_path / "x.png", 32)).all()
         assert image.mode == "RGB" and image.size == (90, 60)
+
+
+@pytest.mark.parametrize("extra", ["text", "profile"])
+def test_a_long_comment_or_colour_profile_is_no_fault(tmp_path, extra):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Comment", "x" * 2_000_000, zip=True)
+    kept = {"text": {"pnginfo": info}, "profile": {"icc_profile": bytes(2_000_000)}}[extra]
+    Image.fromarray(ramp()).save(tmp_path / "x.png", **kept)
+    assert far(read(tmp_path / "x.png", 90)[15:75], ramp()) == 0
+
+
+def test_a_photograph_of_several_pictures_is_read_as_its_first(tmp_path):
+    """Cameras and telephones write such files under the name .jpg; Pillow calls them MPO."""
+    first = Image.fromarray(ramp())
+    first.save(tmp_path / "x.mpo", save_all=True, append_images=[first.rotate(180)], quality=95)
+    (tmp_path / "x.mpo").rename(tmp_path / "x.jpg")
+    assert Image.open(tmp_path / "x.jpg").format == "MPO" and far(read(tmp_path / "x.jpg", 90)[15:75], ramp()) <= 4
 
 
 def damaged(folder):

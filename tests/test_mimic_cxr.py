@@ -224,6 +224,23 @@ def test_texts_beside_the_pictures_or_merged(tmp_path, where):
     assert (a["options"].pop("split_file") == b["options"].pop("split_file")) == where.get("packed", True) and a == b
 
 
+def test_texts_and_tables_that_a_windows_editor_has_saved(tmp_path):
+    tree(tmp_path / "a"), tree(tmp_path / "b", packed=False)
+    for path in [*(tmp_path / "b").rglob("*.txt"), *(tmp_path / "b").glob("*.csv")]:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    command(tmp_path / "a", tmp_path / "set_a"), command(tmp_path / "b", tmp_path / "set_b")
+    assert (tmp_path / "set_a/studies.jsonl").read_bytes() == (tmp_path / "set_b/studies.jsonl").read_bytes()
+
+
+def test_an_unfinished_wget_without_a_password_is_named(tmp_path, capsys):
+    """PhysioNet answers with its index pages alone."""
+    raw = tree(tmp_path / "raw")
+    for path in [*raw.rglob("*.jpg"), *raw.rglob("*.txt")]:
+        path.with_suffix(".html").write_text("<html>log in</html>")
+        path.unlink()
+    refused(raw, tmp_path / "set", capsys, "no reports (p1?/p*/s*.txt)", "mimic-cxr-reports.zip")
+
+
 def test_a_tree_may_be_a_link_and_a_picture_may_not(tmp_path):
     raw = tree(tmp_path / "raw")
     (raw / "files").rename(tmp_path / "big_disk")

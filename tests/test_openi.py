@@ -265,6 +265,13 @@ def test_hostile_reports(tmp_path, capsys, file, content, words):
     assert not (tmp_path / "set").exists()
 
 
+def test_reports_that_a_windows_editor_has_saved(tmp_path):
+    plain, saved = small(tmp_path / "a"), small(tmp_path / "b")
+    for path in saved.rglob("*.xml"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert openi.collect(plain).studies == openi.collect(saved).studies
+
+
 def test_links_out_of_the_download_are_refused(tmp_path, capsys):
     raw = small(tmp_path / "raw")
     (tmp_path / "outside.xml").write_text(report(20, names(20, 2)))

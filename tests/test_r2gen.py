@@ -79,6 +79,23 @@ def test_bad_pictures_are_left_out_and_named(tmp_path, capsys):
     assert "2 studies left out" in capsys.readouterr().out
 
 
+def test_what_pandas_makes_of_an_empty_report_is_left_out(tmp_path):
+    raw = tree(tmp_path / "raw", {"train": [entry("A", ["A/0.png"]), entry("B", ["A/0.png"], None),
+                                            entry("C", ["A/0.png"], float("nan"))]}, ["A/0.png"])
+    assert "NaN" in (raw / "annotation.json").read_text("utf-8") and command(raw, tmp_path / "set") == 0
+    assert [study["id"] for study in Prepared(tmp_path / "set").studies] == ["A"]
+    assert {one["why"] for one in Prepared(tmp_path / "set").manifest["skipped"]} == {"no words in the report"}
+
+
+def test_an_annotation_from_a_windows_editor(tmp_path):
+    raw = small(tmp_path / "raw")
+    command(raw, tmp_path / "a")
+    text = json.dumps(json.loads((raw / "annotation.json").read_text("utf-8")), indent=1, ensure_ascii=False)
+    (raw / "annotation.json").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert command(raw, tmp_path / "b") == 0
+    assert (tmp_path / "a/studies.jsonl").read_bytes() == (tmp_path / "b/studies.jsonl").read_bytes()
+
+
 def refused(tmp_path, capsys, raw, *words):
     before = sorted(str(path) for path in tmp_path.rglob("*"))
     assert command(raw, tmp_path / "set") == 2
