@@ -65,6 +65,13 @@ def read_json_object(path, remedy="download it again"):
     return value
 
 
+def refuse_pointer(path):
+    """Raises UserError where a file is only Git LFS's pointer to it, as a clone without git-lfs leaves it."""
+    with open(path, "rb") as file:
+        if file.read(23) == b"version https://git-lfs":
+            raise UserError(f"{path}: is a Git LFS pointer, not the file; run git lfs pull there, or download it")
+
+
 def read_csv(path, *columns, optional=(), remedy="download it again"):
     """Yields (line number, value of each of the columns, in their order) of the rows of a .csv or .csv.gz.
 

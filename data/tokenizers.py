@@ -14,7 +14,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from data.files import UserError, read_json_object, whole_file
+from data.files import UserError, read_json_object, refuse_pointer, whole_file
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -22,6 +22,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def read_bytes(folder, name):
     path = Path(folder) / name
     try:
+        refuse_pointer(path)
         return path.read_bytes()
     except OSError:
         raise UserError(f"{path}: not readable; give a folder as Hugging Face lays it out, with {name}") from None

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from data.files import UserError, read_json_object, whole_file
+from data.files import UserError, read_json_object, refuse_pointer, whole_file
 
 WINDOW = 4 * 2**20                     # bytes of the file that are resident at once while a tensor changes its type
 HEADER_KEY = "trrg"                    # the metadata key under which our own files hold their JSON header
@@ -203,6 +203,7 @@ def open_safetensors(path):
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+        refuse_pointer(path)
         raise UserError(f"{path}: not a whole safetensors file ({one_line(error)}); "
                         "download or write it again") from None
 
@@ -218,6 +219,7 @@ def open_pickle(path):
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:  # a mutilated pickle makes the unpickler raise almost any class
+        refuse_pointer(path)
         raise UserError(f"{path}: refused, for it is damaged or holds more than tensors ({one_line(error)}); "
                         "download it again, or take the .safetensors file") from None
     for key in ("model_state_dict", "state_dict", "model"):

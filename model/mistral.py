@@ -45,12 +45,12 @@ class MistralConfig:
     def from_json(cls, json_object):
         """Reads Hugging Face's config.json. Raises UserError for a network that this file does not define."""
         json_object = dict(json_object)
-        # transformers 5 writes rope_parameters, older ones rope_theta and rope_scaling.
+        # transformers 5 writes rope_parameters, and reads it where both stand; older ones rope_theta and rope_scaling.
         rope = json_object.pop("rope_parameters", None) or {}
         scaling = json_object.pop("rope_scaling", None)
         if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default" or scaling:
             raise UserError("scaled rotary positions are not supported; take another model")
-        json_object.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
+        json_object["rope_theta"] = rope.get("rope_theta", json_object.get("rope_theta", 10000.0))
         json_object.setdefault("rms_norm_eps", 1e-6)
         if json_object.get("num_key_value_heads") is None:
             json_object["num_key_value_heads"] = json_object.get("num_attention_heads")
