@@ -74,6 +74,8 @@ def source_of(header, prepared):
 
 def split_of(header, args):
     """(the data set, its studies to evaluate). Raises UserError."""
+    if not args.data and not header.get("data"):
+        raise UserError(f"{args.ckpt}: does not say what it was trained on; give a prepared data set with --data")
     folder = Path(args.data or nearest(header["data"], args.ckpt))
     if not args.data and not folder.is_dir():
         raise UserError(f"{args.ckpt}: {folder}: the data set that this checkpoint was trained on is not there; give "

@@ -133,9 +133,9 @@ def begin(out, settings):
 
 
 def lines_of(out):
-    """The whole lines of reports.jsonl; a kill may have torn the last one."""
+    """The whole lines of reports.jsonl; a kill may have torn the last one, in the middle of a letter even."""
     lines, path = [], out / "reports.jsonl"
-    for line in read_text(path).split("\n") if path.exists() else ():
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
         try:
             entry = json.loads(line)
         except ValueError:

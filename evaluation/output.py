@@ -21,15 +21,17 @@ def trained_on(header):
     header["trained_on"] is {"source", "studies", "pictures", "steps"}; older checkpoints tell less.
     """
     known = header.get("trained_on") or {}
+    if not {"source", "studies", "pictures", "steps"} <= known.keys():
+        known = {}
     steps = known.get("steps", header.get("step"))
     if known.get("source") == "phantom" or not known and str(header.get("data")) == "datasets/demo":
         studies = f"{known['studies']:,} " if known.get("studies") else ""
         told = f"trained on {studies}drawn phantoms: its reports say nothing about a real picture"
-    elif known.get("pictures"):
+    elif known:
         source = f" ({known['source']})" if known.get("source") else ""
         told = f"trained on {known['pictures']:,} pictures of {known['studies']:,} studies{source}"
     else:
-        told = f"trained on {header.get('data', 'a data set that it does not name')}"
+        told = f"trained on {header.get('data') or 'a data set that it does not name'}"
 
     # A few steps, or pictures, teach a model the sound of reports, and nothing to see.
     if steps is not None and steps < 100:

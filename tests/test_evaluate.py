@@ -290,6 +290,9 @@ def test_chance_does_not_reach_evaluation(run):
 
 def test_a_run_that_was_moved_finds_its_data_beside_it(run, tmp_path, monkeypatch, capsys):
     """A relative path of the header is tried from the checkpoint's folder and those above it; else --data is named."""
+    tiny.write_run(tmp_path / "nameless", data=None)
+    assert evaluate.main(["--ckpt", str(tmp_path / "nameless/ckpt.safetensors")]) == 2
+    assert "--data" in capsys.readouterr().err
     tiny.write_run(tmp_path / "there", data="data/of/it")
     monkeypatch.chdir(tmp_path)
     command = ["--ckpt", "there/stage1.safetensors", "--draws", "2"]

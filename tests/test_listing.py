@@ -79,8 +79,8 @@ def test_it_goes_on_where_it_was_stopped(run, tmp_path, monkeypatch, capsys):
         evaluate.main(command(run, path, out, "--batch-size", "1"))
     done = lines(out)
     assert list(done) == written
-    with open(out / "reports.jsonl", "a") as file:
-        file.write('{"id": "1", "report": "torn')                                # as a kill leaves it
+    with open(out / "reports.jsonl", "ab") as file:
+        file.write('{"id": "1", "report": "torn ü'.encode()[:-1])                # as a kill leaves it
     again = []
     monkeypatch.setattr(listing, "write_batch", lambda model, studies, decoding:
                         again.extend(study["id"] for study in studies) or write_batch(model, studies, decoding))

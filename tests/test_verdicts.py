@@ -60,6 +60,7 @@ def test_near_a_floor():
      "trained on 9,001 pictures of 9,000 studies (mimic_cxr)"),
     ({"trained_on": {"source": "", "studies": 9000, "pictures": 9001, "steps": 3000}},
      "trained on 9,001 pictures of 9,000 studies"),
+    ({"trained_on": {"pictures": 3}, "data": "mine"}, "trained on mine"),
     ({"data": "datasets/demo", "step": 900}, "trained on drawn phantoms: its reports say nothing about a real picture"),
     ({"data": "datasets/mimic_cxr", "step": 1},
      "trained on datasets/mimic_cxr, for 1 step only: its reports mean nothing"),
