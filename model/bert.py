@@ -73,7 +73,7 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Bidirectional self-attention, residual and norm."""
+    """Bidirectional self-attention, residual and norm. `self` and `output` are the published files' names."""
 
     def __init__(self, config):
         super().__init__()

@@ -96,7 +96,10 @@ class Cache:
 
 
 def rotary(positions, head_dim, theta, dtype):
-    """Cosines and signed sines (T, d) of rotary position embedding, made in fp32: Su et al. 2021, arXiv:2104.09864."""
+    """Cosines and signed sines (T, d) of rotary position embedding: Su et al. 2021, arXiv:2104.09864.
+
+    Made in fp32: at position 1,000 bf16 would be wrong by whole radians.
+    """
     frequency = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
     angle = positions.float()[:, None] * frequency
     cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
@@ -118,13 +121,17 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(D, G * d, bias=False)
         self.o_proj = nn.Linear(H * d, D, bias=False)
 
-    def forward(self, x, cos, sin, mask, cache, layer):
+    def forward(self, x, *, cos, sin, mask, cache, layer):
+        """x (B, T, D) → (B, T, D). cos, sin (T, d); mask and cache as `Mistral.hidden` takes them; layer: its number."""
         B, T, _ = x.shape
-        q, k, v = (project(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+        q, k, v = (project(x).view(B, T, -1, self.head_dim).transpose(1, 2)            # (B, H or G, T, d)
                    for project in (self.q_proj, self.k_proj, self.v_proj))
+
+        # Keys are stored turned, so that a step turns its new ones alone.
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(layer, k, v)
+
         y = attend(q, k, v, mask)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
@@ -136,8 +143,12 @@ def attend(q, k, v, mask):
     keys and values are read once and never repeated.
     """
     (B, H, T, d), G, S = q.shape, k.shape[1], k.shape[2]
+
+    # A whole text from its start: PyTorch has a kernel that skips the half that the causal line hides.
     if mask is None and T == S:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != G)
+
+    # Query head h reads key head h // (H / G): heads that share one are neighbours, so that reshaping lays them together.
     q = q.reshape(B, G, H // G * T, d)
     if mask is not None:
         mask = mask.view(-1, 1, 1, T, S).expand(-1, 1, H // G, T, S).reshape(-1, 1, H // G * T, S)
@@ -145,7 +156,7 @@ def attend(q, k, v, mask):
 
 
 class MLP(nn.Module):
-    """SwiGLU: Shazeer 2020, arXiv:2002.05202."""
+    """SwiGLU, W_down (silu(W_gate x) ⊙ W_up x): Shazeer 2020, arXiv:2002.05202."""
 
     def __init__(self, config):
         super().__init__()
@@ -158,6 +169,8 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
+    """Attention, then the MLP; both read what is normed and add to what is not."""
+
     def __init__(self, config):
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -165,8 +178,9 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x, cos, sin, mask, cache, layer):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, layer)
+    def forward(self, x, **where):
+        """where: cos, sin, mask, cache and layer, as attention takes them."""
+        x = x + self.self_attn(self.input_layernorm(x), **where)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -197,20 +211,32 @@ class Mistral(nn.Module):
         """
         if (ids is None) == (embeds is None):
             raise ValueError("give either ids or embeds")
+        if (positions is None) != (mask is None):
+            raise ValueError("give positions and mask, or neither")
         x = self.embed(ids) if embeds is None else embeds
         past, T = cache.used if cache is not None else 0, x.shape[1]
+
+        # One text per row: the new tokens stand behind those that are stored, and read them and one another.
         if positions is None:
             positions = torch.arange(past, past + T, device=x.device)
             mask = self.mask(past, T, x.device)
         cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
-        for index, layer in enumerate(self.model["layers"]):
+
+        for number, layer in enumerate(self.layers):
+            where = dict(cos=cos, sin=sin, mask=mask, cache=cache, layer=number)
             if self.checkpoint and self.training and cache is None:
-                x = recompute(layer, x, cos, sin, mask, None, index, use_reentrant=False)
+                x = recompute(layer, x, use_reentrant=False, **where)
             else:
-                x = layer(x, cos, sin, mask, cache, index)
+                x = layer(x, **where)
+
+        # Only now: all layers store their keys at the same place.
         if cache is not None:
             cache.used += T
         return self.model["norm"](x)
+
+    @property
+    def layers(self):
+        return self.model["layers"]
 
     def mask(self, past, new, device):
         """The causal line within the sliding window for `new` tokens after `past` ones: (1, T, S).

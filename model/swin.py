@@ -18,33 +18,7 @@ from data.files import UserError
 from model import checkpoint
 from model.config import config_values, read_config
 
-# Published names → the names here. Classifiers have the `swin.` prefix and a head, SimMIM a mask token and a decoder.
-RENAME = {r"^swin\.": "", r"^(classifier|decoder)\.": None, r"^embeddings\.mask_token$": None,
-          r"\.relative_position_index$": None}
-# The names of timm and of the paper's own repository, where query, key and value are fused.
-TIMM_RENAME = {r"^head\.": None, r"\.attn_mask$": None, r"\.relative_position_index$": None,
-               r"^patch_embed\.proj\.": "embeddings.patch_embeddings.projection.",
-               r"^patch_embed\.norm\.": "embeddings.norm.", r"^norm\.": "layernorm.", r"^layers\.": "encoder.layers.",
-               r"\.norm1\.": ".layernorm_before.", r"\.norm2\.": ".layernorm_after.",
-               r"\.mlp\.fc1\.": ".intermediate.dense.", r"\.mlp\.fc2\.": ".output.dense.",
-               r"\.attn\.proj\.": ".attention.output.dense.",
-               r"\.attn\.relative": ".attention.self.relative",
-               r"\.attn\.qkv\.": (".attention.self.query.", ".attention.self.key.", ".attention.self.value.")}
-# timm counts a merging to the stage after it, the paper's repository to the stage before it.
-LATE_MERGING = {r"^layers\.(\d+)\.downsample\.": lambda found: f"layers.{int(found[1]) - 1}.downsample."}
-TIMM_SIZES = {"tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)), "small": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
-              "base": (128, (2, 2, 18, 2), (4, 8, 16, 32)), "large": (192, (2, 2, 18, 2), (6, 12, 24, 48))}
-TIMM_CHANGES = ("embed_dim", "depths", "num_heads", "window_size", "drop_path_rate")
-TIMM_NOTES = ("num_classes", "in_chans", "global_pool", "img_size", "strict_img_size")    # no weight of ours hangs on them
 OPTIONAL = ("num_channels", "mlp_ratio", "qkv_bias", "layer_norm_eps", "drop_path_rate")  # may be absent in config.json
-
-
-def rename_table(names):
-    """The table for a file that holds these names."""
-    if not any(name.startswith("patch_embed.") for name in names):
-        return RENAME
-    early = any(name.startswith("layers.0.downsample.") for name in names)
-    return TIMM_RENAME if early else {**LATE_MERGING, **TIMM_RENAME}
 
 
 @dataclass(frozen=True)
@@ -189,12 +163,25 @@ class Block(nn.Module):
         return x + self.stochastic_depth(y)
 
     def attend(self, x):
+        """Attention within windows of M × M patches: (B, H, W, C) → the same shape.
+
+        Every second block rolls the grid by M // 2 up and to the left, so that neighbours on two sides of a border meet.
+        What leaves at one side comes in at the other, beside patches that are no neighbours; they are kept apart, for a
+        patch reads those of its own region alone. For 4 × 4 patches and M = 2:
+
+            a b | c d             f g | h e             0 0 | 1 2
+            e f | g h   rolled    j k | l i   regions   0 0 | 1 2
+            ----+----             ----+----             ----+----
+            i j | k l             n o | p m             3 3 | 4 5
+            m n | o p             b c | d a             6 6 | 7 8
+        """
         _, H, W, _ = x.shape
         M = self.window
         # A grid that a single window spans has nothing to shift to.
         shift = self.shift if min(H, W) > M else 0
         x = pad(x, (0, 0, 0, -W % M, 0, -H % M))
         _, padded_H, padded_W, _ = x.shape
+
         mask = None
         if shift:
             x = x.roll((-shift, -shift), dims=(1, 2))
@@ -297,3 +284,33 @@ def init_weights(module):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+# --- the names in published files -------------------------------------------------------------------------------------
+
+# Published names → the names here. Classifiers have the `swin.` prefix and a head, SimMIM a mask token and a decoder.
+RENAME = {r"^swin\.": "", r"^(classifier|decoder)\.": None, r"^embeddings\.mask_token$": None,
+          r"\.relative_position_index$": None}
+# The names of timm and of the paper's own repository, where query, key and value are fused.
+TIMM_RENAME = {r"^head\.": None, r"\.attn_mask$": None, r"\.relative_position_index$": None,
+               r"^patch_embed\.proj\.": "embeddings.patch_embeddings.projection.",
+               r"^patch_embed\.norm\.": "embeddings.norm.", r"^norm\.": "layernorm.", r"^layers\.": "encoder.layers.",
+               r"\.norm1\.": ".layernorm_before.", r"\.norm2\.": ".layernorm_after.",
+               r"\.mlp\.fc1\.": ".intermediate.dense.", r"\.mlp\.fc2\.": ".output.dense.",
+               r"\.attn\.proj\.": ".attention.output.dense.",
+               r"\.attn\.relative": ".attention.self.relative",
+               r"\.attn\.qkv\.": (".attention.self.query.", ".attention.self.key.", ".attention.self.value.")}
+# timm counts a merging to the stage after it, the paper's repository to the stage before it.
+LATE_MERGING = {r"^layers\.(\d+)\.downsample\.": lambda found: f"layers.{int(found[1]) - 1}.downsample."}
+TIMM_SIZES = {"tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)), "small": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
+              "base": (128, (2, 2, 18, 2), (4, 8, 16, 32)), "large": (192, (2, 2, 18, 2), (6, 12, 24, 48))}
+TIMM_CHANGES = ("embed_dim", "depths", "num_heads", "window_size", "drop_path_rate")
+TIMM_NOTES = ("num_classes", "in_chans", "global_pool", "img_size", "strict_img_size")    # no weight of ours hangs on them
+
+
+def rename_table(names):
+    """The table for a file that holds these names."""
+    if not any(name.startswith("patch_embed.") for name in names):
+        return RENAME
+    early = any(name.startswith("layers.0.downsample.") for name in names)
+    return TIMM_RENAME if early else {**LATE_MERGING, **TIMM_RENAME}

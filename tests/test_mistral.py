@@ -201,3 +201,9 @@ def test_random_configs_agree_about_shapes(tmp_path):
         ours, ids = Mistral.from_pretrained(tmp_path).eval(), torch.randint(0, 97, (2, 8))
         with torch.no_grad():
             assert (ours(ids=ids) - theirs(ids).logits).abs().max() < 5e-5, changes
+
+
+def test_positions_and_mask_are_given_together(tmp_path):
+    reference(tmp_path)
+    with pytest.raises(ValueError, match="positions and mask"):
+        Mistral.from_pretrained(tmp_path).hidden(ids=torch.zeros(1, 3, dtype=torch.long), positions=torch.arange(3))

@@ -8,11 +8,14 @@ import unicodedata
 
 import pytest
 import sentencepiece
+import torch
 import transformers
 
 from data.files import UserError
 from data.tokenizers import SPECIAL, SentencePiece, WordPiece, basic_tokens
-from tests import real
+from evaluation.explain import written
+from model.decode import generate
+from tests import real, tiny
 
 REPORTS = ["The heart is normal in size. The lungs are clear.", "No pneumothorax or pleural effusion.",
            "There is a XXXX opacity in the left lower lobe, 1.5 cm.", "Mild cardiomegaly; no acute disease (stable)."]
@@ -295,3 +298,21 @@ def test_tokenizer_json_without_tokenizer_model_names_the_file_and_where_it_is(t
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"no tokenizer\.model .* huggingface\.co/mistralai/Mistral-7B-v0\.1"):
         SentencePiece.from_pretrained(tmp_path)
+
+
+def test_a_model_with_added_tokens_is_written_with_to_the_end():
+    """Its vocabulary is larger than its tokenizer's; whatever it writes, the report is a text and so is --explain's."""
+    model = tiny.model()
+    size = len(model.tokenizer)
+    language_model = tiny.mistral(size + 8).eval()
+    with torch.no_grad():                                  # tokens without a piece are the likeliest
+        language_model.lm_head.weight[:size] *= 0.01
+        language_model.lm_head.weight[size:] = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    model.language_model = language_model
+    for beams in (1, 3):
+        reports, _ = model.write(tiny.batch(3), beams=beams, max_new_tokens=8)
+        assert all(isinstance(report.text, str) for report in reports)
+    prompt = model.prompt(tiny.batch(1))
+    tokens = generate(language_model, embeds=prompt.embeds, eos_id=model.tokenizer.eos_id, max_new_tokens=8)
+    assert max(map(max, tokens)) >= size
+    assert "<" in written(model, prompt, tokens[0])

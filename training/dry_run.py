@@ -207,7 +207,7 @@ class Stage2Needs:
         if not self.args.shard:
             return []
         layers = [sum(p.numel() * p.element_size() for p in layer.parameters() if not p.requires_grad)
-                  for layer in self.model.language_model.model["layers"]]
+                  for layer in self.model.language_model.layers]
         return [(f"sharded over {world} processes", -sum(layers) * (1 - 1 / world) + 2 * max(layers))]
 
 

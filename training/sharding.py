@@ -28,7 +28,7 @@ def shard(language_model, processes):
 
     fully_shard, register_fsdp_forward_method = fsdp()
     mesh = init_device_mesh(processes.device.type, (processes.world,))
-    layers = language_model.model["layers"]
+    layers = language_model.layers
     for layer in layers:
         whole = {p for lora in adapters(layer).values() for p in (lora.lora_A, lora.lora_B)}
         fully_shard(layer, mesh=mesh, ignored_params=whole)
