@@ -9,25 +9,28 @@
 
 Running a command again goes on where it stopped; SIGTERM and Ctrl-C save first. One process and several are the same
 code path: a batch is planned for all processes together, each takes its share, and every loss is divided by what the
-whole batch holds.
+whole batch holds. Exit codes: 0 done, 2 a mistake of the user (one line on stderr), 128 + signal where it was told to
+stop, 1 anything else.
 """
 
-import errno
+from data.command import plain_output, stop_in_one_line
+
+if __name__ == "__main__":
+    stop_in_one_line()                     # also while the rest is imported, which may take seconds
+
 import math
 import os
 import sys
 import time
-import warnings
 from contextlib import closing, nullcontext
 from functools import reduce
 from operator import add
 from pathlib import Path
 
-# Read as torch is imported: DDP remarks, past Python, that it need not look for unused parameters (see `distributed`).
+# Read as torch is imported: DDP would remark, past Python, that it need not look for unused parameters.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
@@ -37,11 +40,12 @@ from data.reports import clean_report
 from evaluation.writing import write_reports
 from metrics import score
 from training import demo
+from training.dry_run import dry_run
 from training.log import Clock, Log, module_table, summary
 from training.optimizer import optimizer_for
 from training.options import arguments, of_stage
-from training.processes import Processes, Share, Stopped, StopSignal, start_loader
-from training.schedule import Plan, learning_rate
+from training.processes import Processes, Share, Stopped, StopSignal, distributed, last_words
+from training.schedule import Plan, learning_rate, loaded
 from training.sharding import fsdp
 from training.stages import Stage1, Stage2, tokenized
 from training.state import (
@@ -91,7 +95,8 @@ class Run:
         log = (closing(Log(self.args.run / "log.jsonl", self.stage.name, self.step, self.counters["validated"],
                            self.plan.steps)) if self.lead else nullcontext())
 
-        with StopSignal(self.processes) as self.signal, log as self.log, closing(self.loaded()) as self.batches:
+        with StopSignal(self.processes) as self.signal, log as self.log, \
+                closing(loaded(self.plan, self.train, self.step, self.args.workers, self.device)) as self.batches:
             while True:
                 due = self.plan.validates(self.step) and self.counters["validated"] < self.step and not self.stopping
                 if due or self.stopping or self.step % self.args.save_every == 0:
@@ -161,21 +166,6 @@ class Run:
             self.log.step({"step": self.step, "epoch": batches[0].share.epoch, "loss": total, **stage.figures(loss),
                            "lr": lr, "gradient_norm": norm, "cut": cut}, clock, studies, self.device)
 
-    def loaded(self):
-        """For every step from the current one on, this process's [(share, collated visits)]."""
-        steps = range(self.step, self.plan.steps)
-        visits = ([(share.epoch, number) for number in share.numbers]
-                  for step in steps for share in self.plan.shares(step))
-        loader = iter(torch.utils.data.DataLoader(
-            self.train, batch_sampler=visits, collate_fn=collate, num_workers=self.args.workers,
-            worker_init_fn=start_loader, pin_memory=self.device.type == "cuda",
-            generator=torch.Generator()))       # one of its own: drawing from the run's would set a resumed run apart
-        try:
-            for step in steps:
-                yield [(share, next(loader)) for share in self.plan.shares(step)]
-        finally:
-            shut(loader)
-
     def skip(self, loss, norm, numbers):
         """A step without an update; a fourth in a row ends the run."""
         self.counters["skipped"] += 1
@@ -231,8 +221,11 @@ class Run:
         if self.lead:
             self.log.write({"step": self.step, "validation": figures})
         if self.lead and better:
+            studies, options = self.train.studies, self.stage.prepared.manifest.get("options", {})
             self.stage.save(self.args.run / self.stage.checkpoint, {
-                "data": str(self.args.data), "preset": self.args.preset, "step": self.step, "validation": figures})
+                "data": str(self.args.data), "preset": self.args.preset, "step": self.step, "validation": figures,
+                "trained_on": {"source": options.get("source"), "studies": len(studies), "steps": self.step,
+                               "pictures": sum(len(study["views"]) for study in studies)}})
         self.counters["validated"] = self.step
 
     def save(self):
@@ -265,41 +258,30 @@ def numbers(loss):
     return type(loss)(*(torch.as_tensor(value).item() for value in loss))
 
 
-def shut(batches):
-    """Ends a loader's processes now. They heed no signal, so one that is left to the interpreter's end holds it up."""
-    if hasattr(batches, "_shutdown_workers"):
-        batches._shutdown_workers()
-
-
-def distributed(module, processes):
-    """The module, its gradients averaged over all processes; all start equal, from the same files and seed."""
-    if processes.world == 1:
-        return module
-    warnings.filterwarnings("ignore", ".*broadcast_buffers.*")
-    # Without find_unused_parameters, DDP lays its buckets out anew after the first step it sees, and three or more
-    # processes would then add gradients in another order than the run that was interrupted.
-    frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(     # or it would send them around at the start
-        module, frozen + [name for name, _ in module.named_buffers()])
-    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # From the command line to the runs
 
 
-def make_demo(args):
-    """Makes what the demo lacks: its data at their own place alone, its weights there or where there is nothing yet.
-
-    Raises UserError elsewhere: a folder of the user's, or a misspelt one, is not to be filled.
+def ready(args):
+    """What one process does before all: refuses folders that were named and are not there, takes the run's folder, and
+    makes what the demo lacks. Returns the lock on the run's folder.
     """
-    if args.data != Path("datasets/demo"):
-        Prepared(args.data)
-    made = args.weights == Path("weights/demo") or (args.weights / "mistral" / "model.safetensors").is_file()
-    if not made and any(args.weights.glob("*")):
+    demos = {"data": args.data == Path("datasets/demo"), "weights": args.weights == Path("weights/demo")}
+    if args.preset == "demo" and not demos["data"]:
+        Prepared(args.data)                                # a folder of the user's, or a misspelt one, is not filled
+    if not args.weights.is_dir() and not (args.preset == "demo" and demos["weights"]):
+        raise UserError(f"--weights {args.weights}: no such folder; give the one that holds swin/, bert/ and mistral/"
+                        + " (an empty one, to have the demo's made in it)" * (args.preset == "demo"))
+    made = demos["weights"] or (args.weights / "mistral" / "model.safetensors").is_file()
+    if args.preset == "demo" and not made and any(args.weights.iterdir()):
         raise UserError(f"{args.weights}: holds something, but no mistral/model.safetensors of the demo's; "
-                        "give a new folder to make it in, or --preset iu_xray or mimic_cxr for published weights")
-    demo.prepare(args.data, args.weights, args.seed)
+                        "give an empty folder to make it in, or --preset iu_xray or mimic_cxr for published weights")
+
+    lock = Lock(args.run)
+    remove_leftovers(args.run)
+    if args.preset == "demo":
+        demo.prepare(args.data, args.weights, args.seed)
+    return lock
 
 
 def train(args, processes):
@@ -310,12 +292,8 @@ def train(args, processes):
                         "or leave it out")
     if args.shard:
         fsdp()                                             # where it can't be had, say so now, not after stage 1
-    if args.preset == "demo":
-        processes.lead_first(lambda: make_demo(args))
+    lock = processes.lead_first(lambda: ready(args))
 
-    lock = Lock(args.run) if processes.rank == 0 else None
-    if lock:
-        remove_leftovers(args.run)
     if processes.device.type == "cuda" and args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -331,59 +309,44 @@ def train(args, processes):
 
 
 def train_stage(stage_class, args, processes, prepared, say):
-    """One stage, unless it is finished; `args` holds one stage's settings."""
+    """One stage, unless it is finished; `args` holds the settings of this stage alone."""
     plan = Plan(stage_class.view_counts(prepared.split("train")), processes, args.batch_size, args.accumulate,
                 args.epochs, args.max_steps, args.seed)
-    settings = settings_of(stage_class, args, processes, prepared)
-    done = False
+    settings, counters = settings_of(stage_class, args, processes, prepared), None
+
     if processes.rank == 0:
         if args.fresh:
             drop_states(args.run / "state", stage_class.name)
             (args.run / stage_class.checkpoint).unlink(missing_ok=True)
         counters = finished(args.run, stage_class, plan, settings, say)
-        done = counters is not None
-        if done:
-            say(f"{stage_class.name} is finished\n" + summary(stage_class, plan, counters, args))
-    if not any(processes.gather_objects(done)):
-        torch.manual_seed(args.seed)
-        Run(stage_class(args, processes, prepared), plan, args, processes, settings, say).fit()
+    counters = processes.gather_objects(counters)[0]
+    if counters:
+        say(f"{stage_class.name} is finished\n" + summary(stage_class, plan, counters, args))
+        return
 
-
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    torch.manual_seed(args.seed)
+    Run(stage_class(args, processes, prepared), plan, args, processes, settings, say).fit()
 
 
 def main(argv=None):
-    """Runs a command line → its exit code: 0 done, 2 a mistake of the user, 1 or 128 + signal stopped early."""
-    processes, said, code = Processes(), None, 0
+    """Runs a command line → its exit code."""
+    plain_output()
+    processes, args = Processes(), None
     try:
         args = arguments(argv, __doc__)
-        if args.dry_run:
-            from training import dry_run
-            print(dry_run.dry_run(args, processes)) if processes.rank == 0 else None
-        else:
+        if not args.dry_run:
             train(args, processes)
-    except UserError as error:
-        # a loader process's error arrives with its traceback, whose last line is the error
-        said, code = str(error).strip().splitlines()[-1].removeprefix("data.files.UserError: "), 2
-    except Stopped as error:
-        said, code = str(error), error.code
-    except FloatingPointError as error:
-        said, code = str(error), 1
-    except OSError as error:
-        if error.errno not in DISK:
+        elif processes.rank == 0:
+            print(dry_run(args, processes))
+    except Exception as error:
+        said = last_words(error, args and args.run, processes)
+        if said is None:
             raise
-        said, code = (f"{args.run}: {error.strerror}; what was written before is whole: "
-                      "make room and run the command again"), 1
-    except RuntimeError as error:
-        if not processes.lost(error):
-            raise
-        said, code = (f"process {processes.rank}: lost another one, which ended or was killed; "
-                      "what was saved is whole: run the command again"), 1
-    if code and processes.fails_first():
-        print(said, file=sys.stderr, flush=True)
-    if not code:
-        processes.close()
-    return code
+        if processes.fails_first():
+            print(said[0], file=sys.stderr, flush=True)
+        return said[1]
+    processes.close()
+    return 0
 
 
 if __name__ == "__main__":

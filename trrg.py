@@ -114,7 +114,7 @@ def contrastive_loss(v, t, tau, same=None):
 
 
 def encode_words(wordpiece, texts, max_tokens):
-    """Sentences or prompts → WordPiece ids and mask (B, S): [CLS] … [SEP], at most `max_tokens`, padded on the right."""
+    """Sentences or prompts → WordPiece ids and mask (B, S): [CLS] … [SEP], at most `max_tokens`, right-padded."""
     rows = []
     for text in texts:
         row = wordpiece.encode(text)

@@ -45,7 +45,8 @@ def in_base(name):
 def base_header(language_model, recorded, embedded):
     """The header's "base": `recorded` holds "folder", and "digest" where the caller knows it."""
     dtype = str(next(language_model.parameters()).dtype).removeprefix("torch.")
-    return {"digest": recorded.get("digest") or digest(language_model), **recorded, "dtype": dtype, "embedded": embedded}
+    weights = recorded.get("digest") or digest(language_model)
+    return {"digest": weights, **recorded, "dtype": dtype, "embedded": embedded}
 
 
 def read_base(path, base, weights=None):

@@ -17,6 +17,7 @@ from torch.distributed import TCPStore
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
+WRITER = ["--queries", "4", "--lora-rank", "2"]           # for a small stage 2
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["train", "evaluate", "tests.tiny", "torch._dynamo"])   # AdamW imports the last: 3 s
 
@@ -93,8 +94,8 @@ def prepare(folder, dropout=0.1, **data):
     for part, names in (("bert", ("hidden_dropout_prob", "attention_probs_dropout_prob")), ("swin", ("drop_path_rate",))):
         path = folder / "weights" / part / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **dict.fromkeys(names, dropout)}))
-    return ["--preset", "iu_xray", "--data", folder / "data", "--weights", folder / "weights", "--workers", "0", "--queries", "4",
-            "--lora-rank", "2", "--lr", "1e-2"]
+    return ["--preset", "iu_xray", "--data", folder / "data", "--weights", folder / "weights", "--workers", "0",
+            "--lr", "1e-2"]
 
 
 def same_weights(a, b):

@@ -130,7 +130,7 @@ def test_the_bank():
 def whole(tmp_path_factory):
     """A finished run of both stages, in bf16 and deterministic, as the defaults are; and its arguments."""
     folder = tmp_path_factory.mktemp("cuda")
-    argv = [*runs.prepare(folder), "--batch-size", "6", "--epochs", "3", "--save-every", "1"]
+    argv = [*runs.prepare(folder), *runs.WRITER, "--batch-size", "6", "--epochs", "3", "--save-every", "1"]
     code, _, err = runs.run("train", [*argv, "--run", folder / "run"], folder / "out")
     assert code == 0, err
     return folder, argv

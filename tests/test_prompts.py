@@ -1,7 +1,5 @@
 """The clue prompts and the zero-shot pairs: their wording, and their order."""
 
-import pytest
-
 from data.prompts import clue_prompt, clue_prompts, clue_sentences, zero_shot_pairs
 from data.reports import LABELS
 
@@ -30,21 +28,6 @@ def test_no_finding_has_a_pair_of_its_own():
     assert pairs["No Finding"] == ("no finding", "abnormal")
     assert pairs["Pneumothorax"] == ("pneumothorax", "no pneumothorax")
     assert all(negative == f"no {positive}" for name, (positive, negative) in pairs.items() if name != "No Finding")
-
-
-@pytest.mark.parametrize("preset, epochs, new_tokens", [("iu_xray", 20, 100), ("mimic_cxr", 5, 150)])
-def test_the_presets_are_the_papers(preset, epochs, new_tokens):
-    import trrg
-    from training.options import arguments
-
-    args = arguments(["--preset", preset])
-    assert (args.batch_size, args.lr, args.epochs, args.max_new_tokens) == ((8, 8), (1e-4, 1e-4), (epochs, epochs), new_tokens)
-    assert (args.sentences, args.same_sentence_positives, args.optimizer) == (1, False, ("adamw", "adamw"))
-    config = trrg.TRRGConfig()
-    assert (args.k, args.queries, args.lora_rank, args.lora_alpha, args.lora_dropout) == (3, 32, 16, 16, 0.1) == \
-        (config.k, config.queries, config.lora_rank, config.lora_alpha, config.lora_dropout)
-    assert (config.heads, config.dc_weight, config.views, config.clue_threshold) == (8, 1.0, "concat", 0.0)
-    assert (trrg.AlignmentConfig().d, trrg.AlignmentConfig().tau, trrg.AlignmentConfig().sentence_tokens) == (1024, 0.07, 64)
 
 
 def test_the_reports_own_sentences_as_clue_prompts():

@@ -25,9 +25,15 @@ def whole(tmp_path_factory):
     """A finished run of both stages on one process, dropout and all, and the arguments it was made with."""
     folder = tmp_path_factory.mktemp("whole")
     argv = [*runs.prepare(folder), "--batch-size", "6", "--epochs", "4", "--save-every", "1"]
-    code, out, err = runs.run("train", [*argv, "--run", folder / "run"], folder / "out")
+    code, out, err = runs.run("train", [*argv, *runs.WRITER, "--run", folder / "run"], folder / "out")
     assert code == 0, err
     return folder, argv, out
+
+
+def both(whole):
+    """The folder, the arguments for both stages, and the output of `whole`."""
+    folder, argv, out = whole
+    return folder, [*argv, *runs.WRITER], out
 
 
 def finish(argv, run, folder, **options):
@@ -43,7 +49,7 @@ def assert_same(run, whole, stages=("stage1", "ckpt")):
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_killed_at_random_moments(whole, tmp_path, world):
-    folder, argv, _ = whole
+    folder, argv, _ = both(whole)
     run, reference, kills, rng = tmp_path / "run", folder / "run", 0, random.Random(world)
     if world > 1:
         reference, argv = tmp_path / "reference", [*argv, "--batch-size", "3"]
@@ -83,7 +89,7 @@ def die_in_the_fourth_step():
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_muons_momentum_survives_a_kill_in_either_stage(whole, tmp_path, world):
-    folder, argv, _ = whole
+    folder, argv, _ = both(whole)
     argv = [*argv, "--optimizer", "muon", "--epochs", "2", "--batch-size", 6 // world]
     finish(argv, tmp_path / "reference", tmp_path / "out", world=world)
     for stage, step in (("stage1", 3), ("stage2", 2)):               # of 4 each
@@ -224,7 +230,7 @@ def alive(pid):
 
 
 def test_killed_with_loader_processes_accumulation_and_bf16(whole, tmp_path):
-    folder, argv, _ = whole
+    folder, argv, _ = both(whole)
     argv = [*argv, "--stage", "2", "--stage1", folder / "run" / "stage1.safetensors", "--workers", "2", "--accumulate", "2",
             "--batch-size", "2", "--precision", "bf16", "--epochs", "2"]
     code, _, _ = runs.run("train", [*argv, "--run", tmp_path / "run"], tmp_path / "out", hook=die_in_the_fourth_step)
@@ -300,7 +306,7 @@ def test_a_damaged_newest_state_and_a_torn_log(whole, tmp_path):
 
 
 def test_a_finished_run_says_so_at_once_and_fresh_starts_over(whole, tmp_path):
-    folder, argv, first = whole
+    folder, argv, first = both(whole)
     run = tmp_path / "run"
     shutil.copytree(folder / "run", run)
     out = finish(argv, run, tmp_path / "out")
@@ -323,7 +329,7 @@ def test_a_finished_run_says_so_at_once_and_fresh_starts_over(whole, tmp_path):
     (["world"], "the number of processes was 1, now 2")])
 def test_other_settings_are_refused_in_one_line(whole, tmp_path, change, message, capfd):
     import train
-    folder, argv, _ = whole
+    folder, argv, _ = both(whole)
     world = 2 if change == ["world"] else 1
     if change[-1] == "other" and change[0] == "--data":
         shutil.copytree(folder / "data", tmp_path / "data")
@@ -331,7 +337,7 @@ def test_other_settings_are_refused_in_one_line(whole, tmp_path, change, message
         (tmp_path / "data" / "studies.jsonl").write_text(rows.replace("Moderate", "Severe"))
         change = ["--data", str(tmp_path / "data")]
     elif change[-1] == "other":
-        runs.run("train", [*argv, "--run", tmp_path / "run", "--stage", "1", "--seed", "1", "--max-steps", "1"], tmp_path / "out")
+        runs.run("train", [*whole[1], "--run", tmp_path / "run", "--stage", "1", "--seed", "1", "--max-steps", "1"], tmp_path / "out")
         change = ["--stage", "2", "--stage1", str(tmp_path / "run" / "stage1.safetensors")]
     argv = [*map(str, argv), "--run", str(folder / "run"), *(change if world == 1 else [])]
     if world == 1:

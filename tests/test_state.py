@@ -12,6 +12,7 @@ from torch import nn
 from data.dataset import Prepared
 from tests import tiny
 from training import state
+from training.processes import Stopped
 
 CPU = torch.device("cpu")
 
@@ -99,7 +100,7 @@ def test_what_is_not_finite_is_never_saved(tmp_path):
     _, parameters, optimizer = trained(1)
     save(tmp_path, 1, parameters, optimizer)
     parameters["0.weight"].data[0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match="0.weight is not finite after step 2"):
+    with pytest.raises(Stopped, match="0.weight is not finite after step 2"):
         save(tmp_path, 2, parameters, optimizer)
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -107,6 +108,15 @@ def test_what_is_not_finite_is_never_saved(tmp_path):
 def test_other_settings_are_named():
     assert state.differences({"--seed": 0, "--lr": 1e-4}, {"--seed": 1, "--lr": 1e-4}) == ["--seed was 0, now 1"]
     assert state.differences({"--seed": 0}, {"--seed": 0}) == []
+
+
+def test_states_from_before_an_option_go_on():
+    """What an older state lacks had its default, but for what was accepted then and not recorded."""
+    now = {"--seed": 0, "--k": 3, "--max-new-tokens": 120, "the data set": "a"}
+    before = {"--seed": 0, "the data set": "a", "--val-reports": 200}       # recorded then, and read by nothing now
+    assert state.differences(before, now) == []
+    assert state.differences(before, {**now, "--k": 5}) == ["--k was 3, now 5"]
+    assert state.differences({**before, "--max-new-tokens": 100}, now) == ["--max-new-tokens was 100, now 120"]
 
 
 def test_digests_follow_the_content(tmp_path):

@@ -24,7 +24,7 @@ from model.config import read_config
 from model.mistral import MistralConfig
 from model.swin import Swin, SwinConfig
 from training.log import module_table
-from training.options import of_stage
+from training.options import of_stage, stage2_config
 
 MARGIN = 1.1
 UTILISATION = 0.45
@@ -141,7 +141,6 @@ class Stage2Needs:
     """Stage 2 on the meta device, for one process; a batch of studies with `views` pictures and full reports."""
 
     def __init__(self, args, views):
-        from training.stages import stage2_config
         self.args, self.batch, self.views = args, args.batch_size, views
         self.swin, self.mistral = (config_at(kind, args.weights / name)
                                    for kind, name in ((SwinConfig, "swin"), (MistralConfig, "mistral")))

@@ -1,7 +1,11 @@
-"""The options of train.py, and the presets they start from."""
+"""The options of train.py, as one table: it feeds the parser, the model's configuration, and what a run that goes on
+must be given again. What the run asked for does not read is refused, not ignored.
+"""
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, Callable, NamedTuple
 
 import torch
 
@@ -9,9 +13,12 @@ import trrg
 from data.command import Parser, at_least
 from data.files import UserError
 from model.lora import LINEAR, TARGETS
+from model.trained import configuration
 
-# Settings a preset fixes; a pair is (stage 1, stage 2). The paper gives batch 8, lr 1e-4, 5 epochs on MIMIC-CXR, 20 on
-# IU X-Ray, on 4 GPUs (§3.2); it is silent on everything else.
+# ---------------------------------------------------------------------------------------------------------------------
+# What a preset fixes; a pair is (stage 1, stage 2). The paper gives batch 8, lr 1e-4, 5 epochs on MIMIC-CXR, 20 on IU
+# X-Ray, on 4 GPUs (§3.2); it is silent on everything else.
+
 PAPER = dict(batch_size=(8, 8), lr=(1e-4, 1e-4), optimizer=("adamw", "adamw"), sentences=1,
              same_sentence_positives=False, queries=32, lora_rank=16, lora_alpha=16, lora_dropout=0.1,
              lora_targets=list(TARGETS), repetition_penalty=1.0, embed_base=False, save_every=500, workers=4)
@@ -25,152 +32,216 @@ PRESETS = {
 }
 
 
-def arguments(argv=None, description=__doc__):
-    """The command line → settings; `epochs`, `batch_size`, `lr` and `optimizer` are pairs: one a stage.
+# ---------------------------------------------------------------------------------------------------------------------
+# Who reads an option. `--stage`, `--variant`, `--lora-rank` and `--select` decide; a dry run is of the same command.
 
-    Raises UserError.
+class Reader(NamedTuple):
+    who: str
+    reads: Callable                  # settings → whether it is there to read the option
+
+
+EVERY = Reader("every run", lambda args: True)
+STAGE_1 = Reader("stage 1", lambda args: args.stage != 2)
+STAGE_2 = Reader("stage 2", lambda args: args.stage != 1)
+ALONE_2 = Reader("a run of --stage 2 alone", lambda args: args.stage == 2)
+CLUES = Reader("stage 2 of a variant with clues", lambda args: args.stage != 1 and args.variant != "base")
+PROMPTS = Reader("stage 1, or stage 2 of a variant with clues and --clue-bank prompts,",
+                 lambda args: args.stage != 2 or args.variant != "base" and args.clue_bank == "prompts")
+SENTENCES = Reader("stage 2 with --clue-bank sentences",
+                   lambda args: CLUES.reads(args) and args.clue_bank == "sentences")
+WORDS = Reader("stage 2 with --clue-form words or both", lambda args: CLUES.reads(args) and args.clue_form != "tokens")
+QUERIES = Reader("stage 2 of the variants cmci and trrg",
+                 lambda args: args.stage != 1 and args.variant in ("cmci", "trrg"))
+CONSISTENCY = Reader("stage 2 of the variant trrg", lambda args: args.stage != 1 and args.variant == "trrg")
+ADAPTERS = Reader("stage 2 with a --lora-rank above 0", lambda args: args.stage != 1 and args.lora_rank > 0)
+SCORES = Reader("stage 2 with --select BLEU-4 or CIDEr", lambda args: args.stage != 1 and args.select != "loss")
+GPU = Reader("a GPU", lambda args: torch.cuda.is_available())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+
+class Option(NamedTuple):
+    """A row. Where a preset has a value for it, this is the default. `same`: a run that goes on must be given it again.
+
+    A setting that older states do not hold counts as given again: "later".
     """
-    pre = Parser(add_help=False)
-    pre.add_argument("--preset", default="demo", metavar="demo|iu_xray|mimic_cxr",
-                     help="settings to start from (default: demo)")
-    pre.add_argument("--variant", choices=trrg.VARIANTS, default="trrg",
-                     help="rung of Table 2, or steered: ours, clues in words (default: trrg)")
-    first = pre.parse_known_args(argv)[0]
-    preset, variant = first.preset, first.variant
-    if preset not in PRESETS:
-        raise UserError(f"--preset {preset}: no such preset; there are {', '.join(PRESETS)}")
-    defaults = PRESETS[preset]
 
-    def pair(name):
-        return "{} for stage 1, {} for stage 2".format(*defaults[name])
+    name: str                        # as in the settings; on the command line with dashes for underscores
+    reader: Reader
+    kind: dict                       # what argparse makes of it
+    default: Any
+    help: str
+    same: bool | str = False
 
-    def steered(name, paper):
-        """The default of a choice that is ours: the paper's form, but for the rung that is made of these choices."""
-        return as_option(trrg.STEERED[name]) if variant == "steered" else paper
 
-    parser = Parser(parents=[pre], description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    switch, count = argparse.BooleanOptionalAction, at_least(int, 1)
-    run = parser.add_argument_group("what to run")
-    run.add_argument("--stage", type=int, choices=(1, 2), help="one stage alone (default: both)")
-    run.add_argument("--data", type=Path, default=Path("datasets") / preset,
-                     help="prepared data set (default: %(default)s)")
-    run.add_argument("--weights", type=Path, default=Path("weights") / preset,
-                     help="folder with swin/, bert/, mistral/ in Hugging Face's layout (default: %(default)s)")
-    run.add_argument("--run", "--run-dir", type=Path, default=Path("runs") / preset,
-                     help="where results go; torchrun mistakes --run for an option of its own: there, say --run-dir "
-                          "(default: %(default)s)")
-    run.add_argument("--stage1", type=Path, help="stage-1 checkpoint for stage 2 (default: RUN/stage1.safetensors)")
-    run.add_argument("--fresh", action="store_true", help="start over, whatever the run's folder holds")
-    run.add_argument("--dry-run", action="store_true", help="print parts, shapes, memory and FLOPs of a step, and stop")
-    run.add_argument("--seed", type=at_least(int, 0), default=0, help="(default: %(default)s)")
+SWITCH, COUNT, NATURAL = dict(action=argparse.BooleanOptionalAction), dict(type=at_least(int, 1)), \
+    dict(type=at_least(int, 0))
+NUMBER, FOLDER, FLAG = dict(type=at_least(float, 0)), dict(type=Path), dict(action="store_true")
+OPTIMIZERS, FIGURES = ("adamw", "muon"), ("loss", "BLEU-4", "CIDEr")
 
-    method = parser.add_argument_group("the method")
-    method.add_argument("--k", type=int, choices=range(1, 15), metavar="K", default=3,
-                        help="injected clues (default: %(default)s)")
-    method.add_argument("--queries", type=count, default=defaults["queries"],
-                        help="L, learnable queries (default: %(default)s)")
-    method.add_argument("--views", choices=("concat", "mean"), default="concat", help="(default: %(default)s)")
-    method.add_argument("--prompts-per-disease", type=at_least(int, 0), default=0,
-                        help="1 is the paper's form; 0 the whole bank (default: %(default)s)")
-    method.add_argument("--clue-threshold", type=at_least(float, 0), default=steered("clue_threshold", 0.0),
-                        help="mask lighter clues out (default: %(default)s, none)")
-    method.add_argument("--clue-bank", choices=("prompts", "sentences"), default=steered("clue_bank", "prompts"),
-                        help="hand-written prompts (the paper), or the sentences in which the training reports say it "
-                             "(default: %(default)s)")
-    method.add_argument("--chexbert", type=Path, metavar="DIR",
-                        help="what reads those sentences' diseases, where they are not the phantom's: folder of "
-                             "chexbert.pth and vocab.txt")
-    method.add_argument("--clue-form", choices=("tokens", "words", "both"), default=steered("clue_form", "tokens"),
-                        help="what the language model reads of a clue: encoded tokens (the paper), its words, or both "
-                             "(default: %(default)s)")
-    method.add_argument("--clue-sureness", nargs=2, type=at_least(float, 0), metavar=("LIKELY", "CERTAIN"),
-                        default=steered("clue_sureness", []),
-                        help='weights from which a clue in words is led by "likely" and "certain", below by "possible" '
-                             "(default: nothing is said)")
-    method.add_argument("--clue-dropout", type=at_least(float, 0), default=steered("clue_dropout", 0.0),
-                        help="share of the training studies that are shown no clue (default: %(default)s)")
-    method.add_argument("--dc-pull", choices=("both", "picture", "contrast"), default="both",
-                        help="what Eq. (4) moves: both sides (as printed), the picture's alone, or Eq. (1) in its place "
-                             "(default: %(default)s)")
-    method.add_argument("--dc-weight", type=at_least(float, 0), default=1.0,
-                        help="weight of L_DC, Eq. (5) (default: %(default)s)")
-    method.add_argument("--lora-rank", type=at_least(int, 0), default=defaults["lora_rank"],
-                        help="0: literally frozen (default: %(default)s)")
-    method.add_argument("--lora-alpha", type=float, default=defaults["lora_alpha"], help="(default: %(default)s)")
-    method.add_argument("--lora-dropout", type=at_least(float, 0), default=defaults["lora_dropout"],
-                        help="(default: %(default)s)")
-    method.add_argument("--lora-targets", nargs="+", choices=LINEAR, metavar="LAYER", default=defaults["lora_targets"],
-                        help=f"layers with an adapter, of {', '.join(LINEAR)} "
-                             f"(default: {', '.join(defaults['lora_targets'])})")
-    method.add_argument("--same-sentence-positives", action=switch, default=defaults["same_sentence_positives"],
-                        help="equal sentences of a batch are positives")
-    method.add_argument("--sentences", type=at_least(int, 1), default=defaults["sentences"],
-                        help="sentences a visit of stage 1, each with a loss of its own "
-                             "(1: the paper; default: %(default)s)")
-    method.add_argument("--report-tokens", type=count, default=defaults["report_tokens"],
-                        help="longer reports are cut in training, and counted (default: %(default)s)")
-    method.add_argument("--max-new-tokens", type=count, default=defaults["max_new_tokens"],
-                        help="kept for decoding (default: %(default)s)")
-    method.add_argument("--repetition-penalty", type=at_least(float, 1), default=defaults["repetition_penalty"],
-                        help="the same; 1 is none (default: %(default)s)")
+TABLE = {
+    "what to run": (
+        Option("preset", EVERY, dict(metavar="|".join(PRESETS)), "demo", "settings to start from"),
+        Option("variant", STAGE_2, dict(choices=trrg.VARIANTS), "trrg",
+               "rung of Table 2, or steered: ours, clues in words", same=True),
+        Option("stage", EVERY, dict(type=int, choices=(1, 2)), None, "one stage alone (default: both)"),
+        Option("data", EVERY, FOLDER, Path("datasets"), "prepared data set"),
+        Option("weights", EVERY, FOLDER, Path("weights"),
+               "folder with swin/, bert/, mistral/ in Hugging Face's layout"),
+        Option("run", EVERY, FOLDER, Path("runs"), "where results go; torchrun mistakes --run for an option of its "
+               "own: there, say --run-dir"),
+        Option("stage1", ALONE_2, FOLDER, None, "stage-1 checkpoint to start from (default: RUN/stage1.safetensors)"),
+        Option("fresh", EVERY, FLAG, False, "start over, whatever the run's folder holds"),
+        Option("dry_run", EVERY, FLAG, False, "print parts, shapes, memory and FLOPs of a step, and stop"),
+        Option("seed", EVERY, NATURAL, 0, "of everything that is drawn", same=True)),
+    "the method": (
+        Option("k", CLUES, dict(type=int, choices=range(1, 15), metavar="K"), 3, "injected clues", same=True),
+        Option("queries", QUERIES, COUNT, None, "L, learnable queries", same=True),
+        Option("views", STAGE_2, dict(choices=("concat", "mean")), "concat",
+               "how the views of a study become one sequence", same=True),
+        Option("prompts_per_disease", PROMPTS, NATURAL, 0,
+               "1 is the paper's form, 0 the whole bank; stage 1 keeps it for its evaluation", same="later"),
+        Option("clue_threshold", CLUES, NUMBER, 0.0, "mask lighter clues out; 0 masks none", same=True),
+        Option("clue_bank", CLUES, dict(choices=("prompts", "sentences")), "prompts", "hand-written prompts (the paper), "
+               "or the sentences in which the training reports say it", same=True),
+        Option("chexbert", SENTENCES, dict(type=Path, metavar="DIR"), None, "what reads those sentences' diseases, where "
+               "they are not the phantom's: folder of chexbert.pth and vocab.txt"),
+        Option("clue_form", CLUES, dict(choices=("tokens", "words", "both")), "tokens",
+               "what the language model reads of a clue: encoded tokens (the paper), its words, or both", same=True),
+        Option("clue_sureness", WORDS, dict(nargs=2, type=at_least(float, 0), metavar=("LIKELY", "CERTAIN")), [],
+               'weights from which a clue in words is led by "likely" and "certain", below by "possible"; without them '
+               "nothing is said", same=True),
+        Option("clue_dropout", CLUES, NUMBER, 0.0, "share of the training studies that are shown no clue", same=True),
+        Option("dc_pull", CONSISTENCY, dict(choices=("both", "picture", "contrast")), "both", "what Eq. (4) moves: both "
+               "sides (as printed), the picture's alone, or Eq. (1) in its place", same=True),
+        Option("dc_weight", CONSISTENCY, NUMBER, 1.0, "weight of L_DC, Eq. (5)", same=True),
+        Option("lora_rank", STAGE_2, NATURAL, None, "0: literally frozen", same=True),
+        Option("lora_alpha", ADAPTERS, dict(type=float), None, "scale of the adapters, times their rank", same=True),
+        Option("lora_dropout", ADAPTERS, NUMBER, None, "before the adapters", same=True),
+        Option("lora_targets", ADAPTERS, dict(nargs="+", choices=LINEAR, metavar="LAYER"), None,
+               f"layers with an adapter, of {', '.join(LINEAR)}", same=True),
+        Option("same_sentence_positives", STAGE_1, SWITCH, None, "equal sentences of a batch are positives", same=True),
+        Option("sentences", STAGE_1, COUNT, None, "sentences drawn per visit of a study, each with a loss of its own "
+               "(1: the paper)", same=True),
+        Option("report_tokens", STAGE_2, COUNT, None, "longer reports are cut in training, and counted", same=True),
+        Option("max_new_tokens", STAGE_2, COUNT, None, "longest report to write, kept in the checkpoint", same="later"),
+        Option("repetition_penalty", STAGE_2, dict(type=at_least(float, 1)), None,
+               "the same; 1 is none", same="later")),
+    "optimisation": (
+        Option("epochs", EVERY, COUNT, None, "times that every study is visited", same=True),
+        Option("max_steps", EVERY, COUNT, None, "stop after so many optimiser steps (default: all epochs)", same=True),
+        Option("batch_size", EVERY, COUNT, None, "studies per process", same=True),
+        Option("accumulate", EVERY, COUNT, 1, "batches per step", same=True),
+        Option("lr", EVERY, NUMBER, None, "learning rate after the warm-up", same=True),
+        Option("optimizer", EVERY, dict(choices=OPTIMIZERS), None,
+               "muon is for small networks that start at random", same=True),
+        Option("weight_decay", EVERY, NUMBER, 0.05, "on matrices only", same=True),
+        Option("warm_up", EVERY, NUMBER, 0.03, "fraction of the steps", same=True),
+        Option("clip", EVERY, dict(type=at_least(float, 1e-9)), 1.0, "longest gradient", same=True)),
+    "which checkpoint is kept (the val split decides, never the test split)": (
+        Option("select", STAGE_2, dict(choices=FIGURES), "loss",
+               "its figure; the scores are of written reports, protocol coco", same=True),
+        Option("val_reports", SCORES, COUNT, 200, "reports to write for it, of fixed studies", same=True)),
+    "the machine": (
+        Option("precision", EVERY, dict(choices=("auto", "bf16", "fp32")), "auto", "auto: bf16 on a GPU", same=True),
+        Option("checkpointing", EVERY, SWITCH, False, "recompute activations, to save memory"),
+        Option("shard", STAGE_2, SWITCH, False, "spread the frozen language model over the processes"),
+        Option("deterministic", GPU, SWITCH, True, "the same bits again on a GPU too; a little slower"),
+        Option("workers", EVERY, NATURAL, None, "processes that load pictures, for each process that trains"),
+        Option("save_every", EVERY, COUNT, None, "steps between states"),
+        Option("embed_base", STAGE_2, SWITCH, None, "keep the language model in the checkpoint", same="later")),
+}
+OPTIONS = {option.name: option for group in TABLE.values() for option in group}
+PER_STAGE = ("epochs", "batch_size", "lr", "optimizer")       # on the command line one value, for both
 
-    optim = parser.add_argument_group("optimisation")
-    optim.add_argument("--epochs", type=count, help=f"(default: {pair('epochs')})")
-    optim.add_argument("--max-steps", type=count, help="stop after so many optimiser steps (default: all epochs)")
-    optim.add_argument("--batch-size", type=count, help=f"per process (default: {pair('batch_size')})")
-    optim.add_argument("--accumulate", type=count, default=1, help="batches a step (default: %(default)s)")
-    optim.add_argument("--lr", type=at_least(float, 0), help=f"(default: {pair('lr')})")
-    optim.add_argument("--optimizer", choices=("adamw", "muon"),
-                       help=f"muon is for small networks that start at random (default: {pair('optimizer')})")
-    optim.add_argument("--weight-decay", type=at_least(float, 0), default=0.05,
-                       help="on matrices only (default: %(default)s)")
-    optim.add_argument("--warm-up", type=at_least(float, 0), default=0.03,
-                       help="fraction of the steps (default: %(default)s)")
-    optim.add_argument("--clip", type=at_least(float, 1e-9), default=1.0, help="gradient norm (default: %(default)s)")
 
-    choice = parser.add_argument_group("which checkpoint is kept (the val split decides, never the test split)")
-    choice.add_argument("--select", choices=("loss", "BLEU-4", "CIDEr"), default="loss",
-                        help="figure of stage 2; the scores are of generated reports, protocol coco "
-                             "(default: %(default)s)")
-    choice.add_argument("--val-reports", type=count, default=200,
-                        help="reports to generate for it, of fixed studies (default: %(default)s)")
+def arguments(argv=None, description=__doc__):
+    """The command line → settings; `epochs`, `batch_size`, `lr` and `optimizer` are (stage 1, stage 2).
 
-    machine = parser.add_argument_group("the machine")
-    machine.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto",
-                         help="auto: bf16 on a GPU (default: %(default)s)")
-    machine.add_argument("--checkpointing", action=switch, default=False, help="recompute activations, to save memory")
-    machine.add_argument("--shard", action=switch, default=False,
-                         help="spread the frozen language model over the processes")
-    machine.add_argument("--deterministic", action=switch, default=True,
-                         help="the same bits again on a GPU too; a little slower")
-    machine.add_argument("--workers", type=at_least(int, 0), default=defaults["workers"],
-                         help="loader processes a process (default: %(default)s)")
-    machine.add_argument("--save-every", type=count, default=defaults["save_every"],
-                         help="steps between states (default: %(default)s)")
-    machine.add_argument("--embed-base", action=switch, default=defaults["embed_base"],
-                         help="keep the language model in the checkpoint")
-    args = parser.parse_args(argv)
-    for name in ("epochs", "batch_size", "lr", "optimizer"):
-        given = getattr(args, name)
-        setattr(args, name, defaults[name] if given is None else (given, given))
-    args.lora_targets = [name for name in LINEAR if name in args.lora_targets]
-    args.stage1 = args.stage1 or args.run / "stage1.safetensors"
-    if args.precision == "auto":
-        args.precision = "bf16" if torch.cuda.is_available() else "fp32"
+    Raises UserError, also for an option that nothing in this run would read.
+    """
+    first = Parser(add_help=False)
+    first.add_argument("--preset", default="demo")
+    first.add_argument("--variant")
+    first = first.parse_known_args(argv)[0]
+    if first.preset not in PRESETS:
+        raise UserError(f"--preset {first.preset}: no such preset; there are {', '.join(PRESETS)}")
+    defaults = defaults_of(first.preset, first.variant)
+
+    # With a name for every option there already, argparse sets what is given, and no default
+    given = vars(parser(defaults, description).parse_args(argv, argparse.Namespace(**dict.fromkeys(OPTIONS))))
+    given = {name: value for name, value in given.items() if value is not None}
+    pairs = {name: (given[name], given[name]) for name in PER_STAGE if name in given}
+    args = argparse.Namespace(**{**defaults, **given, **pairs})
+
+    for name in given:
+        if not OPTIONS[name].reader.reads(args):
+            raise UserError(f"{flag(name)}: only {OPTIONS[name].reader.who} reads it, and there is none in this run; "
+                            "leave it out")
     if args.lora_dropout >= 1:
         raise UserError(f"--lora-dropout {args.lora_dropout}: must be below 1")
     if args.shard and (args.select != "loss" or args.embed_base):
         raise UserError("--shard: the language model is nowhere whole, so it can't be used with --embed-base or "
                         "--select " + args.select)
+
+    args.lora_targets = [name for name in LINEAR if name in args.lora_targets]
+    args.stage1 = args.stage1 or args.run / "stage1.safetensors"
+    if args.precision == "auto":
+        args.precision = "bf16" if torch.cuda.is_available() else "fp32"
     return args
 
 
+def defaults_of(preset, variant):
+    """{name: value} of a preset; of the variant that is ours, with the choices that it is made of."""
+    defaults = {name: PRESETS[preset].get(name, option.default) for name, option in OPTIONS.items()}
+    defaults |= {name: defaults[name] / preset for name in ("data", "weights", "run")}
+    if variant == "steered":
+        defaults |= {name: list(value) if isinstance(value, tuple) else value for name, value in trrg.STEERED.items()}
+    return defaults
+
+
+def parser(defaults, description):
+    """The table for argparse; its help names every default."""
+    result = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for title, options in TABLE.items():
+        group = result.add_argument_group(title)
+        for option in options:
+            flags = [flag(option.name), *["--run-dir"] * (option.name == "run")]
+            group.add_argument(*flags, default=defaults[option.name], help=help_of(option, defaults[option.name]),
+                               **option.kind)
+    return result
+
+
+def help_of(option, default):
+    if default in (None, []) or option.kind is FLAG:
+        return option.help
+    if option.name in PER_STAGE:
+        return f"{option.help} (default: {default[0]} for stage 1, {default[1]} for stage 2)"
+    return f"{option.help} (default: {', '.join(map(str, default)) if isinstance(default, list) else default})"
+
+
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the settings are turned into
+
+
 def of_stage(args, number):
-    """The settings with those of one stage alone where `arguments` gives pairs."""
-    pairs = {name: value[number - 1] for name, value in vars(args).items() if isinstance(value, tuple)}
-    return argparse.Namespace(**{**vars(args), **pairs})
+    """The settings of one stage alone: its own value where `arguments` has one for each."""
+    return argparse.Namespace(**{**vars(args), "stage": number,
+                                 **{name: getattr(args, name)[number - 1] for name in PER_STAGE}})
 
 
-def as_option(value):
-    """A configuration's value as the command line has it."""
-    return list(value) if isinstance(value, tuple) else value
+def stage2_config(args):
+    """The fields of TRRG's configuration that are options, by their names."""
+    names = [field.name for field in fields(trrg.TRRGConfig) if field.name in OPTIONS]
+    return configuration(trrg.TRRGConfig, {name: getattr(args, name) for name in names})
+
+
+def same_again(args):
+    """{option: value} that a run of one stage must be given again when it goes on."""
+    return {flag(option.name): getattr(args, option.name) for option in OPTIONS.values()
+            if option.same and option.reader.reads(args)}

@@ -3,13 +3,17 @@
 A batch is planned for all processes together and each takes its `Share`; nothing else knows how many there are.
 """
 
+import errno
 import os
 import signal
+import warnings
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
+from data.files import UserError
 from data.workers import end_with_parent
 
 
@@ -19,6 +23,7 @@ class Processes:
     def __init__(self):
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local = int(os.environ.get("LOCAL_RANK", 0))
+        self.turns = 0
         self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -43,13 +48,14 @@ class Processes:
             dist.barrier()
 
     def lead_first(self, work):
-        """Runs `work` on the first process; the others wait for it, for as long as it takes."""
-        if self.rank == 0:
-            work()
-            if self.world > 1:
-                self.store.set("lead", "done")
-        else:
-            self.store.wait(["lead"], timedelta(days=1))
+        """work() on the first process, and its result there; the others wait for it, for as long as it takes."""
+        self.turns += 1                                     # a key of the store is for one wait
+        if self.rank > 0:
+            return self.store.wait([f"lead {self.turns}"], timedelta(days=1))
+        result = work()
+        if self.world > 1:
+            self.store.set(f"lead {self.turns}", "done")
+        return result
 
     def fails_first(self):
         """Whether this process is the first to fail, and so the one that has to say why."""
@@ -75,6 +81,19 @@ class Processes:
         if self.world > 1:
             dist.all_gather_object(values, value)
         return values if self.world > 1 else [value]
+
+
+def distributed(module, processes):
+    """The module, its gradients averaged over all processes; all start equal, from the same files and seed."""
+    if processes.world == 1:
+        return module
+    warnings.filterwarnings("ignore", ".*broadcast_buffers.*")
+    # Without find_unused_parameters, DDP lays its buckets out anew after the first step it sees, and three or more
+    # processes would then add gradients in another order than the run that was interrupted.
+    frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(     # or it would send them around at the start
+        module, frozen + [name for name, _ in module.named_buffers()])
+    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
 
 
 class Gather(torch.autograd.Function):
@@ -128,6 +147,24 @@ class Stopped(Exception):
         self.code = code
 
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def last_words(error, run, processes):
+    """(what to say of an error, the exit code); None for one that is nobody's mistake but the program's."""
+    if isinstance(error, UserError):
+        # A loader process's error arrives with its traceback, whose last line is the error
+        return str(error).strip().splitlines()[-1].removeprefix("data.files.UserError: "), 2
+    if isinstance(error, Stopped):
+        return str(error), error.code
+    if isinstance(error, OSError) and error.errno in DISK:
+        return f"{run}: {error.strerror}; what was written before is whole: make room and run the command again", 1
+    if isinstance(error, RuntimeError) and processes.lost(error):
+        return (f"process {processes.rank}: lost another one, which ended or was killed; what was saved is whole: "
+                "run the command again"), 1
+    return None
+
+
 class StopSignal:
     """SIGTERM or Ctrl-C, noted for the end of the step; torchrun may send it more than once.
 
@@ -143,7 +180,7 @@ class StopSignal:
         return self
 
     def note(self, number, _):
-        self.number = number
+        self.number = self.number or number             # after Ctrl-C, torchrun sends SIGTERM too
 
     def __exit__(self, kind, error, trace):
         if self.several and error is not None:

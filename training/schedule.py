@@ -1,10 +1,12 @@
-"""What happens when: the batches of a run, and its learning rate. Both are functions of the settings alone."""
+"""What happens when: the batches of a run, who loads them, and the learning rate; functions of the settings alone."""
 
 import math
 from functools import lru_cache
 
-from data.dataset import plan_epoch
-from training.processes import Share
+import torch
+
+from data.dataset import collate, plan_epoch
+from training.processes import Share, start_loader
 
 
 class Plan:
@@ -34,6 +36,27 @@ class Plan:
     def validates(self, step):
         """Whether the val split is looked at after so many steps: at the end of every epoch and of the run."""
         return step > 0 and (step % self.steps_per_epoch == 0 or step == self.steps)
+
+
+def loaded(plan, visits, first, workers, device):
+    """For every step from `first` on, this process's [(share, collated visits)], one per batch of the step."""
+    steps = range(first, plan.steps)
+    keys = ([(share.epoch, number) for number in share.numbers] for step in steps for share in plan.shares(step))
+    batches = iter(torch.utils.data.DataLoader(
+        visits, batch_sampler=keys, collate_fn=collate, num_workers=workers, worker_init_fn=start_loader,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator()))           # one of its own: drawing from the run's would set a resumed run apart
+    try:
+        for step in steps:
+            yield [(share, next(batches)) for share in plan.shares(step)]
+    finally:
+        shut(batches)
+
+
+def shut(batches):
+    """Ends a loader's processes now. They heed no signal, so one that is left would hold up the interpreter's end."""
+    if hasattr(batches, "_shutdown_workers"):
+        batches._shutdown_workers()
 
 
 def learning_rate(step, steps, peak, warm_up):

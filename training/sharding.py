@@ -13,8 +13,8 @@ def fsdp():
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     if "ignored_params" not in inspect.signature(fully_shard).parameters:
-        raise UserError(f"--shard: torch {torch.__version__} can't leave the adapters whole; take a newer torch, or leave "
-                        "--shard out")
+        raise UserError(f"--shard: torch {torch.__version__} can't leave the adapters whole; take a newer torch, or "
+                        "leave --shard out")
     return fully_shard, register_fsdp_forward_method
 
 

@@ -19,12 +19,10 @@ from model.checkpoint import digest
 from model.mistral import Mistral
 from model.swin import Swin
 from training.clue_bank import clue_bank
-from training.options import as_option
+from training.options import stage2_config
 from training.processes import Share, gather
 from training.sharding import shard
 from training.state import weights_digest
-
-OURS = ("clue_bank", "clue_form", "clue_sureness", "clue_dropout", "dc_pull")          # beyond the paper
 
 
 class Batch(NamedTuple):
@@ -48,17 +46,17 @@ class Stage1:
         check_vocabulary(args.weights / "bert", "vocab.txt", wordpiece, bert)
         swin.checkpoint = args.checkpointing
 
-        self.model = trrg.Alignment(
-            swin=swin, bert=bert, wordpiece=wordpiece, pictures=pictures(prepared, swin),
-            config=trrg.AlignmentConfig(d=swin.config.width, same_sentence_positives=args.same_sentence_positives))
+        config = trrg.AlignmentConfig(d=swin.config.width, same_sentence_positives=args.same_sentence_positives,
+                                      prompts_per_disease=args.prompts_per_disease)
+        self.model = trrg.Alignment(swin=swin, bert=bert, wordpiece=wordpiece, config=config,
+                                    pictures=pictures(prepared, swin))
         # Weights are read in the type of their file; what trains is kept in fp32
         self.model.to(processes.device).float()
 
     @staticmethod
-    def settings(args):
-        """What must be the same again when a run goes on: {option: value}, beside what both stages share."""
-        return {"--same-sentence-positives": args.same_sentence_positives, "--sentences": args.sentences,
-                "the base weights": weights_digest(args.weights / "swin", args.weights / "bert")}
+    def foundations(args):
+        """What the stage is built on, which must stay as it was when a run goes on: {what: digest}."""
+        return {"the base weights": weights_digest(args.weights / "swin", args.weights / "bert")}
 
     @staticmethod
     def view_counts(studies):
@@ -151,17 +149,12 @@ class Stage2:
         self.model.to(processes.device)
 
     @staticmethod
-    def settings(args):
+    def foundations(args):
+        """{what: digest}. Raises UserError where there is no stage 1 yet."""
         if not args.stage1.is_file():
             raise UserError(f"{args.stage1}: no stage-1 checkpoint; run `train.py --stage 1` with the same --run "
                             "first, or give --stage1 FILE")
-        names = ("variant", "views", "k", "queries", "prompts_per_disease", "clue_threshold", "dc_weight", "lora_rank",
-                 "lora_alpha", "lora_dropout", "lora_targets", "report_tokens", "select", "val_reports")
-        # What is as the paper has it is left out, so that runs from before these options existed still go on.
-        paper = trrg.TRRGConfig()
-        ours = [name for name in OURS if getattr(args, name) != as_option(getattr(paper, name))]
-        return {**{f"--{name.replace('_', '-')}": getattr(args, name) for name in (*names, *ours)},
-                "the stage-1 checkpoint": weights_digest(args.stage1),
+        return {"the stage-1 checkpoint": weights_digest(args.stage1),
                 "the language model": weights_digest(args.weights / "mistral")}
 
     @staticmethod
@@ -201,14 +194,6 @@ def check_vocabulary(folder, file, tokenizer, model):
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(f"{folder / file}: has {len(tokenizer):,} tokens, but {folder / 'config.json'} has room for "
                         f"{model.config.vocab_size:,}; take both from the same model")
-
-
-def stage2_config(args):
-    return trrg.TRRGConfig(
-        variant=args.variant, views=args.views, k=args.k, prompts_per_disease=args.prompts_per_disease,
-        clue_threshold=args.clue_threshold, queries=args.queries, dc_weight=args.dc_weight, lora_rank=args.lora_rank,
-        lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, lora_targets=tuple(args.lora_targets),
-        clue_sureness=tuple(args.clue_sureness), **{name: getattr(args, name) for name in OURS if name != "clue_sureness"})
 
 
 def tokenized(stage, share, visits):

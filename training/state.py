@@ -1,6 +1,6 @@
 """What a run remembers, so that it goes on bit for bit: weights, optimiser, step, and every process's generators.
 
-One safetensors file a state, runs/…/state/STAGE-STEP-DIGEST.safetensors, written whole. The digest of its bytes stands
+A state is one safetensors file, runs/…/state/STAGE-STEP-DIGEST.safetensors, written whole. The digest of its bytes stands
 in its name: a damaged file is noticed by reading it, and the state before it is used. The last two are kept.
 """
 
@@ -15,6 +15,8 @@ import torch
 
 from data.files import UserError, file_digest
 from model.checkpoint import digest, open_tensors, read_file, save_file, weight_files
+from training.options import OPTIONS, flag, same_again
+from training.processes import Stopped
 
 
 def rng_state(device):
@@ -34,8 +36,8 @@ def set_rng_state(states, device):
 def save_state(folder, stage, step, parameters, optimizer, rngs, facts):
     """Writes one state and drops all others of its stage but the one before.
 
-    `parameters` {name: parameter} are those that train, `rngs` one `rng_state` a process, `facts` whatever of JSON
-    goes with them. Raises FloatingPointError, and writes nothing, where a weight or moment is not finite.
+    `parameters` {name: parameter} are those that train, `rngs` one `rng_state` per process, `facts` whatever of JSON
+    goes with them. Raises Stopped, and writes nothing, where a weight or moment is not finite.
     """
     tensors = {f"parameter.{name}": value.detach().cpu() for name, value in parameters.items()}
     for name, value in parameters.items():
@@ -43,7 +45,7 @@ def save_state(folder, stage, step, parameters, optimizer, rngs, facts):
             tensors[f"optimizer.{moment}.{name}"] = tensor.detach().cpu()
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise FloatingPointError(f"{name} is not finite after step {step}; no state is written")
+            raise Stopped(f"{name} is not finite after step {step}; no state is written")
     for rank, states in enumerate(rngs):
         for name, tensor in states.items():
             tensors[f"rng.{rank}.{name}"] = tensor.cpu()
@@ -98,7 +100,7 @@ def restore_state(path, parameters, optimizer, rank, device):
 
 
 def drop_states(folder, stage):
-    """Forgets a stage."""
+    """Removes all states of a stage."""
     for path in saved_states(folder, stage):
         path.unlink()
 
@@ -126,17 +128,20 @@ def finished(run, stage, plan, settings, say):
 
 
 def settings_of(stage, args, processes, prepared):
-    """What must be the same again when a run goes on: {option: value}."""
-    names = ("seed", "max_steps", "accumulate", "weight_decay", "warm_up", "clip", "precision", "epochs", "batch_size",
-             "lr", "optimizer")
-    return {**{f"--{name.replace('_', '-')}": getattr(args, name) for name in names},
-            "the number of processes": processes.world, "the data set": data_digest(prepared), **stage.settings(args)}
+    """What must be the same again when a run of one stage goes on: {option, or what it is built on: value}."""
+    return {**same_again(args), "the number of processes": processes.world, "the data set": data_digest(prepared),
+            **stage.foundations(args)}
 
 
 def differences(before, now):
-    """What stands in the way of going on, in words: {option: value} of the state against those of this command."""
-    return [f"{name} was {before.get(name)}, now {now.get(name)}" for name in {**before, **now}
-            if before.get(name) != now.get(name)]
+    """What stands in the way of going on, in words: the state's settings against those of this command.
+
+    A state from before an option was made has its default; one that was recorded only later counts as given again.
+    """
+    was = {flag(option.name): option.default for option in OPTIONS.values()} | before
+    later = {flag(option.name) for option in OPTIONS.values() if option.same == "later"} - before.keys()
+    return [f"{name} was {was.get(name)}, now {value}" for name, value in now.items()
+            if name not in later and was.get(name) != value]
 
 
 def data_digest(prepared):
@@ -165,8 +170,12 @@ class Lock:
     """Two runs into one folder would spoil each other. A process's end releases its lock, whatever ended it."""
 
     def __init__(self, folder, program="train.py", option="--run"):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.file = open(folder / ".lock", "w")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file = open(folder / ".lock", "w")
+        except OSError as error:
+            raise UserError(f"--run {folder}: can't be made or written ({error.strerror}); "
+                            "name another folder") from None
         try:
             # lockf's lock, unlike flock's, is not shared by loader processes that outlive a killed run for a moment
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)

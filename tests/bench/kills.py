@@ -50,7 +50,7 @@ def main():
     for world in args.processes:
         with tempfile.TemporaryDirectory() as folder:
             folder, begun = Path(folder), time.monotonic()
-            argv = [*runs.prepare(folder, train=24), "--batch-size", 4 // world, "--epochs", "5", "--save-every", "1", *extra]
+            argv = [*runs.prepare(folder, train=24), *runs.WRITER, "--batch-size", 4 // world, "--epochs", "5", "--save-every", "1", *extra]
             code, _, err = runs.run("train", [*argv, "--run", folder / "whole"], folder / "out", world)
             assert code == 0, err
             rng, kills, saves, same, log, disturbed = random.Random(world), 0, 0, True, True, []
