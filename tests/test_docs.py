@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.experiments import __main__ as experiments
+from training.options import OPTIONS, flag
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,8 +19,9 @@ OF_OTHERS = {"--nproc_per_node", "--nnodes", "--quiet", "-r", "-m", "-q"}       
 
 @cache
 def options_in(path):
-    """Every option that a file's add_argument calls name, switches with their --no- form."""
-    options = set()
+    """Every option that a file's add_argument calls, or train.py's table, name; switches with their --no- form."""
+    options = {"--run-dir", *map(flag, OPTIONS)} if str(path) == COMMANDS["train.py"] else set()
+    options |= {name.replace("--", "--no-", 1) for name in options}
     for call in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
         if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "add_argument":
             names = {word.value for word in call.args if isinstance(word, ast.Constant)

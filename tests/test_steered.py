@@ -169,17 +169,18 @@ def test_the_contrast_asks_for_the_rows_of_all_processes():
 def toy(tmp_path_factory):
     """Toy data that says it is a phantom's, so that its sentences have a labeler, base weights, and a stage 1."""
     folder = tmp_path_factory.mktemp("steered")
-    argv = [*runs.prepare(folder, dropout=0.0, train=16), "--lora-dropout", "0", "--epochs", "1", "--batch-size", "4"]
+    argv = [*runs.prepare(folder, dropout=0.0, train=16), "--epochs", "1", "--batch-size", "4"]
     manifest = json.loads((folder / "data" / "manifest.json").read_text())
     (folder / "data" / "manifest.json").write_text(json.dumps({**manifest, "options": {"source": "phantom"}}))
     code, _, err = runs.run("train", [*argv, "--stage", "1", "--run", folder / "run"], folder / "out")
     assert code == 0, err
-    return folder, [*argv, "--stage", "2", "--stage1", folder / "run" / "stage1.safetensors"]
+    writer = [*runs.WRITER[2:], "--lora-dropout", "0"]
+    return folder, [*argv, *writer, "--stage", "2", "--stage1", folder / "run" / "stage1.safetensors"]
 
 
 def test_the_contrast_on_two_processes_is_that_of_one(toy):
     folder, argv = toy
-    argv = [*argv, "--dc-pull", "contrast", "--clue-form", "both"]
+    argv = [*argv, *runs.WRITER[:2], "--dc-pull", "contrast", "--clue-form", "both"]
     for world, size in ((1, 4), (2, 2)):
         code, _, err = runs.run("train", [*argv, "--batch-size", size, "--run", folder / f"by{world}"], folder / "out", world)
         assert code == 0, err

@@ -91,7 +91,7 @@ def test_four_times_eight_is_thirty_two(toy):
     for world, size in ((1, 32), (4, 8)):
         code, _, err = runs.run("train", [*argv, "--batch-size", size, "--run", folder / f"by{size}"], folder / "out", world)
         assert code == 0, err
-    assert_close(folder / "by32", folder / "by8")
+    assert_close(folder / "by32", folder / "by8", atol=1e-4)     # one hundredth of a step: Adam enlarges rounding
 
 
 def test_a_batch_with_fewer_studies_than_processes(toy):
@@ -134,10 +134,10 @@ def test_sharding_the_language_model_changes_no_loss(toy, one):
 
 def test_evaluation_writes_the_same_bytes_from_three_processes(toy, one):
     folder, _ = toy
-    for checkpoint in ("stage1", "ckpt"):
+    for checkpoint, extra in (("stage1", []), ("ckpt", ["--protocol", "coco", "--beams", "2"])):
         for world in (1, 3):
-            code, _, err = runs.run("evaluate", ["--ckpt", one / f"{checkpoint}.safetensors", "--out", folder / f"{checkpoint}-{world}", "--draws", "20", "--protocol", "coco",
-                                                 "--batch-size", "1", "--beams", "2"], folder / "out", world)
+            code, _, err = runs.run("evaluate", ["--ckpt", one / f"{checkpoint}.safetensors", "--out", folder / f"{checkpoint}-{world}",
+                                                 "--draws", "20", "--batch-size", "1", *extra], folder / "out", world)
             assert code == 0, err
         files = sorted(path.name for path in (folder / f"{checkpoint}-1").iterdir())
         assert "metrics.json" in files and files == sorted(path.name for path in (folder / f"{checkpoint}-3").iterdir())

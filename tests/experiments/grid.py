@@ -11,7 +11,7 @@ from data.builder import finished
 from data.dataset import Prepared
 from data.files import whole_file
 from tests.experiments.measures import MIXES, SWAPS
-from training.options import arguments
+from training.options import OPTIONS, arguments
 from training.stages import Stage1, Stage2
 from training.state import data_digest
 
@@ -125,8 +125,21 @@ def common(args, kind):
 def argv(args, job):
     """train.py's command line for a job that trains."""
     after = ("--stage1", str(checkpoint(args, job.after))) if job.after else ()
-    return ["--data", str(args.data), "--weights", str(args.weights), *common(args, job.kind), *job.options, "--stage",
-            "1" if job.kind == "align" else "2", *after, "--seed", str(job.seed), "--run", str(folder(args, job))]
+    own = [*job.options, "--stage", "1" if job.kind == "align" else "2", *after, "--seed", str(job.seed), "--run",
+           str(folder(args, job))]
+    return ["--data", str(args.data), "--weights", str(args.weights), *read_by(own, common(args, job.kind)), *own]
+
+
+def read_by(own, common):
+    """The common options without those that this job does not read: a rung without clues, say, reads no --k."""
+    kept, settings = [], arguments(own)
+    for word in common:
+        if word.startswith("--"):
+            name = word.partition("=")[0].removeprefix("--no-").removeprefix("--").replace("-", "_")
+            wanted = name not in OPTIONS or OPTIONS[name].reader.reads(settings)    # train.py refuses a misspelt one
+        if wanted:
+            kept.append(word)
+    return kept
 
 
 def folder(args, job):
