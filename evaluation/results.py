@@ -62,13 +62,10 @@ def measure_systems(systems, scoring, folder, labelled):
 
     folder: METEOR's, or None. labelled: whether all rows carry labels on both sides.
     """
-    # METEOR's tables hold millions of words: what all systems need of them is read once.
     prepared = {(name, protocol): prepare([row["hypothesis"] for row in rows], [row["reference"] for row in rows],
                                           protocol, scoring.cleaning, scoring.reference_words)
                 for name, rows in systems.items() for protocol in scoring.protocols}
-    words = [text for hypotheses, references in prepared.values()
-             for text in [*hypotheses, *(text for of_study in references for text in of_study)]]
-    lexicon = read_lexicon(folder, words)
+    lexicon = read_lexicon(folder)
 
     # Truth is judged where the findings of both sides are known, in all systems or in none.
     known = labelled and all(len(row.get("findings", {})) == 2 for rows in systems.values() for row in rows)

@@ -44,33 +44,36 @@ def prepare(hypotheses, references, protocol="coco", cleaning="iu", reference_wo
                         "of them, per hypothesis")
     if not len(hypotheses):
         raise UserError("no pair of texts to score; give at least one hypothesis with its reference")
-    several = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
-    for i, (hypothesis, texts) in enumerate(zip(hypotheses, several)):
+
+    lists = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
+    for i, (hypothesis, texts) in enumerate(zip(hypotheses, lists)):
         if not isinstance(hypothesis, str) or not texts or not all(isinstance(text, str) for text in texts):
             raise UserError(f"pair {i + 1}: a hypothesis is one text and a reference a text or a list of texts")
+
     if protocol == "coco":
-        return list(map(tokenize, hypotheses)), [list(map(tokenize, texts)) for texts in several]
+        return list(map(tokenize, hypotheses)), [list(map(tokenize, texts)) for texts in lists]
     clean, limit = CLEANINGS[cleaning]
     limit = reference_words or limit
     return ([" ".join(clean(text).split()) for text in hypotheses],
-            [[" ".join(clean(text).split()[:limit]) for text in texts] for texts in several])
+            [[" ".join(clean(text).split()[:limit]) for text in texts] for texts in lists])
 
 
 def measure(hypotheses, references, lexicon):
     """Measured of token strings as `prepare` gives them; `lexicon` as read_lexicon gives it."""
     means = [rouge_l(hypotheses, references)[1], cider(hypotheses, references)[1], np.ones(len(hypotheses))]
-    parts = [bleu_statistics(hypotheses, references), meteor_statistics(hypotheses, references, lexicon),
-             np.stack(means, axis=1)]
-    after_bleu = parts[0].shape[1]
+    blocks = [bleu_statistics(hypotheses, references), meteor_statistics(hypotheses, references, lexicon),
+              np.stack(means, axis=1)]
+    ends = np.cumsum([block.shape[1] for block in blocks])[:-1]
 
     def values(summed):
-        bleu = bleu_from(summed[..., :after_bleu])
-        meteor = meteor_from(summed[..., after_bleu:-3])
+        for_bleu, for_meteor, for_means = np.split(summed, ends, axis=-1)
+        bleu = bleu_from(for_bleu)
+        rouge, consensus, items = np.moveaxis(for_means, -1, 0)
         return {**{(f"BLEU-{k + 1}",): bleu[..., k] for k in range(4)},
-                ("METEOR" if lexicon else "METEOR (exact+stem)",): meteor,
-                ("ROUGE-L",): summed[..., -3] / summed[..., -1], ("CIDEr",): summed[..., -2] / summed[..., -1]}
+                ("METEOR" if lexicon else "METEOR (exact+stem)",): meteor_from(for_meteor),
+                ("ROUGE-L",): rouge / items, ("CIDEr",): consensus / items}
 
-    return Measured(np.concatenate(parts, axis=1), values)
+    return Measured(np.concatenate(blocks, axis=1), values)
 
 
 def score(hypotheses, references, protocol="coco", meteor_data=None, cleaning="iu", reference_words=None):
@@ -82,7 +85,6 @@ def score(hypotheses, references, protocol="coco", meteor_data=None, cleaning="i
     pycocoevalcap, False uses none. Raises UserError.
     """
     hypotheses, references = prepare(hypotheses, references, protocol, cleaning, reference_words)
-    folder = None if meteor_data is False else find_data(meteor_data)
-    lexicon = read_lexicon(folder, [*hypotheses, *(text for several in references for text in several)])
+    lexicon = read_lexicon(None if meteor_data is False else find_data(meteor_data))
     measured = measure(hypotheses, references, lexicon)
     return {name: float(value) for (name,), value in measured.values(measured.statistics.sum(0)).items()}

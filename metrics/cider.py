@@ -55,7 +55,7 @@ def similarity(hypothesis, reference, idf, unseen):
         norms = [sqrt(sum([(count * weight.get(gram, unseen)) ** 2 for gram, count in counts.items()]))
                  for counts in (h, r)]
         if norms[0] and norms[1]:
-            # In the order of the hypothesis: a set's would change with every start of Python, and with it the last digit.
+            # In the order of the hypothesis: a set's changes with every start of Python, and with it the last digit.
             dot = sum([min(count, r[gram]) * r[gram] * weight[gram] ** 2 for gram, count in h.items() if gram in r])
             total += dot / (norms[0] * norms[1])
     difference = hypothesis[1].total() - reference[1].total()

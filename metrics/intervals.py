@@ -2,9 +2,9 @@
 
 A draw takes N of the N studies with replacement. Scores that are functions of sums over studies draw the sums again and
 read no text twice (`with_intervals`); a score that is none, such as AUROC, is computed from how often each study was
-drawn (`drawn_counts`). CIDEr and METEOR keep what belongs to the whole set (document frequencies, the chosen reference).
-Two systems on the same studies are compared draw by draw: paired bootstrap (Efron and Tibshirani 1993, ch. 16; Koehn
-2004).
+drawn (`drawn_counts`). CIDEr and METEOR keep what belongs to the whole set (document frequencies, the chosen
+reference). Two systems on the same studies are compared draw by draw: paired bootstrap (Efron and Tibshirani 1993, ch.
+16; Koehn 2004).
 
 No figure depends on the number of threads or on the machine's way of adding: see `exactly_summable`.
 """
@@ -22,6 +22,10 @@ class Measured(NamedTuple):
 
     statistics: np.ndarray  # (N, k)
     values: Callable  # summed statistics (..., k) → {path of names: (...)}; NaN where a score has nothing to stand on
+
+    def of_items(self):
+        """{path of names: (N,)}, the score of every item by itself."""
+        return self.values(self.statistics)
 
 
 def drawn_counts(N, draws=DRAWS, seed=SEED):

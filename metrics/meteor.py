@@ -23,10 +23,12 @@ What has to be copied to get the jar's numbers
 from collections import defaultdict
 from functools import lru_cache
 from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 
-from metrics.meteor_data import FUNCTION_WORDS, LONGEST_PHRASE, find_data, java_hash, normalize, read_lexicon
+from metrics.meteor_data import LONGEST_PHRASE, find_data, read_lexicon
+from metrics.meteor_words import FUNCTION_WORDS, java_hash, normalize
 from metrics.stemmer import stem
 
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
@@ -37,8 +39,18 @@ BEAM = 40
 CHUNK, MATCHED = 1 << 32, 1 << 52
 
 
+class Match(NamedTuple):
+    """Words of the reference that stand for words of the hypothesis: start and number of both, and how they match."""
+
+    start: int
+    length: int
+    hypothesis_start: int
+    hypothesis_length: int
+    module: int
+
+
 @lru_cache(maxsize=1 << 17)
-def _code(word):
+def _codes(word):
     return java_hash(word), java_hash(stem(word))
 
 
@@ -49,132 +61,167 @@ def _places(keys):
     return places
 
 
-def _known_phrases(words, lexicon):
-    """Phrase → where it starts, for the phrases of a text that stand in the paraphrase table."""
-    places = defaultdict(list)
-    for start in range(len(words)):
-        phrase = None
-        for word in words[start : start + LONGEST_PHRASE]:
-            phrase = word if phrase is None else f"{phrase} {word}"
-            known = lexicon.phrases.get(phrase)
-            if known is None:
+def _exact_matches(hypothesis_codes, reference_codes):
+    places = _places(code for code, _ in hypothesis_codes)
+    return [[Match(j, 1, i, 1, EXACT) for i in places.get(code, ())] for j, (code, _) in enumerate(reference_codes)]
+
+
+def _stem_matches(hypothesis_codes, reference_codes):
+    places = _places(stem_code for _, stem_code in hypothesis_codes)
+    return [[Match(j, 1, i, 1, STEM) for i in places.get(stem_code, ()) if hypothesis_codes[i][0] != code]
+            for j, (code, stem_code) in enumerate(reference_codes)]
+
+
+def _synonym_matches(hypothesis, hypothesis_codes, reference, reference_codes, lexicon):
+    places = _places(hypothesis)
+    lexicon.add_words(places)
+    lexicon.add_words(reference)
+    matches = []
+    for j, (word, (code, _)) in enumerate(zip(reference, reference_codes)):
+        near = sorted(i for other in lexicon.synonyms[word] if other in places for i in places[other])
+        matches.append([Match(j, 1, i, 1, SYNONYM) for i in near if hypothesis_codes[i][0] != code])
+    return matches
+
+
+def _paraphrases(source, target, lexicon):
+    """Yields (start, length, start in the target, length there) of the table's rows with their phrase in the source.
+
+    Ordered by the place of the phrase, its length, the table's order of its paraphrases, and their places.
+    """
+    places = _places(target)
+    for start, phrase in enumerate(source):
+        for length in range(1, LONGEST_PHRASE + 1):
+            if phrase in lexicon.phrases:
+                rows = lexicon.paraphrases(phrase)
+                for _, words in sorted(row for first in rows.keys() & places.keys() for row in rows[first]):
+                    for place in places[words[0]]:
+                        if target[place : place + len(words)] == words:
+                            yield start, length, place, len(words)
+            if phrase not in lexicon.beginnings or start + length == len(source):
                 break
-            if known:
-                places[phrase].append(start)
-    return places
+            phrase = f"{phrase} {source[start + length]}"
 
 
-def _paraphrase_matches(hypothesis, reference, lexicon, found):
-    """Appends the matches of the table's rows to `found`: first phrases of the reference, then of the hypothesis."""
-    ours, theirs = _known_phrases(hypothesis, lexicon), _known_phrases(reference, lexicon)
-    for source, target, turned in ((theirs, ours, False), (ours, theirs, True)):
-        hits = []
-        for phrase, starts in source.items():
-            others = lexicon.paraphrases.get(phrase)
-            shared = others.keys() & target.keys() if others else ()
-            if shared:
-                length = phrase.count(" ") + 1
-                hits += [(start, length, others[other], other) for start in starts for other in shared]
-        for start, length, _, other in sorted(hits):
-            size = other.count(" ") + 1
-            for place in target[other]:
-                if turned:
-                    found[place].append((place, size, start, length, PARAPHRASE))
-                else:
-                    found[start].append((start, length, place, size, PARAPHRASE))
+def _paraphrase_matches(hypothesis, reference, lexicon):
+    """The matches of the table's rows: first those with their phrase in the reference, then in the hypothesis."""
+    matches = [[] for _ in reference]
+    for j, n, i, m in _paraphrases(reference, hypothesis, lexicon):
+        matches[j].append(Match(j, n, i, m, PARAPHRASE))
+    for i, m, j, n in _paraphrases(hypothesis, reference, lexicon):
+        matches[j].append(Match(j, n, i, m, PARAPHRASE))
+    return matches
 
 
 def _matches(hypothesis, reference, lexicon):
-    """Per word of the reference the matches that start there: (start, length, the same in the hypothesis, module)."""
-    own, codes = [_code(word) for word in hypothesis], [_code(word) for word in reference]
-    by_hash, by_stem = _places(code for code, _ in own), _places(code for _, code in own)
-    found = [[(j, 1, i, 1, EXACT) for i in by_hash.get(code, ())] for j, (code, _) in enumerate(codes)]
-    if [code for code, _ in own] == [code for code, _ in codes]:
-        return found
-    own_words = _places(hypothesis) if lexicon else None
-    for j, (word, (code, stem_code)) in enumerate(zip(reference, codes)):
-        found[j] += [(j, 1, i, 1, STEM) for i in by_stem.get(stem_code, ()) if own[i][0] != code]
-        near = lexicon.synonyms.get(word) if lexicon else None
-        if near:
-            places = sorted(i for other in near & own_words.keys() for i in own_words[other] if own[i][0] != code)
-            found[j] += [(j, 1, i, 1, SYNONYM) for i in places]
-    if lexicon:
-        _paraphrase_matches(hypothesis, reference, lexicon, found)
-    return found
+    """Per word of the reference the matches that start there, in the order of the modules."""
+    codes, reference_codes = [_codes(word) for word in hypothesis], [_codes(word) for word in reference]
+    modules = [_exact_matches(codes, reference_codes)]
+    if [code for code, _ in codes] != [code for code, _ in reference_codes]:  # equal texts have exact matches alone
+        modules.append(_stem_matches(codes, reference_codes))
+        if lexicon:
+            modules.append(_synonym_matches(hypothesis, codes, reference, reference_codes, lexicon))
+            modules.append(_paraphrase_matches(hypothesis, reference, lexicon))
+    return [sum(of_word, []) for of_word in zip(*modules)]
 
 
-def _fixed(found, hypothesis_length):
+def _fixed(matches, hypothesis_length):
     """Per word of the reference the match that needs no search: the only one there, of words no other match touches."""
-    in_reference, in_hypothesis = [0] * len(found), [0] * hypothesis_length
-    for matches in found:
-        for j, n, i, m, _ in matches:
+    touched, touched_in_hypothesis = [0] * len(matches), [0] * hypothesis_length
+    for of_word in matches:
+        for j, n, i, m, _ in of_word:
             for place in range(j, j + n):
-                in_reference[place] += 1
+                touched[place] += 1
             for place in range(i, i + m):
-                in_hypothesis[place] += 1
-    return [matches[0] if len(matches) == 1 and all(count == 1 for j, n, i, m, _ in matches
-                                                    for count in in_reference[j : j + n] + in_hypothesis[i : i + m])
-            else None for matches in found]
+                touched_in_hypothesis[place] += 1
+
+    def alone(match):
+        j, n, i, m, _ = match
+        return all(count == 1 for count in touched[j : j + n] + touched_in_hypothesis[i : i + m])
+
+    return [of_word[0] if len(of_word) == 1 and alone(of_word[0]) else None for of_word in matches]
 
 
 def _gain(match):
-    """What a match subtracts from a path's order key. Added length by length in integers: half a word is nothing."""
+    """What a match subtracts from a path's order. Added length by length in integers: half a word is nothing."""
     _, n, _, m, module = match
     return -MATCHED * (n + m if module == EXACT else n // 2 + m // 2)
 
 
-def _align(found, hypothesis_length):
-    """The best path's matches, by a beam search from left to right over the reference.
+# An alignment up to some word of the reference is a path, a plain tuple, since there are a thousand of them per text:
+#   order           the smaller, the better
+#   used            words of the hypothesis that it matches, as bits
+#   end             of its last match in the reference
+#   hypothesis_end  of the same in the hypothesis; -1 when its chunk is closed
+#   chain           (the chain of the matches before, the last match), or None
+START = (0, 0, 0, -1, None)
 
-    A path is (order key, used words of the hypothesis as bits, end of its last match in the reference, in the
-    hypothesis or -1 when its chunk is closed, (earlier matches, last match)).
-    """
-    paths = [(0, 0, 0, -1, None)]
-    for j, (matches, sure) in enumerate(zip(found, _fixed(found, hypothesis_length))):
+
+def _align(matches, hypothesis_length):
+    """The best path's matches, by a beam search from left to right over the words of the reference."""
+    paths = [START]
+    for j, (of_word, fixed) in enumerate(zip(matches, _fixed(matches, hypothesis_length))):
+        # The beam: the stable sort decides between equal paths as METEOR's does.
         paths.sort(key=itemgetter(0))
         del paths[BEAM:]
-        if sure:
-            _, n, i, m, _ = sure
-            step = _gain(sure) + abs(j - i)
-            paths = [(key + step + (CHUNK if end >= 0 and end != i else 0), used, j + n, i + m, (chain, sure))
-                     for key, used, _, end, chain in paths]
-            continue
-        if not matches:
-            paths = [path if path[3] < 0 or path[2] > j else (path[0] + CHUNK, path[1], path[2], -1, path[4])
-                     for path in paths]
-            continue
-        steps = [(((1 << m) - 1) << i, _gain(match), abs(j - i), i, i + m, j + n, match)
-                 for match in matches for _, n, i, m, _ in (match,)]
-        best_gain, limit, grown = min(step[1] for step in steps), None, []
-        for path in paths:
-            key, used, next_word, end, chain = path
-            if next_word > j:
-                grown.append(path)
-                continue
-            # Keys only grow below: once 40 paths are ahead of everything still possible here, nothing more can survive.
-            if len(grown) >= 2 * BEAM:
-                grown.sort(key=itemgetter(0))
-                del grown[BEAM:]
-                limit = grown[-1][0]
-            for bits, gain, distance, i, hypothesis_end, reference_end, match in steps:
-                if limit is not None and key + best_gain >= limit:
-                    break
-                if not used & bits:
-                    grown.append((key + gain + (CHUNK if end >= 0 and end != i else 0), used | bits, reference_end,
-                                  hypothesis_end, (chain, match)))
-                    key += distance
-            else:
-                grown.append((key + CHUNK if end >= 0 else key, used, next_word, -1, chain))
-        paths = grown
+        if fixed:
+            paths = _follow(paths, fixed)
+        elif of_word:
+            paths = _branch(paths, j, of_word)
+        else:
+            paths = [(order + CHUNK, used, end, -1, chain) if hypothesis_end >= 0 and end <= j else path
+                     for path in paths for order, used, end, hypothesis_end, chain in (path,)]
+
     # The last step's paths, too, are cut to the beam, and that before their open chunks count.
     paths.sort(key=itemgetter(0))
     del paths[BEAM:]
-    best = min(paths, key=lambda path: path[0] + CHUNK if path[3] >= 0 else path[0])
-    chosen, chain = [], best[4]
+    *_, chain = min(paths, key=lambda path: path[0] + CHUNK if path[3] >= 0 else path[0])
+
+    # The chain holds the last match first.
+    chosen = []
     while chain:
         chain, match = chain
         chosen.append(match)
     return chosen[::-1]
+
+
+def _follow(paths, match):
+    """The paths with a match that is in all of them."""
+    j, n, i, m, _ = match
+    step = _gain(match) + abs(j - i)
+    return [(order + step + (CHUNK if hypothesis_end >= 0 and hypothesis_end != i else 0), used, j + n, i + m,
+             (chain, match)) for order, used, _, hypothesis_end, chain in paths]
+
+
+def _branch(paths, j, of_word):
+    """Every path with each of the matches at word j of the reference that it has room for, and without any."""
+    steps = [(((1 << m) - 1) << i, _gain(match), abs(j - i), i, i + m, j + n, match)
+             for match in of_word for _, n, i, m, _ in (match,)]
+    best_gain = min(gain for _, gain, *_ in steps)
+    limit, grown = None, []
+    for path in paths:
+        order, used, end, hypothesis_end, chain = path
+        if end > j:  # inside its last match
+            grown.append(path)
+            continue
+
+        # Orders only grow below: once 40 paths are ahead of all that is still possible here, nothing more can survive.
+        if len(grown) >= 2 * BEAM:
+            grown.sort(key=itemgetter(0))
+            del grown[BEAM:]
+            limit = grown[-1][0]
+
+        # The trap: a match's distance is added to the path it is copied from, so that later copies and the path without
+        # a match carry it.
+        for bits, gain, distance, i, new_hypothesis_end, new_end, match in steps:
+            if limit is not None and order + best_gain >= limit:
+                break
+            if not used & bits:
+                chunk = CHUNK if hypothesis_end >= 0 and hypothesis_end != i else 0
+                grown.append((order + gain + chunk, used | bits, new_end, new_hypothesis_end, (chain, match)))
+                order += distance
+        else:
+            grown.append((order + CHUNK if hypothesis_end >= 0 else order, used, end, -1, chain))
+    return grown
 
 
 # Columns of the statistics: words and function words of the hypothesis and of the reference, then per module matched
@@ -183,48 +230,47 @@ COLUMNS = 4 + 4 * 4 + 3
 
 
 def _pair_statistics(hypothesis, reference, lexicon):
-    row = [0] * COLUMNS
-    own, other = ([word in FUNCTION_WORDS for word in words] for words in (hypothesis, reference))
-    row[:4] = len(own), len(other), sum(own), sum(other)
-    last = None
+    function, function_in_reference = ([word in FUNCTION_WORDS for word in words] for words in (hypothesis, reference))
+    lengths = [len(hypothesis), len(reference)]
+    by_module = [[0, 0, 0, 0] for _ in MODULE_WEIGHTS]
+    chunks, matched, last = 0, [0, 0], None
     for j, n, i, m, module in _align(_matches(hypothesis, reference, lexicon), len(hypothesis)):
-        functions_own, functions_other = sum(own[i : i + m]), sum(other[j : j + n])
-        at = 4 + 4 * module
-        row[at] += m - functions_own
-        row[at + 1] += n - functions_other
-        row[at + 2] += functions_own
-        row[at + 3] += functions_other
-        row[-3] += last != (j, i)
-        row[-2] += m
-        row[-1] += n
+        functions = sum(function[i : i + m]), sum(function_in_reference[j : j + n])
+        counts = m - functions[0], n - functions[1], *functions
+        by_module[module] = [a + b for a, b in zip(by_module[module], counts)]
+
+        # A chunk goes on where both sides go on.
+        chunks += last != (j, i)
+        matched = [matched[0] + m, matched[1] + n]
         last = j + n, i + m
-    if row[-3] == 1 and row[-2:] == row[:2]:
-        row[-3] = 0
-    return row
+
+    if chunks == 1 and matched == lengths:
+        chunks = 0
+    return [*lengths, sum(function), sum(function_in_reference), *sum(by_module, []), chunks, *matched]
 
 
 def meteor_from(summed):
     """METEOR (...) of summed statistics (..., 23)."""
     summed = np.asarray(summed, dtype=np.float64)
-    words, functions = summed[..., 0:2], summed[..., 2:4]
+    words, functions, by_module, chunks, matched = np.split(summed, [2, 4, 20, 21], axis=-1)
     total = DELTA * (words - functions) + (1 - DELTA) * functions
-    by_module = summed[..., 4:20].reshape(*summed.shape[:-1], 4, 4)
-    matched = DELTA * by_module[..., 0:2] + (1 - DELTA) * by_module[..., 2:4]
-    matched = (MODULE_WEIGHTS[:, None] * matched).sum(-2)
+    by_module = by_module.reshape(*summed.shape[:-1], 4, 4)
+    weighted = DELTA * by_module[..., :2] + (1 - DELTA) * by_module[..., 2:]
+    weighted = (MODULE_WEIGHTS[:, None] * weighted).sum(-2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        precision, recall = np.moveaxis(matched / total, -1, 0)
+        precision, recall = np.moveaxis(weighted / total, -1, 0)
         fmean = 1 / ((1 - ALPHA) / precision + ALPHA / recall)
-        fragmentation = summed[..., -3] / ((summed[..., -2] + summed[..., -1]) / 2)
+        fragmentation = chunks[..., 0] / (matched.sum(-1) / 2)
         return np.nan_to_num(fmean * (1 - GAMMA * fragmentation**BETA), nan=0.0)
 
 
 def meteor_statistics(hypotheses, references, lexicon=None):
     """(N, 23), per item against its best reference. They add up; `lexicon` (None: exact and stem) is read_lexicon's."""
     rows = []
-    for hypothesis, several in zip(hypotheses, references, strict=True):
+    for hypothesis, of_item in zip(hypotheses, references, strict=True):
         words = normalize(hypothesis)
-        each = [_pair_statistics(words, normalize(reference), lexicon) for reference in several]
-        rows.append(each[int(np.argmax(meteor_from(each)))] if len(each) > 1 else each[0])
+        against = [_pair_statistics(words, normalize(reference), lexicon) for reference in of_item]
+        rows.append(against[int(np.argmax(meteor_from(against)))] if len(against) > 1 else against[0])
     return np.array(rows, dtype=np.float64).reshape(-1, COLUMNS)
 
 
@@ -234,7 +280,6 @@ def meteor(hypotheses, references, data=None):
     `data` is METEOR's folder (see metrics/meteor_data.py), None to look for an installed pycocoevalcap, False for none:
     then, and where nothing is found, the value is the one to be called "METEOR (exact+stem)".
     """
-    folder = None if data is False else find_data(data)
-    lexicon = read_lexicon(folder, [*hypotheses, *(text for several in references for text in several)])
+    lexicon = read_lexicon(None if data is False else find_data(data))
     statistics = meteor_statistics(hypotheses, references, lexicon)
     return float(meteor_from(statistics.sum(0))), meteor_from(statistics).tolist()

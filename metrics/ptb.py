@@ -17,9 +17,10 @@ Traps
 - The original reads all texts of a run as one file, so a line separator inside a text shifts every later text, and the
   next text can change this one. Choice: text by text, each as a line that another line follows.
 
-Known to differ (tests/bench/check_metrics.py --drawn 12000: about one made-up text in a thousand; none of the real ones), all
-of them pieces glued together: a_b, a number, a dot or a mark to a letter beyond ASCII, a www. or an e-mail address;
-' to a backtick or an accented letter; an opening quote to the letter before it; the smiley ;[ before asterisks.
+Known to differ (python -m tests.bench.check_metrics --drawn 12000: about one made-up text in a thousand; none of the
+real ones), all of them pieces glued together: a_b, a number, a dot or a mark to a letter beyond ASCII, a www. or an
+e-mail address; ' to a backtick or an accented letter; an opening quote to the letter before it; the smiley ;[ before
+asterisks.
 """
 
 import re

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 import zipfile
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from data.reports import clean_r2gen_iu, clean_r2gen_mimic
 from metrics.bleu import bleu
 from metrics.cider import cider
 from metrics.meteor import meteor
-from metrics.meteor_data import find_data, java_hash, normalize
+from metrics.meteor_data import find_data
+from metrics.meteor_words import java_hash, normalize
 from metrics.rouge import common_length, rouge_l
 from metrics.stemmer import stem
 from tests.bench.record_metrics import write_meteor_data
@@ -28,6 +30,17 @@ def assert_equal(found, name, tolerance=1e-12):
     corpus, items = RECORDED["scores"][name]
     assert np.allclose(found[0], corpus, rtol=0, atol=tolerance)
     assert np.allclose(found[1], items, rtol=0, atol=tolerance)
+
+
+def made_up_meteor_data(folder, rows=(("clear", "unremarkable"),)):
+    """A folder of METEOR's two files: empty word lists, and a table of these rows."""
+    (folder / "data").mkdir(parents=True)
+    table = "".join(f"0.5\n{phrase}\n{other}\n" for phrase, other in rows)
+    (folder / "data" / "paraphrase-en.gz").write_bytes(gzip.compress(table.encode()))
+    with zipfile.ZipFile(folder / "meteor-1.5.jar", "w") as jar:
+        for name in ("synsets", "exceptions"):
+            jar.writestr(f"synonym/english.{name}", "")
+    return folder
 
 
 @pytest.mark.parametrize("scorer, name", [(bleu, "bleu"), (rouge_l, "rouge"), (cider, "cider")])
@@ -45,7 +58,7 @@ def test_meteor_full_equals_the_recorded():
 
 
 def test_meteor_full_equals_the_jar_on_data_of_our_own(tmp_path):
-    """Synonyms, irregular forms and paraphrases of up to seven words, on any machine; the jar was given the same data."""
+    """Synonyms, irregular forms and paraphrases of up to seven words, on any machine; the jar had the same data."""
     recorded = json.loads((GOLDEN / "meteor.json").read_text(encoding="utf-8"))
     (tmp_path / "data").mkdir()
     write_meteor_data(recorded, tmp_path / "data")
@@ -142,11 +155,35 @@ def test_wrong_meteor_folder(tmp_path):
 
 
 def test_half_a_surrogate_pair_does_not_break_the_search_for_paraphrases(tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "paraphrase-en.gz").write_bytes(gzip.compress(b"0.5\nclear\nunremarkable\n"))
-    with zipfile.ZipFile(tmp_path / "meteor-1.5.jar", "w") as jar:
-        for name in ("synsets", "exceptions"):
-            jar.writestr(f"synonym/english.{name}", "")
+    made_up_meteor_data(tmp_path)
     found, none = (metrics.score([f"lungs \ud800 {word}"], ["lungs are clear"], "r2gen", meteor_data=tmp_path)["METEOR"]
                    for word in ("unremarkable", "seven"))
     assert found > none > 0
+
+
+def test_meteors_tables_are_read_once_per_process(tmp_path, monkeypatch):
+    """A second call of one pair opens no file; texts with words that the first call had not are scored right."""
+    made_up_meteor_data(tmp_path, [("clear", "unremarkable"), ("no sign of", "free of"), ("clear", "clean as glass")])
+    opened = []
+    monkeypatch.setattr(gzip, "open", lambda path, open_=gzip.open: opened.append(path) or open_(path))
+    first = metrics.score(["lungs unremarkable"], ["lungs clear"], meteor_data=tmp_path)["METEOR"]
+    others = [metrics.score([text], ["lungs clear no sign of edema"], meteor_data=str(tmp_path))["METEOR"]
+              for text in ("lungs clean as glass free of edema", "lungs xx xx xx xx of edema")]
+    assert first > metrics.score(["lungs unremarkable"], ["lungs clear"], meteor_data=False)["METEOR (exact+stem)"]
+    assert others[0] > others[1] > 0 and len(opened) == 1
+
+
+@pytest.mark.skipif(find_data() is None, reason="METEOR's data is not installed (pycocoevalcap)")
+def test_a_second_pair_takes_milliseconds():
+    metrics.score(["lungs clear"], ["lungs clear"])
+    begun = time.perf_counter()
+    metrics.score(["no effusion on the left"], ["there is no pleural effusion"])
+    assert time.perf_counter() - begun < 0.2
+
+
+def test_pairs_scored_one_by_one_equal_pairs_scored_together(tmp_path):
+    """What METEOR's lexicon remembers of earlier texts has no say."""
+    data = made_up_meteor_data(tmp_path, [("normal", "unremarkable"), ("the heart", "cardiac"), ("is", "was")])
+    hypotheses, references = HYPOTHESES[:30], REFERENCES[:30]
+    together = meteor(hypotheses, references, data)[1]
+    assert together == [meteor([a], [b], data)[0] for a, b in reversed(list(zip(hypotheses, references)))][::-1]

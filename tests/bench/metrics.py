@@ -104,8 +104,7 @@ def ours(pairs, meteor, protocol="coco"):
     steps = Steps()
     hypotheses, references = metrics.prepare(*zip(*pairs), protocol)
     steps("tokens")
-    folder = find_data() if meteor == "full" else None
-    lexicon = read_lexicon(folder, [*hypotheses, *(text for several in references for text in several)])
+    lexicon = read_lexicon(find_data() if meteor == "full" else None)
     steps("METEOR's data")
     measured = metrics.measure(hypotheses, references, lexicon)
     steps("scores")
