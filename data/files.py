@@ -67,8 +67,10 @@ def read_json_object(path, remedy="download it again"):
 
 def refuse_pointer(path):
     """Raises UserError where a file is only Git LFS's pointer to it, as a clone without git-lfs leaves it."""
-    with open(path, "rb") as file:
-        if file.read(23) == b"version https://git-lfs":
+    if os.path.isfile(path):
+        with open(path, "rb") as file:
+            start = file.read(23)
+        if start == b"version https://git-lfs":
             raise UserError(f"{path}: is a Git LFS pointer, not the file; run git lfs pull there, or download it")
 
 
