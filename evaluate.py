@@ -62,7 +62,7 @@ def parser():
     read_in("list",
             g.add_argument("--list", metavar="FILE",
                            help='with --ckpt: report on each line {"id", "images": [paths]}; or on ReXrank\'s JSON'),
-            g.add_argument("--images", metavar="DIR",
+            g.add_argument("--pictures", metavar="DIR",
                            help="where the relative paths of --list begin; default: the folder of FILE"))
     read_in("reports",
             g.add_argument("--reports", metavar="FILE",

@@ -35,7 +35,7 @@ NAMED = 10                             # studies without a report that are named
 def report_on_list(args, header, processes):
     """--list FILE: appends a line per study to reports.jsonl. Raises UserError."""
     path = Path(args.list)
-    studies = read_list(path, Path(args.images or path.parent))
+    studies = read_list(path, Path(args.pictures or path.parent))
     out = results_folder(args.out or path.parent / f"reports-{path.stem}", path)
     check_rexrank(args.rexrank, path)
     settings = {"checkpoint": str(args.ckpt), "sha256_16": file_digest(args.ckpt),

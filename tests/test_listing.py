@@ -36,7 +36,7 @@ def write(path, studies=STUDIES):
 
 
 def command(run, path, out, *more):
-    return ["--ckpt", str(run / "ckpt.safetensors"), "--list", str(path), "--images", str(run), "--out", str(out),
+    return ["--ckpt", str(run / "ckpt.safetensors"), "--list", str(path), "--pictures", str(run), "--out", str(out),
             *more]
 
 
