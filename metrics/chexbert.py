@@ -14,13 +14,15 @@ Traps
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from data.reports import LABELS
 from data.tokenizers import WordPiece, read_bytes
+from metrics.batches import padded_batches
 from model import checkpoint
 from model.bert import Bert, BertConfig
 from model.config import read_config
@@ -40,19 +42,30 @@ class CheXbert(nn.Module):
 
     def forward(self, ids, mask):
         """14 tensors of logits, (B, 4) and (B, 2), of token ids and mask (B, T)."""
-        cls = self.dropout(self.bert(ids, mask)[:, 0])
+        return self.heads(self.bert(ids, mask)[:, 0])
+
+    def heads(self, cls):
+        """The same of [CLS]'s last hidden state (B, D)."""
+        cls = self.dropout(cls)
         return [head(cls) for head in self.linear_heads]
 
 
+class Reading(NamedTuple):
+    """What CheXbert reads in a text."""
+
+    labels: list        # 14 values: 0 blank, 1 positive, 2 negative, 3 uncertain
+    vector: np.ndarray  # (D,), the last hidden state of [CLS]
+
+
 class Labeler:
-    """Texts → labels, with a model and its tokenizer. Reads no more than the longest position of the model.
+    """Texts → labels or vectors, with a model and its tokenizer. Reads at most as many tokens as the model has positions.
 
     What it has read it remembers: a text costs its time once, whoever asks for it again.
     """
 
     def __init__(self, model, tokenizer, device="cpu"):
         self.model, self.tokenizer, self.device = model.to(device).eval(), tokenizer, device
-        self.known = {}
+        self.readings = {}
 
     @classmethod
     def from_pretrained(cls, folder, device="cpu"):
@@ -71,19 +84,27 @@ class Labeler:
         return ids if len(ids) <= longest else ids[: longest - 1] + [self.tokenizer.sep_id]
 
     @torch.inference_mode()
+    def read(self, texts, batch_size=32, progress=True):
+        """One Reading per text. Equal texts are read once."""
+        encoded = {text: self.encode(text) for text in texts if text not in self.readings}
+        for batch, ids, mask in padded_batches(encoded, self.tokenizer.pad_id, self.device, "CheXbert", batch_size,
+                                               progress):
+            cls = self.model.bert(ids, mask)[:, 0]
+            labels = torch.stack([logits.argmax(-1) for logits in self.model.heads(cls)], dim=-1).tolist()
+            self.readings.update(zip(batch, map(Reading, labels, cls.float().cpu().numpy())))
+        return [self.readings[text] for text in texts]
+
     def __call__(self, texts, batch_size=32, progress=True):
-        """Labels (N, 14), values 0 blank, 1 positive, 2 negative, 3 uncertain. Equal texts are read once."""
-        unique = {text: self.encode(text) for text in texts if text not in self.known}
-        # Sorted by length, so that a batch holds little padding.
-        order = sorted(unique, key=lambda text: len(unique[text]))
-        quiet = None if progress else True  # None: silent where nobody watches
-        for start in tqdm(range(0, len(order), batch_size), "CheXbert", unit="batch", disable=quiet):
-            batch = order[start : start + batch_size]
-            ids = nn.utils.rnn.pad_sequence([torch.tensor(unique[text]) for text in batch], batch_first=True,
-                                            padding_value=self.tokenizer.pad_id)
-            lengths = torch.tensor([len(unique[text]) for text in batch])
-            mask = torch.arange(ids.shape[1]) < lengths[:, None]
-            logits = self.model(ids.to(self.device), mask.to(self.device))
-            found = torch.stack([scores.argmax(-1) for scores in logits], dim=-1).tolist()
-            self.known.update(zip(batch, found))
-        return [list(self.known[text]) for text in texts]
+        """Labels (N, 14), values 0 blank, 1 positive, 2 negative, 3 uncertain."""
+        return [list(reading.labels) for reading in self.read(texts, batch_size, progress)]
+
+    def similarity(self, hypotheses, references, progress=True):
+        """(N,), the CheXbert vector similarity, or SembScore, of N pairs of texts: the cosine of their two vectors.
+
+        Smit et al.'s network as Yu et al. 2023 use it (rajpurkarlab/CXR-Report-Metric, add_semb_col): no dropout, no
+        pooler, the texts as they are.
+        """
+        readings = self.read([*hypotheses, *references], progress=progress)
+        vectors = np.array([reading.vector for reading in readings], dtype=np.float64).reshape(2, len(hypotheses), -1)
+        a, b = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+        return (a * b).sum(-1)

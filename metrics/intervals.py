@@ -28,6 +28,13 @@ class Measured(NamedTuple):
         return self.values(self.statistics)
 
 
+def measure_means(scores):
+    """Measured of {name: (N,) scores of the items}, the score of all being the mean."""
+    columns = np.column_stack([*scores.values(), np.ones(len(next(iter(scores.values()))))])
+    return Measured(columns, lambda summed: {(name,): summed[..., i] / summed[..., -1]
+                                             for i, name in enumerate(scores)})
+
+
 def drawn_counts(N, draws=DRAWS, seed=SEED):
     """Yields blocks (b, N) of how often each study is in each draw. The same seed and N draw the same studies."""
     rng = np.random.default_rng(seed)

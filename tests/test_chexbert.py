@@ -154,3 +154,15 @@ def test_a_file_that_does_not_fit_is_named(folder, tmp_path):
     with pytest.raises(UserError, match="chexbert.pth") as caught:
         Labeler.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_similarity_is_the_cosine_of_the_published_networks_first_token(folder):
+    path, reference = folder
+    labeler = Labeler.from_pretrained(path)
+    pairs = [("no effusion", "the heart"), ("lungs clear", "lungs  clear\n"), ("", "heart " * 200)]
+    with torch.inference_mode():
+        vectors = [[reference.bert(torch.tensor([labeler.encode(text)]))[0][0, 0] for text in pair] for pair in pairs]
+    wanted = [float(torch.cosine_similarity(a, b, dim=0)) for a, b in vectors]
+    assert labeler.similarity(*zip(*pairs)) == pytest.approx(wanted, abs=1e-5)
+    assert labeler.similarity(*zip(*pairs))[1] == pytest.approx(1) and abs(wanted[0]) < 0.99
+    assert labeler.similarity(["heart"], ["heart"], progress=False).shape == (1,)
