@@ -5,6 +5,7 @@
     python evaluate.py --ckpt CKPT --image frontal.png [lateral.png]         one report, its clues and their weights
     python evaluate.py --ckpt CKPT --swap                                    what it reads: other pictures, other clues
     python evaluate.py --ckpt CKPT --list FILE.jsonl                         reports for lines of {"id", "images"}
+    python evaluate.py --ckpt CKPT --serve                                   a page to try it with, in a browser
     python evaluate.py --reports FILE.jsonl                                  scores given texts: no model, no GPU
     python evaluate.py --reports FILE.jsonl --against OTHER.jsonl            the same, compared pair by pair
 
@@ -34,6 +35,7 @@ MODES = {
     "explain": "--explain",
     "swap": "--swap",
     "list": "--list",
+    "serve": "--serve",
     "scores": "scores of reports",
     "r2gen": "the protocol r2gen",
     "sections": "reports in ReXrank's JSON",
@@ -47,7 +49,7 @@ def parser():
 
     # What is evaluated, and where the results go.
     g = p.add_argument_group("what to evaluate (one of --ckpt, --reports)")
-    read_in("stage1 stage2 swap list image explain",
+    read_in("stage1 stage2 swap list image explain serve",
             g.add_argument("--ckpt", metavar="FILE", help="checkpoint of either stage"))
     read_in("image explain",
             g.add_argument("--image", nargs="+", metavar="PICTURE",
@@ -64,6 +66,10 @@ def parser():
                            help='with --ckpt: report on each line {"id", "images": [paths]}; or on ReXrank\'s JSON'),
             g.add_argument("--pictures", metavar="DIR",
                            help="where the relative paths of --list begin; default: the folder of FILE"))
+    read_in("serve",
+            g.add_argument("--serve", action="store_true",
+                           help="with --ckpt: a page to try it with, for a browser on this machine"),
+            g.add_argument("--port", type=at_least(int, 0), default=8000, help="of the page; 0: any that is free"))
     read_in("reports",
             g.add_argument("--reports", metavar="FILE",
                            help="texts to score: JSON lines or CSV with id, hypothesis, reference; or ReXrank's JSON"))
@@ -76,14 +82,15 @@ def parser():
 
     # A model that still has to write its reports.
     g = p.add_argument_group("checkpoint")
-    read_in("stage1 stage2 swap",
+    read_in("stage1 stage2 swap serve",
             g.add_argument("--split", default="test", help="part of the data set"),
             g.add_argument("--data", metavar="DIR",
-                           help="prepared data set; default: the one the checkpoint was trained on"),
+                           help="prepared data set; default: the one the checkpoint was trained on"))
+    read_in("stage1 stage2 swap",
             g.add_argument("--limit", type=positive, metavar="N", help="only the first N studies"))
     read_in("stage1 stage2 swap list",
             g.add_argument("--batch-size", type=positive, default=16, help="studies at a time"))
-    read_in("stage2 swap list image explain",
+    read_in("stage2 swap list image explain serve",
             g.add_argument("--weights", metavar="DIR", help="base weights; default: where the checkpoint says"),
             g.add_argument("--beams", type=positive, help="beam width; default: the decoding's"),
             g.add_argument("--decoding", choices=("paper", "r2gengpt"), default="paper",
@@ -154,6 +161,8 @@ def modes_of(args, stage=None):
         return ["list"]
     elif args.image:
         return ["explain" if args.explain else "image"]
+    elif args.serve:
+        return ["serve"]
     else:
         modes = ["stage2"] if stage else ["stage2", "stage1"]
     if not args.labels_only:
@@ -193,7 +202,7 @@ def evaluate(args, given):
         score_reports(args)
         return
 
-    from evaluation import checkpoint, image, listing, swap  # with torch, which scoring given texts does without
+    from evaluation import checkpoint, image, listing, serve, swap  # with torch, which scoring given texts does without
 
     with checkpoint.one_voice() as processes:
         header = checkpoint.header_of(args.ckpt)
@@ -204,6 +213,8 @@ def evaluate(args, given):
             listing.report_on_list(args, header, processes)
         elif args.swap:
             swap.evaluate_swaps(args, header, processes)
+        elif args.serve:
+            serve.serve_page(args, header, processes)
         elif header["stage"] == 1:
             checkpoint.evaluate_alignment(args, header, processes)
         else:

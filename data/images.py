@@ -8,6 +8,7 @@ costophrenic angles that the report speaks of.
 import os
 import re
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,9 @@ class Outshone(Warning):
 def read(picture, size, name=None):
     """A picture file or a PIL image → (size, size) uint8: gray, long side to `size` with antialiasing, black padding.
 
-    8 bit gray, colour and palette, 16 bit gray, either end of it white; what is transparent is black; the EXIF
-    orientation is obeyed. All pixels are decoded, so a truncated file is noticed. Raises UserError, which calls the
-    picture `name` (default: its path). Warns of Outshone pixels.
+    A file is given by its path, or open for bytes. 8 bit gray, colour and palette, 16 bit gray, either end of it white;
+    what is transparent is black; the EXIF orientation is obeyed. All pixels are decoded, so a truncated file is
+    noticed. Raises UserError, which calls the picture `name` (default: its path). Warns of Outshone pixels.
     """
     if isinstance(picture, Image.Image):
         _check_depth(picture, name or "the picture")
@@ -71,15 +72,16 @@ def read(picture, size, name=None):
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(f"{name}: claims more than {MAX_PIXELS:,} pixels; refused") from None
     except Exception as error:  # a damaged file can raise nearly anything in a decoder
-        why = _what_it_is(picture) if isinstance(error, Image.UnidentifiedImageError) else error
+        why = _what_it_is(picture, name) if isinstance(error, Image.UnidentifiedImageError) else error
         raise UserError(f"{name}: cannot be read ({' '.join(str(why).split()) or type(error).__name__})") from error
 
 
-def _what_it_is(path):
+def _what_it_is(picture, name):
     """Why Pillow knows no picture in a file, in the words of NOT_PICTURES."""
-    with open(path, "rb") as file:
+    with nullcontext(picture) if hasattr(picture, "read") else open(picture, "rb") as file:
+        file.seek(0)
         start = file.read(512)
-    if Path(path).suffix.lower() in (".dcm", ".dicom"):         # old DICOM files lack their mark
+    if Path(name).suffix.lower() in (".dcm", ".dicom"):         # old DICOM files lack their mark
         start = start[:128].ljust(128) + b"DICM"
     return next((what for position, mark, what in NOT_PICTURES if start.startswith(mark, position)),
                 "no picture of a known format")

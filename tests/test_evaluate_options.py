@@ -5,11 +5,11 @@ import argparse
 import pytest
 
 import evaluate
-from evaluation import checkpoint, image, listing, swap
+from evaluation import checkpoint, image, listing, serve, swap
 from tests import tiny
 
 OPTIONS = [option for option in evaluate.parser()._actions if option.dest != "help"]
-CHOOSE = ("--ckpt", "--reports", "--image", "--explain", "--swap", "--list")          # these say which way it is
+CHOOSE = ("--ckpt", "--reports", "--image", "--explain", "--swap", "--list", "--serve")     # these say which way it is
 # A command line per way to evaluate, and which of MODES it is.
 WAYS = {
     "reports": (["--reports", "{run}/pairs.jsonl"], {"reports", "scores", "r2gen"}),
@@ -23,6 +23,7 @@ WAYS = {
     "list": (["--ckpt", "{run}/ckpt.safetensors", "--list", "{run}/list.jsonl"], {"list"}),
     "rexrank": (["--reports", "{run}/pairs.json"], {"reports", "scores", "r2gen", "sections"}),
     "image": (["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/frontal.png"], {"image"}),
+    "serve": (["--ckpt", "{run}/ckpt.safetensors", "--serve"], {"serve"}),
     "explain": (["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/frontal.png", "--explain"], {"explain"}),
 }
 
@@ -106,13 +107,15 @@ def test_what_is_accepted_is_read(run, tmp_path, monkeypatch, way):
     noting(image, "report_on_images")
     noting(swap, "evaluate_swaps")
     noting(listing, "report_on_list")
+    noting(serve, "serve_page")
+    monkeypatch.setattr(serve, "serve", lambda writer, port: None)             # which would wait for a browser
     for name in ("evaluate_alignment", "evaluate_trrg"):
         noting(checkpoint, name)
-    more = [] if modes & {"image", "explain"} else ["--out", str(tmp_path)]
+    more = [] if modes & {"image", "explain", "serve"} else ["--out", str(tmp_path)]
     more += ["--draws", "2"] if modes & {"scores", "stage1", "swap"} else []
     more += ["--labeler", "phantom"] if "labels" in way else []
     assert evaluate.main([*(word.format(run=run) for word in words), *more]) == 0
-    accepted = {option.dest for option in OPTIONS if set(option.modes) & modes} - {"swap"}
+    accepted = {option.dest for option in OPTIONS if set(option.modes) & modes} - {"swap", "serve"}
     assert accepted <= seen, f"accepted, but read by nothing: {accepted - seen}"
 
 

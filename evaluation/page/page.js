@@ -68,10 +68,12 @@ function mapped(study, map, box, row) {
   row.append(el("span", "minis", ...study.v.map((_, i) => picture(study, i, map))));
   row.title = `transparent to yellow: ${range}. Press to see it large`;
   row.type = "button";
+  row.ariaPressed = false;
   row.addEventListener("click", () => {
     const on = !row.classList.contains("on");
     row.parentNode.querySelectorAll(".on").forEach(other => other.classList.remove("on"));
     row.classList.toggle("on", on);
+    row.parentNode.querySelectorAll("button").forEach(button => button.ariaPressed = button.classList.contains("on"));
     box.show(on ? map : null);
   });
   return row;

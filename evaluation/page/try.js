@@ -1,0 +1,273 @@
+"use strict";
+// The page to try: sends pictures or an example's id, draws the answer with page.js's parts, and compares what-ifs.
+// Every text of the data becomes a text node, never markup.
+
+const at = id => document.getElementById(id);
+let facts = null;                                 // what the server says of itself and its model
+let asked = null;                                 // {files} or {example}: what the report on the page was written for
+let base = null;                                  // the answer on the page, which what-ifs are compared with
+
+// --- asking ----------------------------------------------------------------------------------------------------------
+
+// One question to the server: a line of JSON, and behind it the pictures' bytes.
+async function ask(what, change) {
+  const files = what.files || [];
+  const size = files.reduce((sum, file) => sum + file.size, 0);
+  if (files.length > facts.pictures) throw new Error(`${files.length} files: a study here has at most ${facts.pictures}.`);
+  if (size > facts.body) throw new Error(`The pictures together are larger than ${facts.body >> 20} MB.`);
+  const study = what.files ? { pictures: files.map(file => [file.name, file.size]) } : { example: what.example };
+  const body = new Blob([JSON.stringify({ ...study, ...change }), "\n", ...files]);
+  const response = await fetch("/report", { method: "POST", body });
+  const answer = await response.json();
+  if (!response.ok) throw new Error(answer.error);
+  return answer;
+}
+
+// Runs one piece of work at a time, and says how it went. No control is disabled: that would lose the keyboard's focus.
+async function busy(status, work) {
+  if (document.body.ariaBusy === "true") return;
+  document.body.ariaBusy = "true";
+  at("error").hidden = true;
+  at("status").textContent = status;
+  try {
+    at("status").textContent = await work();
+  } catch (error) {
+    at("status").textContent = "";
+    at("error").textContent = error instanceof TypeError ? "No answer: is the program still running?" : error.message;
+    at("error").hidden = false;
+    at("error").scrollIntoView({ block: "nearest" });
+  }
+  document.body.ariaBusy = "false";
+}
+
+function reportOn(what) {
+  return busy("Writing …", async () => {
+    base = await ask(what);
+    asked = what;
+    at("sides").replaceChildren();
+    at("changed").textContent = "";
+    at("result").hidden = at("what-if").hidden = false;
+    show();
+    at("result").scrollIntoView({ block: "nearest" });
+    return `Written in ${base.seconds.toFixed(1)} s.`;
+  });
+}
+
+// --- a report, token by token ----------------------------------------------------------------------------------------
+
+const percent = p => `${(100 * p).toFixed(1)} %`;
+const bare = text => text.replaceAll("▁", " ").trim() || "␣";
+
+// The sentences as marked text, token by token. `changed`: a set of tokens that are wrapped in `wrap`, "ins" or "del".
+function tokens(answer, detail, changed = new Set(), wrap = "") {
+  const box = el("p", "report tokens"), spans = [];
+  answer.sentences.forEach((sentence, i) => {
+    const [, kind, labels] = answer.study.h[i];
+    const part = kind ? el("mark", kind) : el("span");
+    if (kind) part.title = `${kind}: ${labels.join(", ")}`;
+    let run = null;                                // of changed tokens
+    for (const token of sentence) {
+      const begun = run;
+      run = changed.has(token) ? run || el(wrap) : null;
+      if (/^\s/.test(token[0]) && part.hasChildNodes()) (run === begun && run || part).append(" ");
+      if (run && run !== begun) part.append(run);
+      const span = el("span", `token ${answer.study.f.length ? "" : doubt(token[1])}`, token[0].trimStart());
+      span.token = token;
+      spans.push(span);
+      (run || part).append(span);
+    }
+    box.append(part, " ");
+  });
+  if (!spans.length) box.append(el("em", "", "(empty)"));
+  told(box, spans, detail);
+  return box;
+}
+
+// Doubtful tokens are underlined, where no finding is marked.
+const doubt = p => p < .5 ? "doubt-2" : p < .9 ? "doubt-1" : "";
+
+// `detail` tells of the token that is pointed at, or has the focus: one stop of the Tab key, then arrow keys.
+function told(box, spans, detail) {
+  const tell = event => {
+    if (!event.target.token) return;
+    const [text, p, best] = event.target.token;
+    const likeliest = best.map(([word, q]) => `${bare(word)} ${percent(q)}`).join(" · ");
+    detail.replaceChildren(el("b", "", `“${bare(text)}”`), ` ${percent(p)}; likeliest here: ${likeliest}`);
+  };
+  box.addEventListener("pointerover", tell);
+  box.addEventListener("focusin", tell);
+  spans.forEach((span, i) => span.tabIndex = i ? -1 : 0);
+  box.addEventListener("keydown", event => {
+    const from = spans.indexOf(event.target);
+    const to = spans[{ ArrowRight: from + 1, ArrowLeft: from - 1, Home: 0, End: spans.length - 1 }[event.key]];
+    if (!to) return;
+    event.preventDefault();
+    spans[from].tabIndex = -1;
+    to.tabIndex = 0;
+    to.focus();
+  });
+}
+
+// What stands in one report and not in the other: of the sentences that both have nothing, of the others the words
+// outside their longest common subsequence. Gives the changed tokens of either report.
+function difference(a, b) {
+  const text = sentence => sentence.map(([piece]) => piece).join("").trim();
+  const rest = (of, other) => {
+    const there = other.map(text);
+    return of.filter(sentence => {
+      const i = there.indexOf(text(sentence));
+      return i < 0 || !there.splice(i, 1);
+    }).flat();
+  };
+  const x = rest(a, b), y = rest(b, a), same = (i, j) => x[i][0].trim() === y[j][0].trim();
+  const longest = Array.from({ length: x.length + 1 }, () => new Array(y.length + 1).fill(0));
+  for (let i = x.length - 1; i >= 0; i--)
+    for (let j = y.length - 1; j >= 0; j--)
+      longest[i][j] = same(i, j) ? 1 + longest[i + 1][j + 1] : Math.max(longest[i + 1][j], longest[i][j + 1]);
+  const gone = new Set(x), added = new Set(y);
+  for (let i = 0, j = 0; i < x.length && j < y.length;) {
+    if (same(i, j)) { gone.delete(x[i++]); added.delete(y[j++]); }
+    else if (longest[i + 1][j] >= longest[i][j + 1]) i++; else j++;
+  }
+  return [gone, added];
+}
+
+// --- drawing ---------------------------------------------------------------------------------------------------------
+
+function plain(prompt) {
+  return prompt.replace(/^Clue: /, "");
+}
+
+function chips(study) {
+  return el("ul", "chips", ...study.f.map(([label, kind, note]) =>
+    el("li", kind, el("span", "unseen", `${kind}: `), label, note ? el("small", "", ` ${note}`) : "")));
+}
+
+// Where the answer to a token goes; until then, where the model was least sure.
+function detailOf(answer) {
+  const doubtful = answer.sentences.flat().filter(([, p]) => p < .9).sort((a, b) => a[1] - b[1]).slice(0, 3);
+  const least = doubtful.map(([text, p]) => `“${bare(text)}” ${percent(p)}`).join(", ");
+  const detail = el("p", "detail", least ? `Least sure of: ${least}. ` : "Sure of every word. ",
+                    "Point at a word, or use the arrow keys, for its probability.");
+  detail.setAttribute("role", "status");
+  return detail;
+}
+
+// page.js's pictures, each with its number, and the scale of the map below.
+function framed(study) {
+  const box = pictures(study), draw = box.show, views = study.v.length;
+  const again = () => reportOn({ files: [...asked.files].reverse() });
+  box.show = map => {
+    draw(map);
+    if (views > 1) [...box.children].forEach((view, i) => view.append(el("small", "", `view ${i + 1}`)));
+    if (map) box.append(el("p", "scale", map[0].toFixed(2), el("i"), map[1].toFixed(2)));
+    if (asked.files && views > 1) box.append(button("Swap the views’ order", again));
+  };
+  box.show(null);
+  return box;
+}
+
+function button(name, press) {
+  const node = el("button", "press", name);
+  node.type = "button";
+  node.addEventListener("click", press);
+  return node;
+}
+
+function show() {
+  const { study } = base;
+  study.id = asked.files ? asked.files.map(file => file.name).join(", ") : asked.example;
+  const box = framed(study), list = clues(study, box), detail = detailOf(base), texts = el("div", "texts");
+  if (study.r.length) texts.append(report("reference", study.r));
+  texts.append(el("h4", "", study.r.length ? "generated" : "report"), tokens(base, detail), detail);
+  for (const note of base.notes) texts.append(el("p", "note", `Note: ${note}.`));
+  if (base.cut) texts.append(el("p", "note", "The report was cut at the longest length allowed."));
+  if (study.f.length) {
+    const key = "✓ both reports have it · ≠ both, on another side or in another severity · + invented · − missed";
+    texts.append(chips(study), el("p", "note", key));
+  }
+  at("card").replaceChildren(el("h3", "", el("span", "id", study.id)), box, texts, list);
+  list.querySelector("button.clue")?.click();     // the heaviest clue's map, to begin with
+  offer(study);
+}
+
+// The what-ifs that this study and this model have.
+function offer(study) {
+  const changes = [];
+  const change = (name, what) => changes.push(button(`Without ${name}`, () => whatIf(`without ${name}`, what)));
+  if (facts.bank.length) change("clues", { without: "clues" });
+  if (study.v.length > 1) study.v.forEach((_, i) => change(`view ${i + 1}`, { without: i }));
+  at("changes").replaceChildren(...changes);
+  at("rank").replaceChildren(...study.c.map(([prompt], i) => new Option(`clue ${i + 1}: ${plain(prompt)}`, i)));
+  at("replace").hidden = !study.c.length;
+  at("what-if").hidden = !changes.length;
+}
+
+function side(title, answer, changed, wrap) {
+  const { study } = answer, detail = detailOf(answer);
+  const box = el("div", "side", el("h3", "", title), tokens(answer, detail, changed, wrap), detail);
+  if (study.f.length) box.append(chips(study));
+  if (!facts.bank.length) return box;
+  const given = study.c.map(([prompt, weight]) => el("li", "", `${plain(prompt)} (${percent(weight)})`));
+  box.append(el("h4", "", "clues"), given.length ? el("ol", "given", ...given) : el("p", "note", "none"));
+  return box;
+}
+
+function whatIf(name, change) {
+  return busy("Writing once more …", async () => {
+    const other = await ask(asked, change);
+    const [gone, added] = difference(base.sentences, other.sentences);
+    const [before, after] = [base, other].map(answer => answer.sentences.flat().map(([text]) => text).join(""));
+    const verdict = gone.size + added.size ? "another report; what changed is marked."
+      : before === after ? "the same report, word for word." : "the same sentences in another order.";
+    at("changed").replaceChildren(el("b", "", `${name[0].toUpperCase()}${name.slice(1)}: ${verdict}`));
+    at("sides").replaceChildren(side("as it is", base, gone, "del"), side(name, other, added, "ins"));
+    at("what-if").scrollIntoView({ block: "nearest" });
+    return "";
+  });
+}
+
+// --- the start -------------------------------------------------------------------------------------------------------
+
+function listen() {
+  const drop = at("drop"), files = at("files");
+  const take = list => { if (list.length) reportOn({ files: [...list] }); };
+  files.addEventListener("change", () => { take([...files.files]); files.value = ""; });
+  for (const name of ["dragover", "drop", "dragleave"]) {
+    document.addEventListener(name, event => {     // anywhere on the page: a miss must not open the file instead
+      event.preventDefault();
+      drop.classList.toggle("over", name === "dragover");
+      if (name === "drop") take(event.dataTransfer.files);
+    });
+  }
+  at("choose").addEventListener("submit", event => {
+    event.preventDefault();
+    reportOn({ example: at("example").value });
+  });
+  at("random").addEventListener("click", () => {
+    at("example").selectedIndex = Math.floor(Math.random() * at("example").length);
+    reportOn({ example: at("example").value });
+  });
+  at("replace").addEventListener("submit", event => {
+    event.preventDefault();
+    const rank = +at("rank").value, prompt = at("prompt").selectedOptions[0].textContent;
+    whatIf(`with “${prompt}” as clue ${rank + 1}`, { clue: rank, prompt: +at("prompt").value });
+  });
+}
+
+async function start() {
+  facts = await (await fetch("/facts")).json();
+  at("which").textContent = `${facts.checkpoint}, ${facts.variant}`;
+  at("notice").textContent = facts.notice[0].toUpperCase() + facts.notice.slice(1) + ".";
+  at("example").append(...facts.examples.map(id => new Option(id)));
+  at("choose").hidden = !facts.examples.length;
+  for (const [disease, prompts] of facts.bank) {
+    const group = el("optgroup");
+    group.label = disease;
+    group.append(...prompts.map(([number, text]) => new Option(plain(text), number)));
+    at("prompt").append(group);
+  }
+  listen();
+}
+
+start();
