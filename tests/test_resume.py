@@ -161,6 +161,13 @@ def stop_in_the_third_step():
     Stage1.read = stopping
 
 
+def interrupt_in_the_third_step():
+    """Ctrl-C, after which torchrun sends SIGTERM as well."""
+    kill = os.kill
+    os.kill = lambda process, _: [kill(process, number) for number in (signal.SIGINT, signal.SIGTERM)]
+    stop_in_the_third_step()
+
+
 def stop_while_validating():
     import train
     original = train.Run.validate
@@ -172,12 +179,13 @@ def stop_while_validating():
     train.Run.validate = stopping
 
 
-@pytest.mark.parametrize("hook, step", [(stop_in_the_third_step, 3), (stop_while_validating, 2)])
-def test_sigterm_saves_and_stops(whole, tmp_path, hook, step):
+@pytest.mark.parametrize("hook, step, exit_code", [(stop_in_the_third_step, 3, 143), (interrupt_in_the_third_step, 3, 130),
+                                                   (stop_while_validating, 2, 143)])
+def test_a_signal_saves_and_stops(whole, tmp_path, hook, step, exit_code):
     folder, argv, _ = whole
     argv, run = [*argv, "--stage", "1", "--save-every", "100"], tmp_path / "run"
     code, _, err = runs.run("train", [*argv, "--run", run], tmp_path / "out", hook=hook)
-    assert code == 143 and f"stage1: told to stop after step {step} of {STEPS}; the same command goes on from there" in err
+    assert code == exit_code and f"stage1: told to stop after step {step} of {STEPS}; the same command goes on from there" in err
     assert state.newest_state(run / "state", "stage1")[1]["step"] == step
     finish(argv, run, tmp_path / "out")
     assert_same(run, folder / "run", ["stage1"])

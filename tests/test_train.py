@@ -237,6 +237,14 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, capfd, argv, messag
     assert message in fails(capfd, ["--run", tmp_path / "run", *argv])
 
 
+def test_ctrl_c_while_importing_is_one_line(tmp_path):
+    """The signal comes as torch is looked for, from a module that stands before it on the path."""
+    (tmp_path / "torch.py").write_text("import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)")
+    run = subprocess.run([sys.executable, "train.py"], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+                         capture_output=True, text=True, timeout=30)
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "stopped\n")
+
+
 def test_stage_2_wants_stage_1(toy, tmp_path, capfd):
     assert f"{tmp_path}/stage1.safetensors: no stage-1 checkpoint" in fails(capfd, [*toy[1], "--stage", "2", "--run", tmp_path])
 
@@ -389,6 +397,7 @@ def test_generated_scores_choose_the_checkpoint_on_request(toy, one, tmp_path, m
     assert "best CIDEr on val: 0.3000 after step 4" in capfd.readouterr().out
     model = trrg.load(tmp_path / "ckpt.safetensors")
     assert model.header["step"] == 4 and model.header["validation"]["CIDEr"] == 0.3
+    assert model.header["trained_on"] == {"source": None, "studies": 29, "steps": 4, "pictures": 58}
 
 
 def test_bf16_trains_and_its_checkpoint_writes_without_autocast(toy, one, tmp_path, capfd):

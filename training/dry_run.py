@@ -3,7 +3,7 @@
 Every module is built on the meta device, so parameter counts are exact. The rest is arithmetic on shapes:
 
     memory  =  weights  +  trainable parameters × (4 gradient + 8 AdamW)  +  activations  +  logits
-    FLOPs   =  2 a weight and token forward, the same again for the gradient of the input wherever something below
+    FLOPs   =  2 per weight and token forward, the same again for the gradient of the input wherever something below
                trains, and once more for the gradient of the weight where it trains itself;
                attention's products likewise
 
@@ -11,6 +11,7 @@ Activations are what the backward pass reads again, tensor by tensor, as autogra
 fragmentation come on top, for which `MARGIN` stands.
 """
 
+from functools import partial
 
 import torch
 from torch import nn
@@ -43,7 +44,7 @@ def linear_weights(module):
 
 
 def swin_sizes(config, pictures):
-    """[(tokens, channels, blocks)] a stage for a number of pictures."""
+    """[(tokens, channels, blocks)] per stage of Swin, for a number of pictures."""
     side = -(-config.image_size // config.patch_size)
     sizes = []
     for index, blocks in enumerate(config.depths):
@@ -76,7 +77,7 @@ def mistral_flops(config, rows, tokens):
 
 
 def mistral_activations(config, rows, tokens, adapted, size, recompute):
-    """Bytes that the frozen layers keep for the backward pass; `size` bytes a number.
+    """Bytes that the frozen layers keep for the backward pass; `size` bytes per number.
 
     A frozen matrix keeps nothing (its input's gradient needs the weight alone). A layer keeps the input of both norms
     and q, k, v and the result of attention and, of the MLP, gate, its silu, and up; an `adapted` one its input and
@@ -144,23 +145,30 @@ class Stage2Needs:
         self.args, self.batch, self.views = args, args.batch_size, views
         self.swin, self.mistral = (config_at(kind, args.weights / name)
                                    for kind, name in ((SwinConfig, "swin"), (MistralConfig, "mistral")))
-        self.tokenizer, words = tokenizers(args.weights)
         config, d = stage2_config(args), self.swin.width
+        pieces_in, words_in = tokenizer_of(args.weights, SentencePiece), tokenizer_of(args.weights, WordPiece)
+
+        # The model; the reports' own sentences are unknown here, so the hand-written prompts stand for them
         prompts = [text for texts in clue_prompts(args.prompts_per_disease) for text in texts]
-        r = max(len(words(text)) for text in prompts) - 1
+        r = max(len(words_in(text)) for text in prompts) - 1
         with torch.device("meta"):
             self.model = trrg.from_sizes(self.swin, self.mistral, config, d, bank=(len(prompts), r))
+
+        # How many tokens each part of the prompt has
         self.visual = swin_sizes(self.swin, 1)[-1][0] * (views if args.views == "concat" else 1)
         markers = ["[INST] <Img>", "</Img>", f"{config.instruction} [/INST]"] + ["<Clue>", "</Clue>"] * config.clues
-        spoken = max(len(self.tokenizer(f"{trrg.SURENESS[0]} {text}")) for text in prompts)
+        spoken = max(len(pieces_in(f"{trrg.SURENESS[0]} {text}")) for text in prompts)
         self.clue_tokens = (config.queries if config.interaction else config.k * r) * config.tokens
-        self.clue = self.clue_tokens + config.k * spoken * config.words
-        self.prompt = (1 + sum(len(self.tokenizer(text)) for text in markers) + self.visual
-                       + config.queries * config.interaction + self.clue)
+        clue = self.clue_tokens + config.k * spoken * config.words
+        self.prompt = (1 + sum(len(pieces_in(text)) for text in markers) + self.visual
+                       + config.queries * config.interaction + clue)
         self.tokens = self.prompt + args.report_tokens
+
+        # What is frozen is kept in the type of the activations
         self.size = 2 if args.precision == "bf16" else 4
         dtype = torch.bfloat16 if self.size == 2 else torch.float32
-        self.model.swin.to(dtype), self.model.image_projection.to(dtype)
+        self.model.swin.to(dtype)
+        self.model.image_projection.to(dtype)
         for p in self.model.language_model.parameters():
             if not p.requires_grad:
                 p.data = p.data.to(dtype)
@@ -210,14 +218,16 @@ class Stage2Needs:
         return [(f"sharded over {world} processes", -sum(layers) * (1 - 1 / world) + 2 * max(layers))]
 
 
-def tokenizers(weights):
-    """Functions from a text to its tokens: the weights' own, or words cut into fours where they are missing."""
-    roughly = lambda text: [word[i:i + 4] for word in text.split() for i in range(0, len(word), 4)]  # noqa: E731
-    pieces = (SentencePiece.from_pretrained(weights / "mistral")
-              if (weights / "mistral" / "tokenizer.model").is_file() else None)
-    words = WordPiece.from_pretrained(weights / "bert") if (weights / "bert" / "vocab.txt").is_file() else None
-    return ((lambda text: pieces.encode(text, special=False)) if pieces else roughly,
-            words.encode if words else lambda text: ["[CLS]", *roughly(text), "[SEP]"])
+def tokenizer_of(weights, kind):
+    """The function from a text to its tokens: that of the weights, or, where they are missing, words cut into fours."""
+    folder, file = (weights / "mistral", "tokenizer.model") if kind is SentencePiece else (weights / "bert", "vocab.txt")
+    if (folder / file).is_file():
+        return partial(kind.from_pretrained(folder).encode, special=kind is WordPiece)
+
+    def roughly(text):
+        pieces = [word[i:i + 4] for word in text.split() for i in range(0, len(word), 4)]
+        return ["[CLS]", *pieces, "[SEP]"] if kind is WordPiece else pieces
+    return roughly
 
 
 def memory(needs, world):
@@ -236,32 +246,34 @@ def dry_run(args, processes):
     if (args.data / "studies.jsonl").is_file():
         train = Prepared(args.data).split("train")
         views, studies = max(len(study["views"]) for study in train), len(train)
-    texts = []
-    for number in (1, 2) if args.stage is None else (args.stage,):
-        of = of_stage(args, number)
-        needs = Stage1Needs(of) if number == 1 else Stage2Needs(of, views)
-        flops, sizes = needs.flops(), memory(needs, processes.world)
-        lines = [f"stage {number}: {processes.world} × {needs.batch} studies a batch, {args.precision}"
-                 + (f", {views} views" if number == 2 else ""), "",
-                 module_table(needs.model), "",
-                 *(f"{name:<34}{' × '.join(map(str, shape))}" for name, shape in needs.shapes(processes)), "",
-                 *(f"{name:<40}{size / 2**30:>9.2f} GiB" for name, size in sizes), "",
-                 f"{'FLOPs of a batch, one process':<40}{flops / 1e12:>9.2f} T"]
-        name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        for gpu, peak in GPUS.items():
-            if not name or gpu in name:
-                seconds = flops / (peak * 1e12 * UTILISATION)
-                whole = ""
-                if studies is not None:
-                    hours = seconds * studies * of.epochs / needs.batch / processes.world / 3600
-                    whole = f", {hours:.1f} h in all"
-                speed = f"{gpu} at {peak} TFLOP/s and {UTILISATION:.0%}"
-                lines.append(f"  on {speed:<37}{seconds:>9.3f} s{whole}")
-        lines += warning(sizes[-1][1], args)
-        texts.append("\n".join(lines))
+
+    texts = [stage_text(of_stage(args, number), processes, views, studies)
+             for number in (1, 2) if args.stage in (None, number)]
     if not (args.weights / "mistral" / "config.json").is_file():
         texts.append(f"{args.weights} holds no weights: published shapes are shown, token counts of prompts are rough")
     return "\n\n".join(texts)
+
+
+def stage_text(args, processes, views, studies):
+    """Parts, shapes, memory and time of one stage; `studies` is how many an epoch has, None where nothing tells."""
+    needs = Stage1Needs(args) if args.stage == 1 else Stage2Needs(args, views)
+    flops, sizes = needs.flops(), memory(needs, processes.world)
+    lines = [f"stage {args.stage}: {processes.world} × {needs.batch} studies per batch, {args.precision}"
+             + (f", {views} views" if args.stage == 2 else ""), "",
+             module_table(needs.model), "",
+             *(f"{name:<34}{' × '.join(map(str, shape))}" for name, shape in needs.shapes(processes)), "",
+             *(f"{name:<40}{size / 2**30:>9.2f} GiB" for name, size in sizes), "",
+             f"{'FLOPs of a batch, one process':<40}{flops / 1e12:>9.2f} T"]
+
+    # The time on each GPU that is known, or on the one that is here
+    here = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    for gpu, peak in GPUS.items():
+        if gpu in here or not here:
+            seconds = flops / (peak * 1e12 * UTILISATION)
+            speed = f"{gpu} at {peak} TFLOP/s and {UTILISATION:.0%}"
+            hours = studies and seconds * studies * args.epochs / needs.batch / processes.world / 3600
+            lines.append(f"  on {speed:<37}{seconds:>9.3f} s" + (f", {hours:.1f} h in all" if studies else ""))
+    return "\n".join([*lines, *warning(sizes[-1][1], args)])
 
 
 def warning(need, args):
