@@ -67,11 +67,13 @@ def read_json_object(path, remedy="download it again"):
 
 def refuse_pointer(path):
     """Raises UserError where a file is only Git LFS's pointer to it, as a clone without git-lfs leaves it."""
-    if os.path.isfile(path):
+    try:
         with open(path, "rb") as file:
             start = file.read(23)
-        if start == b"version https://git-lfs":
-            raise UserError(f"{path}: is a Git LFS pointer, not the file; run git lfs pull there, or download it")
+    except OSError:                    # a folder, or not ours to read: the caller has a line for that
+        return
+    if start == b"version https://git-lfs":
+        raise UserError(f"{path}: is a Git LFS pointer, not the file; run git lfs pull there, or download it")
 
 
 def read_csv(path, *columns, optional=(), remedy="download it again"):

@@ -232,9 +232,9 @@ class SentencePiece:
         """Reads tokenizer.model. Raises UserError."""
         folder = Path(folder)
         if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
-            raise UserError(f"{folder}: has tokenizer.json, but no tokenizer.model (SentencePiece's file); take it from "
-                            "where the model was first published, such as huggingface.co/mistralai/Mistral-7B-v0.1, "
-                            "and put it into the folder")
+            raise UserError(f"{folder}: has tokenizer.json, but no tokenizer.model (SentencePiece's file); take it "
+                            "from where the model was first published, such as "
+                            "huggingface.co/mistralai/Mistral-7B-v0.1, and put it into the folder")
         try:
             return cls(read_bytes(folder, "tokenizer.model"))
         except UserError as error:

@@ -94,7 +94,7 @@ def assign(build, stored, origin, rename, dtype):
 
 
 def by_new_name(stored, table):
-    """{the module's name: Source} of what the files hold, fused tensors cut. Raises UserError for a name given twice."""
+    """{the module's name: Source} of what the files hold, fused tensors cut. Raises UserError for one given twice."""
     sources = {}
     for source in stored:
         names = new_names(source.name, table)

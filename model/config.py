@@ -15,8 +15,8 @@ def read_config(config_class, folder):
     json_object = read_json_object(path)
     method = quantisation(json_object)
     if method:
-        raise UserError(f"{path}: the weights are quantised ({method}), which is not supported; take the model they were "
-                        "made from, whose weights are in bf16, fp16 or fp32")
+        raise UserError(f"{path}: the weights are quantised ({method}), which is not supported; take the model they "
+                        "were made from, whose weights are in bf16, fp16 or fp32")
     try:
         return config_class.from_json(json_object)
     except UserError as error:

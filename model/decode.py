@@ -24,7 +24,8 @@ DEAD = -1e9                            # the score of what must not be chosen; f
 
 @torch.inference_mode()
 def generate(mistral, ids=None, embeds=None, *, max_new_tokens, eos_id, beams=1, min_new_tokens=0,
-             repetition_penalty=1.0, length_penalty=1.0, early_stopping=False, temperature=0.0, top_p=1.0, seed=None, capture=False):
+             repetition_penalty=1.0, length_penalty=1.0, early_stopping=False, temperature=0.0, top_p=1.0, seed=None,
+             capture=False):
     """The new tokens of each row, without the end-of-text token: a list of lists.
 
     The prompts (token ids (B, P) or embeddings (B, P, D)) are equally long. The repetition penalty sees the prompt
@@ -57,15 +58,15 @@ class Rules:
     def apply(self, scores, seen, new):
         """scores (rows, V) after `new` tokens, seen (rows, tokens) what the penalty sees; changes scores in place."""
         if self.penalty != 1.0 and seen.shape[1]:
-            found = scores.gather(1, seen)
-            scores.scatter_(1, seen, torch.where(found < 0, found * self.penalty, found / self.penalty))
+            repeated = scores.gather(1, seen)
+            scores.scatter_(1, seen, torch.where(repeated < 0, repeated * self.penalty, repeated / self.penalty))
         if new < self.min_new_tokens:
             scores[:, self.eos_id] = -torch.inf
         return scores
 
 
 class Sampler:
-    """Chooses one token a row: the likeliest, or one from the nucleus (Holtzman et al. 2020, arXiv:1904.09751)."""
+    """Chooses one token per row: the likeliest, or one from the nucleus (Holtzman et al. 2020, arXiv:1904.09751)."""
 
     def __init__(self, temperature, top_p, seed):
         self.temperature, self.top_p, self.seed, self.generator = temperature, top_p, seed, None

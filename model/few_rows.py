@@ -48,6 +48,7 @@ class Weight(torch.Tensor):
 
 
 def linear(input, weight, bias=None):
-    if input.dtype == torch.float32 and input.numel() <= MOST * input.shape[-1] and not torch.is_autocast_enabled("cpu"):
+    few = input.numel() <= MOST * input.shape[-1]
+    if few and input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
         return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
     return F.linear(input, weight, bias)

@@ -122,7 +122,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(H * d, D, bias=False)
 
     def forward(self, x, *, cos, sin, mask, cache, layer):
-        """x (B, T, D) → (B, T, D). cos, sin (T, d); mask and cache as `Mistral.hidden` takes them; layer: its number."""
+        """x (B, T, D) → (B, T, D). cos, sin (T, d); mask, cache as `Mistral.hidden` takes them; layer: its number."""
         B, T, _ = x.shape
         q, k, v = (project(x).view(B, T, -1, self.head_dim).transpose(1, 2)            # (B, H or G, T, d)
                    for project in (self.q_proj, self.k_proj, self.v_proj))
@@ -148,7 +148,7 @@ def attend(q, k, v, mask):
     if mask is None and T == S:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != G)
 
-    # Query head h reads key head h // (H / G): heads that share one are neighbours, so that reshaping lays them together.
+    # Query head h reads key head h // (H / G): heads that share one are neighbours, so reshaping lays them together.
     q = q.reshape(B, G, H // G * T, d)
     if mask is not None:
         mask = mask.view(-1, 1, 1, T, S).expand(-1, 1, H // G, T, S).reshape(-1, 1, H // G * T, S)

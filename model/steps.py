@@ -142,7 +142,7 @@ class Buffers:
         return mistral.logits(hidden).float()
 
     def record(self, mistral):
-        """CUDA wants a few runs before the one that is recorded; they write what the step writes, where it writes it."""
+        """CUDA wants a few runs before the one that is recorded. They write what the step writes, to the same place."""
         with torch.cuda.device(self.slots.device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())

@@ -49,7 +49,7 @@ class SwinConfig:
 
     @classmethod
     def from_json(cls, json_object):
-        """Reads Hugging Face's config.json, or timm's. Raises UserError for a network that this file does not define."""
+        """Reads Hugging Face's config.json, or timm's. Raises UserError for a network that is not defined here."""
         if "architecture" in json_object and "model_type" not in json_object:
             return cls.from_timm(json_object)
         return cls(**config_values(
@@ -165,7 +165,7 @@ class Block(nn.Module):
     def attend(self, x):
         """Attention within windows of M × M patches: (B, H, W, C) → the same shape.
 
-        Every second block rolls the grid by M // 2 up and to the left, so that neighbours on two sides of a border meet.
+        Every second block rolls the grid by M // 2 up and to the left, so that patches on two sides of a border meet.
         What leaves at one side comes in at the other, beside patches that are no neighbours; they are kept apart, for a
         patch reads those of its own region alone. For 4 × 4 patches and M = 2:
 
@@ -305,7 +305,7 @@ LATE_MERGING = {r"^layers\.(\d+)\.downsample\.": lambda found: f"layers.{int(fou
 TIMM_SIZES = {"tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)), "small": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
               "base": (128, (2, 2, 18, 2), (4, 8, 16, 32)), "large": (192, (2, 2, 18, 2), (6, 12, 24, 48))}
 TIMM_CHANGES = ("embed_dim", "depths", "num_heads", "window_size", "drop_path_rate")
-TIMM_NOTES = ("num_classes", "in_chans", "global_pool", "img_size", "strict_img_size")    # no weight of ours hangs on them
+TIMM_NOTES = ("num_classes", "in_chans", "global_pool", "img_size", "strict_img_size")    # no weight of ours needs them
 
 
 def rename_table(names):

@@ -49,8 +49,10 @@ def test_equals_transformers_with_and_without_prefix_pooler_and_heads(tmp_path, 
 
 
 @pytest.mark.parametrize("sizes", [
-    dict(num_attention_heads=1, num_hidden_layers=1), dict(num_attention_heads=8, num_hidden_layers=5, intermediate_size=20),
-    dict(hidden_size=48, num_attention_heads=3, intermediate_size=192, type_vocab_size=1), dict(type_vocab_size=4, layer_norm_eps=1e-5)],
+    dict(num_attention_heads=1, num_hidden_layers=1), 
+    dict(num_attention_heads=8, num_hidden_layers=5, intermediate_size=20),
+    dict(hidden_size=48, num_attention_heads=3, intermediate_size=192, type_vocab_size=1),
+    dict(type_vocab_size=4, layer_norm_eps=1e-5)],
     ids=["one head and layer", "deep", "wide", "four types"])
 def test_other_shapes(tmp_path, sizes):
     theirs = reference(tmp_path, **sizes)

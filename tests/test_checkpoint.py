@@ -83,14 +83,17 @@ def test_a_broken_config_is_named(folder, text):
         Bert.from_pretrained(folder)
 
 
-NUMBERS = [0, -1, 1, 2, 3, 2**24, 2**24 + 1, 10**400, 0.0, -0.5, 0.5, 1.0, 5.0, 1e-30, 1e9, 1e30, float("nan"), float("inf"),
+NUMBERS = [0, -1, 1, 2, 3, 2**24, 2**24 + 1, 10**400, 0.0, -0.5, 0.5, 1.0, 5.0, 1e-30, 1e9, 1e30,
+           float("nan"), float("inf"),
            True, None, "1", [], [1], [2**24] * 3, [0, 2], [[1]], {}]
 
 
 @pytest.mark.parametrize("kind, config", [
-    (Bert, TINY), (Swin, SwinConfig(image_size=8, patch_size=2, embed_dim=4, depths=(1, 1), num_heads=(1, 2), window_size=2)),
-    (Mistral, MistralConfig(vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
-                            num_key_value_heads=1, head_dim=4, tie_word_embeddings=True))], ids=["bert", "swin", "mistral"])
+    (Bert, TINY),
+    (Swin, SwinConfig(image_size=8, patch_size=2, embed_dim=4, depths=(1, 1), num_heads=(1, 2), window_size=2)),
+    (Mistral, MistralConfig(vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=1,
+                            num_attention_heads=2, num_key_value_heads=1, head_dim=4, tie_word_embeddings=True))],
+    ids=["bert", "swin", "mistral"])
 def test_numbers_that_no_config_can_mean_are_refused(tmp_path, kind, config):
     """Whatever stands in config.json: an error with the file's name, or a model that works."""
     torch.manual_seed(0)
@@ -111,7 +114,8 @@ def test_numbers_that_no_config_can_mean_are_refused(tmp_path, kind, config):
 
 
 @pytest.mark.parametrize("kind, name, value", [
-    (Bert, "hidden_dropout_prob", 2.0), (Bert, "attention_probs_dropout_prob", -1), (Bert, "layer_norm_eps", float("nan")),
+    (Bert, "hidden_dropout_prob", 2.0), (Bert, "attention_probs_dropout_prob", -1),
+    (Bert, "layer_norm_eps", float("nan")),
     (Swin, "mlp_ratio", 1e30), (Swin, "mlp_ratio", -1), (Swin, "drop_path_rate", 1.0), (Swin, "depths", []),
     (Mistral, "rope_theta", 0), (Mistral, "rope_theta", -1), (Mistral, "rms_norm_eps", -1),
     (Mistral, "sliding_window", 10**30)])
@@ -125,7 +129,8 @@ def test_such_a_number_is_named(tmp_path, kind, name, value):
 
 @pytest.mark.parametrize("settings, method", [
     ({"quant_method": "awq", "bits": 4}, "awq"), ({"quant_method": "gptq"}, "gptq"), ({"quant_method": "fp8"}, "fp8"),
-    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"), ({"load_in_8bit": True}, "does not name")])
+    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+    ({"load_in_8bit": True}, "does not name")])
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
 def test_quantised_weights_are_said_first(folder, settings, method, key):
     """Whatever else config.json holds, and whether or not the weights are there."""
@@ -342,7 +347,8 @@ print((resident("VmHWM") - before) / kept, kept)
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is measured through Linux's /proc")
 @pytest.mark.parametrize("stored, dtype, pickled", [
-    ("float32", None, False), ("float32", "torch.bfloat16", False), ("bfloat16", "torch.float32", False), ("float32", "torch.bfloat16", True)])
+    ("float32", None, False), ("float32", "torch.bfloat16", False), ("bfloat16", "torch.float32", False),
+    ("float32", "torch.bfloat16", True)])
 def test_loading_takes_no_second_copy(tmp_path, stored, dtype, pickled):
     """At most 1.1 times the weights kept, every weight touched; one tensor is a third of the whole."""
     config = MistralConfig(vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=2,

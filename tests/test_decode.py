@@ -82,7 +82,8 @@ def test_token_for_token(models, settings, given):
             expected, scores = reference(theirs, ids, embeds, **settings)
             source = dict(ids=ids) if given == "ids" else dict(embeds=embeds)
             found = generate(ours, **source, max_new_tokens=NEW, eos_id=EOS, beams=beams, **kwargs)
-            assert generate(ours, **source, max_new_tokens=NEW, eos_id=EOS, beams=beams, capture=True, **kwargs) == found
+            assert found == generate(ours, **source, max_new_tokens=NEW, eos_id=EOS, beams=beams, capture=True,
+                                     **kwargs)
             lengths.update(map(len, found))
             for row in range(batch):
                 pair = found[row], expected[row]
@@ -123,7 +124,8 @@ def test_a_row_alone_equals_the_row_in_a_batch(models, beams):
 
 
 @pytest.mark.parametrize("every", [2, 3, 5, 40])
-@pytest.mark.parametrize("settings", [{}, dict(repetition_penalty=1.7), dict(beams=3), dict(beams=3, early_stopping=True),
+@pytest.mark.parametrize("settings", [{}, dict(repetition_penalty=1.7), dict(beams=3),
+                                      dict(beams=3, early_stopping=True),
                                       dict(beams=4, length_penalty=0.0, repetition_penalty=1.5)])
 @pytest.mark.parametrize("capture", [False, True])
 def test_it_does_not_matter_when_finished_rows_are_looked_for(models, every, settings, capture, monkeypatch):

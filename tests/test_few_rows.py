@@ -112,5 +112,5 @@ def test_generate_puts_it_on_and_takes_it_off(beams, tied, monkeypatch):
         return tokens, products.rows
     tokens, rows = run("AVX512")
     plain, none = run("AVX2")
-    steps, products = 4, 2 * len(LINEAR) + 1                       # the maps of two layers, adapted or not, and the head
+    steps, products = 4, 2 * len(LINEAR) + 1                       # the maps of two layers, adapted or not; the head
     assert rows == [2] + [2 * beams] * steps * products and not none and tokens == plain

@@ -188,9 +188,9 @@ def test_an_adapter_that_does_not_fit_is_refused_and_the_model_left_alone(base, 
     ("init_lora_weights", "pissa"), ("init_lora_weights", "pissa_niter_4"), ("init_lora_weights", "olora"),
     ("init_lora_weights", "corda"), ("init_lora_weights", "lora_ga"), ("init_lora_weights", "loftq"),
     ("init_lora_weights", "mica"), ("init_lora_weights", "what PEFT adds next"), ("alora_invocation_tokens", [3, 4]),
-    ("use_dora", True), ("use_qalora", True), ("lora_bias", True), ("rank_pattern", {"q_proj": 8}), ("fan_in_fan_out", True),
-    ("alpha_pattern", {"q_proj": 8}), ("exclude_modules", ["k_proj"]), ("layer_replication", [[0, 1]]),
-    ("trainable_token_indices", [1]), ("target_parameters", ["w"]), ("arrow_config", {"top_k": 3}), ("novelty", 1)])
+    ("use_dora", True), ("use_qalora", True), ("lora_bias", True), ("rank_pattern", {"q_proj": 8}),
+    ("fan_in_fan_out", True), ("alpha_pattern", {"q_proj": 8}), ("exclude_modules", ["k_proj"]),
+    ("layer_replication", [[0, 1]]), ("trainable_token_indices", [1]), ("target_parameters", ["w"]), ("arrow_config", {"top_k": 3}), ("novelty", 1)])
 def test_what_is_not_known_to_be_plain_lora_is_refused_by_name(base, tmp_path, field, value):
     save_peft(add_lora(ours(base), rank=4), tmp_path)
     path = tmp_path / "adapter_config.json"

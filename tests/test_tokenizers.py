@@ -96,7 +96,8 @@ def test_every_character_is_treated_as_the_reference_treats_it(tmp_path, lower_c
 
 
 def test_wordpiece_equals_transformers_on_real_reports(tmp_path):
-    texts = [item["report"] for split in json.loads(real("iu_xray_annotation.json").read_text("utf-8")).values() for item in split][:600]
+    splits = json.loads(real("iu_xray_annotation.json").read_text("utf-8"))
+    texts = [item["report"] for split in splits.values() for item in split][:600]
     trained = WordPiece.train(texts, 2000)
     trained.save_pretrained(tmp_path)
     theirs = transformers.BertTokenizer.from_pretrained(tmp_path)
@@ -167,7 +168,7 @@ def test_tokenizer_json_alone_is_read(tmp_path, lower_case):
     """What transformers 5 writes, with its tokenizer_config.json and without."""
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
-    folder(old, lower_case, VOCAB.replace("\u2028\n".encode(), b""))                # which transformers takes for a line end
+    folder(old, lower_case, VOCAB.replace("\u2028\n".encode(), b""))           # to transformers a line end
     theirs = transformers.BertTokenizer.from_pretrained(old)
     theirs.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     theirs.save_pretrained(new)
@@ -278,8 +279,8 @@ def test_marks_are_text_or_tokens_as_the_folder_has_them(tmp_path, mistral_like)
     """Control tokens since Mistral-Instruct v0.3, whose reference puts "▁" before each text between two marks."""
     assert mistral_like.marks == {} and "[" in "".join(map(mistral_like.piece, mistral_like.encode("[INST] a [/INST]")))
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*REPORTS, "<Img> </Img>"] * 5), model_prefix=str(tmp_path / "tokenizer"), vocab_size=400,
-        model_type="bpe", byte_fallback=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
+        sentence_iterator=iter([*REPORTS, "<Img> </Img>"] * 5), model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=400, model_type="bpe", byte_fallback=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
         normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=False,
         control_symbols=["[INST]", "[/INST]", "[TOOL_CALLS]"])
     ours = SentencePiece.from_pretrained(tmp_path)

@@ -214,10 +214,10 @@ def resident(key):
 def peak(task, side, folder, args):
     """Megabytes that a task needs at its peak on top of the interpreter and its imports, from a process of its own.
 
-    There glibc gives freed blocks back at once; those that it keeps for later make one run differ from the next by 20 %.
+    There glibc gives freed blocks back at once; those that it keeps make one run differ from the next by 20 %.
     """
-    command = [sys.executable, "-m", "tests.bench.models", "--measure", task, side, str(folder), "--device", args.device,
-               "--shape", args.shape]
+    command = [sys.executable, "-m", "tests.bench.models", "--measure", task, side, str(folder),
+               "--device", args.device, "--shape", args.shape]
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000"}
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
     return float(out.splitlines()[-1])
