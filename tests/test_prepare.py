@@ -342,7 +342,7 @@ def test_ctrl_c_while_it_imports_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_while_it_draws_is_one_line_and_loses_nothing(tmp_path, workers):
-    command = ["phantom", "--out", str(tmp_path / "set"), "--studies", "300", "1", "1", "--size", "64",
+    command = ["phantom", "--out", str(tmp_path / "set"), "--studies", "3000", "1", "1", "--size", "64",
                "--workers", str(workers)]
     process = subprocess.Popen([sys.executable, "-m", "data.prepare", *command], cwd=ROOT, stderr=subprocess.PIPE,
                                text=True)
