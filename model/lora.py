@@ -63,19 +63,24 @@ def add_lora(module, targets=TARGETS, rank=16, alpha=16, dropout=0.0, rank_stabi
     """
     if rank == 0:
         return module
-    if isinstance(targets, str):
-        wanted = lambda name: re.fullmatch(targets, name) is not None  # noqa: E731
-    else:
-        wanted = lambda name: any(name == t or name.endswith(f".{t}") for t in targets)  # noqa: E731
-    found = {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear) and wanted(name)}
-    unmatched = [] if isinstance(targets, str) else \
-        [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in found)]
-    if unmatched or not found:
-        raise ValueError(f"no linear layer is called {unmatched or targets}")
     if adapters(module):
         raise ValueError("the module has adapters already; merge them first")
-    for name, base in found.items():
-        replace(module, name, LoRALinear(base, rank, alpha, dropout, rank_stabilised))
+
+    # Each target must have a layer: one that is mistyped would silently train nothing.
+    patterns = {targets: targets} if isinstance(targets, str) \
+        else {target: rf"(.*\.)?{re.escape(target)}" for target in targets}
+    linear = {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear)}
+    matches = {target: [name for name in linear if re.fullmatch(pattern, name)]
+               for target, pattern in patterns.items()}
+    unmatched = [target for target, names in matches.items() if not names]
+    if unmatched or not matches:
+        raise ValueError(f"no linear layer is called {', '.join(unmatched) or 'nothing'}")
+
+    # In the module's order, so that a seed gives the same adapters whatever the order of the targets.
+    adapted = {name for names in matches.values() for name in names}
+    for name, base in linear.items():
+        if name in adapted:
+            replace(module, name, LoRALinear(base, rank, alpha, dropout, rank_stabilised))
     return module
 
 
@@ -113,17 +118,17 @@ def load_lora_state(module, state, source="state"):
 
     Raises UserError, before anything is changed, when names or shapes differ.
     """
-    own = lora_state(module)
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    matrices = lora_state(module)
+    missing, unexpected = sorted(matrices.keys() - state.keys()), sorted(state.keys() - matrices.keys())
     if missing or unexpected:
         raise UserError(f"{source}: the adapter does not fit the model; - {missing[:3]} only in the model, "
                         f"+ {unexpected[:3]} only in the file; check rank and targets")
     for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
+        if tensor.shape != matrices[name].shape:
             raise UserError(f"{source}: {name} has shape {list(tensor.shape)}, the model needs "
-                            f"{list(own[name].shape)}; check rank and targets")
+                            f"{list(matrices[name].shape)}; check rank and targets")
     for name, tensor in state.items():
-        own[name].copy_(tensor)
+        matrices[name].copy_(tensor)
 
 
 # --- PEFT's files -----------------------------------------------------------------------------------------------------
@@ -140,18 +145,18 @@ NOTES = {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path",
 
 def save_peft(module, folder):
     """Writes the adapters as PEFT does: adapter_config.json and adapter_model.safetensors. Raises ValueError."""
-    found = adapters(module)
-    if not found:
+    adapted = adapters(module)
+    if not adapted:
         raise ValueError("the module has no adapters")
-    first = next(iter(found.values()))
-    last = {name.rpartition(".")[2] for name in found}
+    first = next(iter(adapted.values()))
+    last_names = {name.rpartition(".")[2] for name in adapted}
     # Last names are PEFT's custom, but say too much where a layer of the same name has no adapter.
-    enough = all(name in found for name, child in module.named_modules()
-                 if isinstance(child, nn.Linear) and name.rpartition(".")[2] in last)
+    enough = all(name in adapted for name, child in module.named_modules()
+                 if isinstance(child, nn.Linear) and name.rpartition(".")[2] in last_names)
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True,
               "r": first.rank, "lora_alpha": first.alpha, "lora_dropout": first.dropout.p, "bias": "none",
               "use_rslora": first.rank_stabilised, "fan_in_fan_out": False,
-              "target_modules": sorted(last if enough else found)}
+              "target_modules": sorted(last_names if enough else adapted)}
     tensors = {f"{PREFIX}{name}.weight": tensor for name, tensor in lora_state(module).items()}
     checkpoint.write_safetensors(Path(folder) / "adapter_model.safetensors", tensors, {"format": "pt"})
     with whole_file(Path(folder) / "adapter_config.json") as file:
@@ -168,17 +173,23 @@ def load_peft(module, folder):
     path = folder / "adapter_config.json"
     config = read_json_object(path)
     refuse_all_but_plain(config, path)
+
+    # The file may be anyone's, so what it says is checked before the module is touched.
     rank, alpha = config.get("r"), config.get("lora_alpha")
     dropout, targets = config.get("lora_dropout", 0.0), config.get("target_modules")
     numbers = type(rank) is int and rank > 0 and type(alpha) in (int, float) and type(dropout) in (int, float)
-    if not numbers or not 0 <= dropout < 1 or not isinstance(targets, (list, str)) or not targets:
+    if not numbers or not 0 <= dropout < 1 or not isinstance(targets, (list, str)) or not targets \
+            or not all(isinstance(target, str) for target in targets):
         raise UserError(f"{path}: r, lora_alpha, lora_dropout or target_modules is unusable; write the adapter again")
+
     file = next((folder / name for name in ("adapter_model.safetensors", "adapter_model.bin")
                  if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder}: holds no adapter_model.safetensors and no adapter_model.bin")
     state = checkpoint.open_tensors(file)
     names = {name.removeprefix(PREFIX).removesuffix(".weight"): tensor for name, tensor in state.items()}
+
+    # Both halves or neither: where the matrices do not fit, the adapters go again.
     try:
         add_lora(module, targets, rank, alpha, dropout, bool(config.get("use_rslora")))
     except (ValueError, re.error) as error:

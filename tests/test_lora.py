@@ -163,13 +163,16 @@ def test_base_weights_keep_their_names_and_are_shared_not_copied():
 def test_it_says_when_a_target_is_not_there(base):
     with pytest.raises(ValueError, match="z_proj"):
         add_lora(ours(base), targets=("q_proj", "z_proj"))
+    with pytest.raises(ValueError, match="nothing"):
+        add_lora(ours(base), targets=())
     with pytest.raises(ValueError, match="already"):
         add_lora(add_lora(ours(base)))
 
 
 @pytest.mark.parametrize("change", [
     {"peft_type": "LOHA"}, {"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}, {"r": 3},
-    {"r": "4"}, {"r": 0}, {"target_modules": ["q_proj"]}, {"target_modules": ["zz"]}, {"target_modules": "(("},
+    {"r": "4"}, {"r": 0}, {"target_modules": ["q_proj"]}, {"target_modules": ["zz"]}, {"target_modules": [5]},
+    {"target_modules": "(("},
     {"rank_pattern": {"q_proj": 8}}, {"lora_dropout": 2}, {"layers_to_transform": [0]}, {"lora_alpha": None}])
 def test_an_adapter_that_does_not_fit_is_refused_and_the_model_left_alone(base, tmp_path, change):
     folder = tmp_path / "adapter"
@@ -190,7 +193,8 @@ def test_an_adapter_that_does_not_fit_is_refused_and_the_model_left_alone(base, 
     ("init_lora_weights", "mica"), ("init_lora_weights", "what PEFT adds next"), ("alora_invocation_tokens", [3, 4]),
     ("use_dora", True), ("use_qalora", True), ("lora_bias", True), ("rank_pattern", {"q_proj": 8}),
     ("fan_in_fan_out", True), ("alpha_pattern", {"q_proj": 8}), ("exclude_modules", ["k_proj"]),
-    ("layer_replication", [[0, 1]]), ("trainable_token_indices", [1]), ("target_parameters", ["w"]), ("arrow_config", {"top_k": 3}), ("novelty", 1)])
+    ("layer_replication", [[0, 1]]), ("trainable_token_indices", [1]),
+    ("target_parameters", ["w"]), ("arrow_config", {"top_k": 3}), ("novelty", 1)])
 def test_what_is_not_known_to_be_plain_lora_is_refused_by_name(base, tmp_path, field, value):
     save_peft(add_lora(ours(base), rank=4), tmp_path)
     path = tmp_path / "adapter_config.json"
@@ -219,3 +223,11 @@ def test_a_missing_adapter_file_is_named(base, tmp_path):
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match="adapter_model"):
         load_peft(ours(base), tmp_path / "adapter")
+
+
+def test_a_seed_gives_the_same_adapters_whatever_the_order_of_the_targets(base):
+    def made(targets):
+        torch.manual_seed(1)
+        return lora_state(add_lora(ours(base), targets))
+    one, two = made(("q_proj", "v_proj")), made(("v_proj", "q_proj"))
+    assert list(one) == list(two) and all(torch.equal(one[name], two[name]) for name in one)
