@@ -1,0 +1,72 @@
+"""docs/make.py: every picture is whole, small, and says what its sources say; what has no source is named."""
+
+import json
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from data.files import whole_file
+from docs import make
+from tests import tiny
+from tests.experiments.measures import COUNTS, SWAPS
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    tiny.write_run(folder)
+    (folder / "data/manifest.json").write_text('{"options": {"source": "phantom"}}')
+    rows = [{"stage": stage, "step": step, "loss": 5 - step / 50}
+            for stage in ("stage1", "stage2") for step in range(90)]
+    rows += [{"stage": "stage2", "step": step, "validation": {"loss": 3}} for step in (40, 80)]
+    rows += [{"stage": "stage2", "step": step, "sample": {"id": "val-1", "report": text, "reference": tiny.REPORTS[2],
+                                                          "clues": []}}
+             for step, text in ((40, "Moderate <cardiomegaly> & more."), (80, "There is a large left pneumothorax."))]
+    with whole_file(folder / "log.jsonl") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    names = ["base", "dci", "cmci", "trrg", *(f"dci-{kind}" for kind in SWAPS)]
+    with whole_file(folder / "results.jsonl") as file:
+        file.writelines(json.dumps({"name": name, "seed": seed, "studies": dict.fromkeys(COUNTS, "10213")}) + "\n"
+                        for name in names for seed in (0, 1))
+    return folder
+
+
+def test_every_picture_is_made(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(make, "CHROME", None)
+    command = ["--ckpt", str(run / "ckpt.safetensors"), "--results", str(run / "results.jsonl"), "--out", str(tmp_path)]
+    assert make.main(command) == 0
+    texts = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    assert set(texts) == {"first.svg", "learned.svg", "curves.svg", "ladder.svg", "swaps.svg"}
+    assert "gallery.webp: not made" in capsys.readouterr().out
+    for name, text in texts.items():
+        ElementTree.fromstring(text)
+        assert len(text) < 200_000 and "prefers-color-scheme: dark" in text, name
+        assert not re.search(r'href="(?!data:)|<script|@import|url\(', text), name           # nothing from elsewhere
+    assert texts["first.svg"].count("<image") == 4                                           # two views, a map on each
+    assert "step 40" in texts["learned.svg"] and "&lt;cardiomegaly&gt;" in texts["learned.svg"]
+    assert texts["ladder.svg"].index("row 0: base") < texts["ladder.svg"].index("dci: clues, raw")
+    assert "2 seeds" in texts["ladder.svg"] and texts["swaps.svg"].count('class="zero"') == len(make.FIGURES)
+
+
+def test_what_has_no_source_is_named(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(make, "CHROME", None)
+    (tmp_path / "log.jsonl").write_text("")
+    command = ["--ckpt", str(run / "ckpt.safetensors"), "--results", str(tmp_path / "none.jsonl"), "--log",
+               str(tmp_path / "log.jsonl"), "--out", str(tmp_path / "out")]
+    assert make.main(command) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["first.svg"]
+    assert capsys.readouterr().out.count("not made") == 5
+
+
+def test_other_data_is_refused(run, tmp_path, capsys):
+    tiny.write_data(tmp_path / "data")
+    assert make.main(["--ckpt", str(run / "ckpt.safetensors"), "--data", str(tmp_path / "data")]) == 2
+    assert "made from the phantom" in capsys.readouterr().err
+
+
+def test_the_one_wrong_word_is_marked():
+    card = {"f": [["Lung Lesion", "differs", "moderate, not large"]],
+            "h": [["Nodule, moderate in size.", "differs", ["Lung Lesion"]], ["Clear.", "", []]]}
+    assert make.marked(card) == [("Nodule,", "match"), ("moderate", "wrong"), ("in", "match"), ("size.", "match"),
+                                 ("Clear.", "")]
