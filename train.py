@@ -37,12 +37,14 @@ from tqdm import tqdm
 from data.dataset import Prepared, Visits, collate, plan_epoch
 from data.files import UserError
 from data.reports import clean_report
+from evaluation.recognition import auroc_so_far
 from evaluation.writing import write_reports
 from metrics import score
 from training import demo
 from training.dry_run import dry_run
-from training.log import Clock, Log, module_table, summary
-from training.optimizer import optimizer_for
+from training.features import cache_features
+from training.log import Clock, Log, module_table, next_commands, sample_text, summary
+from training.optimizer import optimizer_for, set_learning_rate
 from training.options import arguments, of_stage
 from training.processes import Processes, Share, Stopped, StopSignal, distributed, last_words
 from training.schedule import Plan, learning_rate, loaded
@@ -59,7 +61,9 @@ from training.state import (
     save_state,
     settings_of,
 )
+from training.timetable import Part, Timetable, slowness
 
+PRESENT = 1                # CheXbert's coding of labels
 MOST_SKIPPED = 3           # steps in a row that may go without an update because something was not finite
 
 
@@ -69,13 +73,15 @@ MOST_SKIPPED = 3           # steps in a row that may go without an update becaus
 class Run:
     """One stage from its newest state, or from the start, to its end."""
 
-    def __init__(self, stage, plan, args, processes, settings, say):
-        self.stage, self.plan, self.args, self.processes = stage, plan, args, processes
+    def __init__(self, stage, plan, args, processes, settings, timetable, say):
+        self.stage, self.plan, self.args, self.processes, self.timetable = stage, plan, args, processes, timetable
         self.settings, self.say, self.device, self.lead = settings, say, processes.device, processes.rank == 0
 
         self.model, prepared, crop = stage.model.train(), stage.prepared, stage.model.pictures["crop"]
-        self.train = Visits(prepared, prepared.split("train"), stage.number, crop, args.seed, args.sentences)
-        self.val = Visits(prepared, prepared.split("val"), stage.number, crop, sentences=args.sentences)
+        features = (cache_features(self.model, prepared, args.run / ".features.tmp", processes)
+                    if stage.number == 2 and args.cache_features else None)
+        self.train = Visits(prepared, prepared.split("train"), stage.number, crop, args.seed, args.sentences, features)
+        self.val = Visits(prepared, prepared.split("val"), stage.number, crop, None, args.sentences, features)
 
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = optimizer_for(self.parameters, args.lr, args.weight_decay, muon=args.optimizer == "muon")
@@ -91,6 +97,7 @@ class Run:
         """Steps, states and validations from where the run stands to its end. Raises Stopped where it ends early."""
         self.go_on()
         self.say(module_table(self.model))
+        first = self.step
         self.begun = time.perf_counter() - self.counters["seconds"]
         log = (closing(Log(self.args.run / "log.jsonl", self.stage.name, self.step, self.counters["validated"],
                            self.plan.steps)) if self.lead else nullcontext())
@@ -110,6 +117,7 @@ class Run:
                 if self.step == self.plan.steps:
                     break
                 self.train_step()
+                self.timetable.measured(self.step - first, self.plan.steps - first)
 
         if self.counters["best"] is None:
             raise Stopped(f"{self.stage.name}: no validation gave a finite figure, so there is no checkpoint; "
@@ -149,8 +157,7 @@ class Run:
         norm = clip_grad_norm_(self.parameters.values(), self.args.clip).item()
         lr = learning_rate(self.step, self.plan.steps, self.args.lr, self.args.warm_up)
         if math.isfinite(total) and math.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+            set_learning_rate(self.optimizer, lr)
             self.optimizer.step()
             self.counters["skipped"] = 0
         else:
@@ -196,7 +203,11 @@ class Run:
             figures = {"loss": stage.total(reduce(add, losses))}
             if stage.number == 2 and self.args.select != "loss":
                 figures |= self.score_reports()
+            if stage.number == 1 and self.args.samples and all("labels" in study for study in self.val.studies):
+                figures["AUROC"] = auroc_so_far(self.model, stage.prepared, self.val.studies, self.processes)
             self.keep(figures, "loss" if stage.number == 1 else self.args.select)
+            if stage.number == 2 and self.args.samples and not self.args.shard:
+                self.show_samples()
         self.model.train()
 
     def score_reports(self):
@@ -207,6 +218,18 @@ class Run:
         scores = score([report.text for report, _ in reports], [clean_report(study["report"]) for study in chosen],
                        meteor_data=False)
         return {name: scores[name] for name in ("BLEU-4", "CIDEr")}
+
+    def show_samples(self):
+        """The reports, so far, of a few val studies that stay the same, beside their references."""
+        studies = [study for study in self.val.studies if PRESENT in study.get("labels", [PRESENT])[:-1]]
+        studies = (studies or self.val.studies)[:self.args.samples]
+        reports = write_reports(self.model, self.stage.prepared, studies, self.processes, what=None, beams=1)
+        for study, (report, _) in zip(studies, reports):
+            sample = {"id": study["id"], "report": report.text, "reference": clean_report(study["report"]),
+                      "clues": [[prompt, round(weight, 4)] for prompt, weight in report.clues]}
+            self.say(sample_text(sample))
+            if self.lead:
+                self.log.write({"step": self.step, "sample": sample})
 
     def keep(self, figures, select):
         """Writes the checkpoint if the chosen figure is better than ever before."""
@@ -262,9 +285,22 @@ def numbers(loss):
 # From the command line to the runs
 
 
-def ready(args):
+def parts(args):
+    """What the command line asks for, as `Part`s; how long the demo's take is known from a quick measurement."""
+    parts, seconds = [], (None, None)
+    if args.preset == "demo":
+        slow = slowness()
+        parts = demo.lacking(args.data, args.weights, slow)
+        seconds = [slow * visit * min(epochs * demo.STUDIES[0], (args.max_steps or math.inf) * batch)
+                   for visit, epochs, batch in zip(demo.VISIT, args.epochs, args.batch_size)]
+    stages = [Part("stage1", f"stage 1: pictures and sentences meet, {args.epochs[0]} epochs", seconds[0]),
+              Part("stage2", f"stage 2: a report from pictures and clues, {args.epochs[1]} epochs", seconds[1])]
+    return parts + [stage for number, stage in enumerate(stages, start=1) if args.stage in (None, number)]
+
+
+def ready(args, timetable):
     """What one process does before all: refuses folders that were named and are not there, takes the run's folder, and
-    makes what the demo lacks. Returns the lock on the run's folder.
+    makes what the demo lacks. Returns the lock on the run's folder, and what `demo.prepare` does.
     """
     demos = {"data": args.data == Path("datasets/demo"), "weights": args.weights == Path("weights/demo")}
     if args.preset == "demo" and not demos["data"]:
@@ -272,16 +308,15 @@ def ready(args):
     if not args.weights.is_dir() and not (args.preset == "demo" and demos["weights"]):
         raise UserError(f"--weights {args.weights}: no such folder; give the one that holds swin/, bert/ and mistral/"
                         + " (an empty one, to have the demo's made in it)" * (args.preset == "demo"))
-    made = demos["weights"] or (args.weights / "mistral" / "model.safetensors").is_file()
+    made = (demos["weights"] or (args.weights / demo.MARK).is_file()
+            or (args.weights / "mistral" / "model.safetensors").is_file())
     if args.preset == "demo" and not made and any(args.weights.iterdir()):
         raise UserError(f"{args.weights}: holds something, but no mistral/model.safetensors of the demo's; "
                         "give an empty folder to make it in, or --preset iu_xray or mimic_cxr for published weights")
 
     lock = Lock(args.run)
     remove_leftovers(args.run)
-    if args.preset == "demo":
-        demo.prepare(args.data, args.weights, args.seed)
-    return lock
+    return lock, demo.prepare(args.data, args.weights, args.seed, timetable) if args.preset == "demo" else None
 
 
 def train(args, processes):
@@ -292,7 +327,8 @@ def train(args, processes):
                         "or leave it out")
     if args.shard:
         fsdp()                                             # where it can't be had, say so now, not after stage 1
-    lock = processes.lead_first(lambda: ready(args))
+    timetable = Timetable(parts(args), say)
+    lock, writing = processes.lead_first(lambda: ready(args, timetable)) or (None, None)
 
     if processes.device.type == "cuda" and args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -300,18 +336,22 @@ def train(args, processes):
         torch.utils.deterministic.fill_uninitialized_memory = False     # it guards against bugs, at the cost of a write
 
     prepared = Prepared(args.data)
-    for stage_class in (Stage1, Stage2):
-        if args.stage in (None, stage_class.number):
-            train_stage(stage_class, of_stage(args, stage_class.number), processes, prepared, say)
-            processes.barrier()
+    if args.stage != 2:
+        train_stage(Stage1, of_stage(args, 1), processes, prepared, timetable, say)
+        processes.barrier()
+    processes.lead_first(lambda: demo.wait_for(writing, args.weights))
+    if args.stage != 1:
+        train_stage(Stage2, of_stage(args, 2), processes, prepared, timetable, say)
+        processes.barrier()
+    say(next_commands(args))
     if lock:
         lock.close()
 
 
-def train_stage(stage_class, args, processes, prepared, say):
+def train_stage(stage_class, args, processes, prepared, timetable, say):
     """One stage, unless it is finished; `args` holds the settings of this stage alone."""
     plan = Plan(stage_class.view_counts(prepared.split("train")), processes, args.batch_size, args.accumulate,
-                args.epochs, args.max_steps, args.seed)
+                args.epochs, args.max_steps, args.seed, args.validate_every)
     settings, counters = settings_of(stage_class, args, processes, prepared), None
 
     if processes.rank == 0:
@@ -325,7 +365,9 @@ def train_stage(stage_class, args, processes, prepared, say):
         return
 
     torch.manual_seed(args.seed)
-    Run(stage_class(args, processes, prepared), plan, args, processes, settings, say).fit()
+    timetable.begin(stage_class.name)
+    Run(stage_class(args, processes, prepared), plan, args, processes, settings, timetable, say).fit()
+    timetable.end()
 
 
 def main(argv=None):
@@ -334,6 +376,8 @@ def main(argv=None):
     processes, args = Processes(), None
     try:
         args = arguments(argv, __doc__)
+        if args.threads:
+            torch.set_num_threads(args.threads)
         if not args.dry_run:
             train(args, processes)
         elif processes.rank == 0:

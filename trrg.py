@@ -251,12 +251,15 @@ class TRRG(nn.Module):
         return self
 
     @torch.no_grad()
-    def encode(self, images):
-        """v_e = E_img(x), the frozen encoder of stage 1 on all views of a study: (B, V, 3, H, W) → (B, N, d)."""
+    def view_tokens(self, images):
+        """The frozen encoder of stage 1 on every view: (B, V, 3, H, W) → (B, V, n, d)."""
         B, V = images.shape[:2]
         images = images.flatten(0, 1).to(self.image_projection.weight)                     # frozen, perhaps in bf16
-        tokens = self.image_projection(self.swin(images)).to(self.mapper.weight)           # (B·V, n, d)
-        views = tokens.unflatten(0, (B, V))
+        return self.image_projection(self.swin(images)).unflatten(0, (B, V))
+
+    def encode(self, images):
+        """v_e = E_img(x) of all views of a study: (B, V, 3, H, W), or their `view_tokens`, → (B, N, d)."""
+        views = (self.view_tokens(images) if images.dim() == 5 else images).to(self.mapper.weight)
         return views.flatten(1, 2) if self.config.views == "concat" else views.mean(1)
 
     def recognise(self, v_e):
@@ -337,7 +340,7 @@ class TRRG(nn.Module):
         return self.language_model.logits(hidden[:, -T:][labels != -100]).float()
 
     def forward(self, images, ids, labels, gather=lambda rows: rows):
-        """images (B, V, 3, H, W), report ids and labels (B, T) from `supervise` → `Loss`.
+        """images (B, V, 3, H, W) or their tokens, report ids and labels (B, T) from `supervise` → `Loss`.
 
         gather(rows) gives those of all processes; only the contrast of `dc_pull` asks for it.
         """

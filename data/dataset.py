@@ -134,17 +134,17 @@ class Visits(torch.utils.data.Dataset):
     """What a stage sees of its studies; indexed by (epoch, study number), so that the caller owns all order.
 
     `stage` 1 gives one random view and `sentences` random sentences a visit (one: the paper; a report with fewer
-    repeats itself), `stage` 2 all views and
-    the whole report. `crop` is the encoder's picture size. With `seed` None nothing is random: centre crop, first view,
-    first sentences.
+    repeats itself), `stage` 2 all views and the whole report. `crop` is the encoder's picture size. With `seed` None
+    nothing is random: centre crop, first view, first sentences. `features`, tokens of every picture by its row, takes
+    the pictures' place in stage 2.
     """
 
-    def __init__(self, prepared, studies, stage, crop, seed=None, sentences=1):
+    def __init__(self, prepared, studies, stage, crop, seed=None, sentences=1, features=None):
         if crop > prepared.size:
             raise UserError(f"{prepared.folder}: pictures of {prepared.size} px cannot give crops of {crop} px; "
                             f"prepare the data set again with --size {64 * -(-crop // 56)}")  # 256 for 224, 448 for 384
         self.prepared, self.studies, self.stage, self.crop, self.seed = prepared, studies, stage, crop, seed
-        self.sentences = sentences
+        self.sentences, self.features = sentences, features
         self.texts = [self._text(study) for study in studies]
 
     def _text(self, study):
@@ -161,6 +161,8 @@ class Visits(torch.utils.data.Dataset):
     def __getitem__(self, visit):
         epoch, number = visit
         study, text = self.studies[number], self.texts[number]
+        if self.features is not None:
+            return {"number": number, "id": study["id"], "images": self.features[study["views"]], "text": text}
         generator = None if self.seed is None else generator_for(self.seed, epoch, number)
         pictures = self.prepared.pictures(study)
         if self.stage == 1:
@@ -171,7 +173,7 @@ class Visits(torch.utils.data.Dataset):
 
 
 def collate(visits):
-    """Visits with equally many views → {"ids", "numbers", "images" (B, V, 3, crop, crop), "texts"}.
+    """Visits with equally many views → {"ids", "numbers", "images" (B, V, 3, crop, crop) or (B, V, n, d), "texts"}.
 
     A text is a report (stage 2) or a list of sentences (stage 1).
     """

@@ -23,13 +23,7 @@ def zero_shot(alignment, prepared, studies, processes, batch_size=16, draws=DRAW
     The clue prompts are those of the run (--prompts-per-disease), as its configuration has them.
     """
     v = recognise(alignment, prepared, studies, processes, batch_size)
-    tau = alignment.tau.item()
-
-    # By the clue prompts, as stage 2 chooses its clues.
-    bank = clue_prompts(alignment.config.prompts_per_disease)
-    of = torch.tensor([i for i, prompts in enumerate(bank) for _ in prompts])
-    cosines = cosine(v, embed_sentences(alignment, [text for prompts in bank for text in prompts]))
-    scores = disease_scores(cosines, of, len(bank), tau)[0].numpy()
+    scores, tau = clue_scores(alignment, v), alignment.tau.item()
 
     # By a pair of prompts per disease, as CheXzero does: softmax over two is the sigmoid of their difference.
     positive, negative = (embed_sentences(alignment, list(texts)) for texts in zip(*zero_shot_pairs()))
@@ -51,7 +45,21 @@ def zero_shot(alignment, prepared, studies, processes, batch_size=16, draws=DRAW
     return result, scores
 
 
-def recognise(alignment, prepared, studies, processes, batch_size):
+def auroc_so_far(alignment, prepared, studies, processes, batch_size=64):
+    """`zero_shot`'s macro AUROC of the clue prompts alone, without an interval: for a look during training."""
+    scores = clue_scores(alignment, recognise(alignment, prepared, studies, processes, batch_size, what=None))
+    return zero_shot_scores(scores, [study["labels"] for study in studies], LABELS, draws=1)["macro"]["value"]
+
+
+def clue_scores(alignment, v):
+    """v_cls (N, d) → the diseases' scores by the clue prompts (N, m), as stage 2 chooses its clues."""
+    bank = clue_prompts(alignment.config.prompts_per_disease)
+    of = torch.tensor([i for i, prompts in enumerate(bank) for _ in prompts])
+    cosines = cosine(v, embed_sentences(alignment, [text for prompts in bank for text in prompts]))
+    return disease_scores(cosines, of, len(bank), alignment.tau.item())[0].numpy()
+
+
+def recognise(alignment, prepared, studies, processes, batch_size, what="pictures"):
     """v_cls of every study, the mean over its views: (N, d) float32 on the CPU."""
     device = alignment.log_scale.device
 
@@ -61,7 +69,7 @@ def recognise(alignment, prepared, studies, processes, batch_size):
         tokens = alignment.image_tokens(images.flatten(0, 1)).unflatten(0, images.shape[:2])
         return list(tokens.mean((1, 2)).float().cpu().numpy())
 
-    done = over_batches(prepared, studies, alignment.pictures["crop"], batch_size, processes, "pictures", work)
+    done = over_batches(prepared, studies, alignment.pictures["crop"], batch_size, processes, what, work)
     return torch.from_numpy(np.stack(done))
 
 

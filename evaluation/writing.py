@@ -24,16 +24,16 @@ class Written(NamedTuple):
 def over_batches(prepared, studies, crop, batch_size, processes, what, work):
     """Runs `work(visits)` on every batch of a split → its results in the order of the studies, on every process.
 
-    `work` takes collated visits (data/dataset.py) and gives one picklable result per study. A batch's studies have
-    equally many views, so their prompts are equally long, and nothing is left to sort; rows that end early leave the
-    batch while it is decoded (model/decode.py).
+    `work` takes collated visits (data/dataset.py) and gives one picklable result per study; `what` names the bar, None
+    for none. A batch's studies have equally many views, so their prompts are equally long, and nothing is left to
+    sort; rows that end early leave the batch while it is decoded (model/decode.py).
     """
     visits = Visits(prepared, studies, stage=2, crop=crop)
     batches = plan_epoch([len(study["views"]) for study in studies], batch_size)
     mine = batches[processes.rank::processes.world]
 
     done = {}
-    bar = tqdm(total=sum(map(len, mine)), desc=what, unit="study", disable=processes.rank != 0)
+    bar = tqdm(total=sum(map(len, mine)), desc=what, unit="study", disable=processes.rank != 0 or what is None)
     for batch in mine:
         done.update(zip(batch, work(collate([visits[0, number] for number in batch])), strict=True))
         bar.update(len(batch))

@@ -29,7 +29,7 @@ def test_a_step_by_hand():
     p.grad = torch.tensor([[1e-3]])
     q = torch.nn.Parameter(torch.tensor([1.0]))
     q.grad = torch.tensor([5.0])
-    Muon([{"params": [p], "muon": True, "weight_decay": 0.5}, {"params": [q], "weight_decay": 0.0}], lr=0.1, scale=1.0).step()
+    Muon([{"params": [p], "muon": True, "weight_decay": 0.5}, {"params": [q], "weight_decay": 0.0}], lr=0.1).step()
     assert q.item() == pytest.approx(0.9, abs=1e-6)                  # AdamW's first step is lr, whatever the gradient
     assert p.item() == pytest.approx(2.0 * (1 - 0.05) - 0.1 * orthogonalised(torch.ones(1, 1)).item(), abs=1e-5)
 
@@ -41,7 +41,7 @@ def test_steps_as_torchs_own_muon_takes_them(shape):
     torch.manual_seed(0)
     ours = torch.nn.Parameter(torch.randn(shape))
     theirs = torch.nn.Parameter(ours.detach().clone())
-    one = Muon([{"params": [ours], "muon": True, "weight_decay": 0.1}], lr=0.01, scale=10.0)
+    one = Muon([{"params": [ours], "muon": True, "weight_decay": 0.1}], lr=0.1)
     other = torch.optim.Muon([theirs], lr=0.1, momentum=0.95, weight_decay=0.1)
     start = ours.detach().clone()
     for _ in range(5):

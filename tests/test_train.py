@@ -28,7 +28,7 @@ from training.options import arguments
 from training.state import newest_state
 
 
-WRITER = [*runs.WRITER, "--lora-dropout", "0"]
+WRITER = [*runs.WRITER, "--lora-dropout", "0", "--no-cache-features"]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,8 @@ def test_four_times_eight_is_thirty_two(toy):
     """The paper's four GPUs of 8: 93 studies are 32 + 32, 29, so the last step has one batch, which is not full."""
     folder, argv = toy
     tiny.write_data(folder / "data93", train=93)
-    argv = [*argv, *WRITER, "--data", folder / "data93", "--accumulate", "2", "--same-sentence-positives"]
+    argv = [*argv, *WRITER, "--data", folder / "data93", "--accumulate", "2", "--same-sentence-positives",
+            "--prompts-per-disease", "1"]
     for world, size in ((1, 32), (4, 8)):
         code, _, err = runs.run("train", [*argv, "--batch-size", size, "--run", folder / f"by{size}"], folder / "out", world)
         assert code == 0, err
@@ -108,7 +109,8 @@ def test_muon_takes_the_same_steps_on_two_processes(toy):
     up to 3.4445⁵ = 485 times, to 5e-5 of a step: 1e-6, and 2e-6 is seen. A learning rate that is 0.1 % off shows. Longer
     runs may part further: which prompt is a disease's best can hang on rounding."""
     folder, argv = toy
-    argv = [*argv, *WRITER, "--optimizer", "muon", "--lr", "1e-3", "--accumulate", "2", "--same-sentence-positives"]
+    argv = [*argv, *WRITER, "--optimizer", "muon", "--lr", "1e-3", "--accumulate", "2", "--same-sentence-positives",
+            "--prompts-per-disease", "1"]
     for world, size in ((1, 8), (2, 4)):
         code, _, err = runs.run("train", [*argv, "--batch-size", size, "--run", folder / f"muon{world}"], folder / "out", world)
         assert code == 0, err
@@ -251,7 +253,7 @@ def test_stage_2_wants_stage_1(toy, tmp_path, capfd):
 
 def test_the_demo_fills_no_folder_of_the_users(toy, tmp_path, monkeypatch, capfd):
     made = []
-    monkeypatch.setattr(train.demo, "prepare", lambda data, weights, seed: made.append((str(data), str(weights))))
+    monkeypatch.setattr(train.demo, "prepare", lambda data, weights, seed, timetable: made.append((str(data), str(weights))))
     data, begun = toy[0] / "data", tmp_path / "begun"
     (begun / "swin").mkdir(parents=True)
     argv = ["--run", tmp_path / "run"]
@@ -262,7 +264,7 @@ def test_the_demo_fills_no_folder_of_the_users(toy, tmp_path, monkeypatch, capfd
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     for extra in ([], ["--data", data, "--weights", tmp_path / "empty"], ["--data", data, "--weights", toy[0] / "weights"]):
-        train.ready(arguments([*map(str, extra)])).close()
+        train.ready(arguments([*map(str, extra)]), timetable=None)[0].close()
     assert made == [("datasets/demo", "weights/demo"), (str(data), f"{tmp_path}/empty"), (str(data), f"{toy[0]}/weights")]
 
 
@@ -389,7 +391,7 @@ def test_generated_scores_choose_the_checkpoint_on_request(toy, one, tmp_path, m
         seen.append([study["id"] for study in studies]), original(model, prepared, studies, *args, **more))[1])
     monkeypatch.setattr(train, "score", lambda *args, **more: time.sleep(0.3) or {"BLEU-4": 0.5, "CIDEr": next(given)})
     argv = [*toy[1], *WRITER, "--stage", "2", "--stage1", str(one / "stage1.safetensors"), "--run", str(tmp_path), "--select", "CIDEr", "--val-reports", "2",
-            "--max-new-tokens", "4"]
+            "--max-new-tokens", "4", "--samples", "0"]
     assert train.main(argv) == 0
     _, header = newest_state(tmp_path / "state", "stage2")
     assert header["facts"]["seconds"] > 0.6 + sum(sum(row["seconds"].values()) for row in read_rows(tmp_path / "log.jsonl") if "loss" in row)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import time
 
 import torch
@@ -106,3 +107,20 @@ def summary(stage, plan, counters, args):
             f"  best {args.select if stage.number == 2 else 'loss'} on val: {best['value']:.4f} "
             f"after step {best['step']:,}\n"
             f"  {args.run / stage.checkpoint}, {args.run / 'log.jsonl'}, {args.run / 'state'}")
+
+
+def sample_text(sample):
+    """The report of a val study so far, as it is printed."""
+    clues = "; ".join(f"{weight:.0%} {prompt}" for prompt, weight in sample["clues"])
+    return (f"  {sample['id']}\n    report     {sample['report'] or '(empty)'}\n    reference  {sample['reference']}"
+            + (f"\n    clues      {clues}" if clues else ""))
+
+
+def next_commands(args):
+    """What one may want to do with what a command has made, to be pasted as it stands."""
+    if args.stage == 1:
+        checkpoint = shlex.quote(str(args.run / "stage1.safetensors"))
+        return f"next:\n  python evaluate.py --ckpt {checkpoint}"
+    checkpoint = shlex.quote(str(args.run / "ckpt.safetensors"))
+    return "\n".join(["next:", f"  python evaluate.py --ckpt {checkpoint}",
+                      f"  python evaluate.py --ckpt {checkpoint} --serve"])

@@ -21,12 +21,13 @@ from model.trained import configuration
 
 PAPER = dict(batch_size=(8, 8), lr=(1e-4, 1e-4), optimizer=("adamw", "adamw"), sentences=1,
              same_sentence_positives=False, queries=32, lora_rank=16, lora_alpha=16, lora_dropout=0.1,
-             lora_targets=list(TARGETS), repetition_penalty=1.0, embed_base=False, save_every=500, workers=4)
+             lora_targets=list(TARGETS), repetition_penalty=1.0, cache_features=False, validate_every=(1, 1),
+             embed_base=False, save_every=500, workers=4, threads=0)
 PRESETS = {
-    "demo": dict(PAPER, epochs=(34, 5), batch_size=(16, 8), lr=(1e-3, 1.3e-3), optimizer=("muon", "muon"), sentences=4,
-                 same_sentence_positives=True, queries=16, lora_rank=32, lora_alpha=32, lora_targets=list(LINEAR),
-                 report_tokens=120, max_new_tokens=120, repetition_penalty=1.2, embed_base=True, save_every=100,
-                 workers=0),
+    "demo": dict(PAPER, epochs=(12, 4), batch_size=(32, 8), lr=(2e-3, 1.3e-3), optimizer=("muon", "muon"), sentences=4,
+                 same_sentence_positives=True, queries=16, lora_rank=32, lora_alpha=32, lora_dropout=0.0,
+                 lora_targets=list(LINEAR), report_tokens=120, max_new_tokens=120, repetition_penalty=1.2,
+                 cache_features=True, validate_every=(3, 1), embed_base=True, save_every=100, workers=0, threads=1),
     "iu_xray": dict(PAPER, epochs=(20, 20), report_tokens=160, max_new_tokens=100),
     "mimic_cxr": dict(PAPER, epochs=(5, 5), report_tokens=256, max_new_tokens=150),
 }
@@ -138,22 +139,30 @@ TABLE = {
                "muon is for small networks that start at random", same=True),
         Option("weight_decay", EVERY, NUMBER, 0.05, "on matrices only", same=True),
         Option("warm_up", EVERY, NUMBER, 0.03, "fraction of the steps", same=True),
-        Option("clip", EVERY, dict(type=at_least(float, 1e-9)), 1.0, "longest gradient", same=True)),
+        Option("clip", EVERY, dict(type=at_least(float, 1e-9)), 1.0, "longest gradient", same=True),
+        Option("cache_features", STAGE_2, SWITCH, False, "encode every picture once, without random crops and jitter, "
+               "and keep its tokens in a file in RUN (100 kB per picture at the paper's sizes)", same=True)),
     "which checkpoint is kept (the val split decides, never the test split)": (
         Option("select", STAGE_2, dict(choices=FIGURES), "loss",
                "its figure; the scores are of written reports, protocol coco", same=True),
+        Option("validate_every", EVERY, dict(type=at_least(int, 1), metavar="EPOCHS"), None,
+               "from one look at the val split to the next"),
+        Option("samples", EVERY, NATURAL, 1, "val studies whose report is shown at every validation of stage 2 beside "
+               "its reference, but with --shard; stage 1 shows the AUROC so far; 0: neither"),
         Option("val_reports", SCORES, COUNT, 200, "reports to write for it, of fixed studies", same=True)),
     "the machine": (
         Option("precision", EVERY, dict(choices=("auto", "bf16", "fp32")), "auto", "auto: bf16 on a GPU", same=True),
         Option("checkpointing", EVERY, SWITCH, False, "recompute activations, to save memory"),
         Option("shard", STAGE_2, SWITCH, False, "spread the frozen language model over the processes"),
         Option("deterministic", GPU, SWITCH, True, "the same bits again on a GPU too; a little slower"),
+        Option("threads", EVERY, NATURAL, None, "of the CPU, per process; 0: as many as torch takes. To small networks a "
+               "second thread gives little, and takes much beside another program"),
         Option("workers", EVERY, NATURAL, None, "processes that load pictures, for each process that trains"),
         Option("save_every", EVERY, COUNT, None, "steps between states"),
         Option("embed_base", STAGE_2, SWITCH, None, "keep the language model in the checkpoint", same="later")),
 }
 OPTIONS = {option.name: option for group in TABLE.values() for option in group}
-PER_STAGE = ("epochs", "batch_size", "lr", "optimizer")       # on the command line one value, for both
+PER_STAGE = ("epochs", "batch_size", "lr", "optimizer", "validate_every")       # on the command line one value, for both
 
 
 def arguments(argv=None, description=__doc__):

@@ -13,14 +13,15 @@ class Plan:
     """Every batch of a run, as a pure function of the seed.
 
     `view_counts`: how many views a visit of each study shows; `batch_size`: studies per process; `max_steps`: None for
-    all epochs.
+    all epochs; `validate_every`: epochs from one look at the val split to the next.
     """
 
-    def __init__(self, view_counts, processes, batch_size, accumulate, epochs, max_steps, seed):
+    def __init__(self, view_counts, processes, batch_size, accumulate, epochs, max_steps, seed, validate_every=1):
         self.view_counts, self.processes, self.seed = tuple(view_counts), processes, seed
         self.batch_size, self.accumulate = batch_size * processes.world, accumulate
         self.steps_per_epoch = math.ceil(len(plan_epoch(view_counts, self.batch_size)) / accumulate)
         self.steps = min(self.steps_per_epoch * epochs, max_steps or math.inf)
+        self.steps_to_validation = self.steps_per_epoch * validate_every
         self.batches = lru_cache(maxsize=2)(self.batches)            # the loader is ahead, perhaps in the next epoch
 
     def batches(self, epoch):
@@ -34,8 +35,8 @@ class Plan:
         return [Share(batch, self.processes, epoch) for batch in batches]
 
     def validates(self, step):
-        """Whether the val split is looked at after so many steps: at the end of every epoch and of the run."""
-        return step > 0 and (step % self.steps_per_epoch == 0 or step == self.steps)
+        """Whether the val split is looked at after so many steps; at the end of the run it always is."""
+        return step > 0 and (step % self.steps_to_validation == 0 or step == self.steps)
 
 
 def loaded(plan, visits, first, workers, device):

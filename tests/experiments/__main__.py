@@ -58,6 +58,7 @@ from training import demo
 from training.options import arguments
 from training.processes import Processes
 from training.state import data_digest, weights_digest
+from training.timetable import Timetable, slowness
 
 # Options that change no result, or stand in the settings by what was found of them.
 PLACES = ("run", "stage1", "data", "weights", "fresh", "dry_run", "stage", "workers", "save_every", "embed_base",
@@ -290,7 +291,8 @@ def main(argv=None):
             owners = with_needed(grids[int(seed)], COLUMNS)
             return work(args, *next((owners[job], job) for job in owners if job.name == name))
         if not args.tables:
-            demo.prepare(args.data, args.weights, 0)
+            timetable = Timetable(demo.lacking(args.data, args.weights, slowness()), print)
+            demo.wait_for(demo.prepare(args.data, args.weights, 0, timetable), args.weights)
             for seed, percent in product(range(args.seeds), PERCENT[:-1]) if "data" in args.only else ():
                 part(args, percent, seed)
             for seed, percent in product(range(args.seeds), SCARCE) if "scarce" in args.only else ():
