@@ -150,13 +150,15 @@ class Buffers:
                 for _ in range(3):
                     self.run(mistral)
             torch.cuda.current_stream().wait_stream(stream)
-            self.recording = torch.cuda.CUDAGraph()
+            recording = torch.cuda.CUDAGraph()
             # Other threads, such as one that pins memory for the next pictures, go on meanwhile.
-            with torch.cuda.graph(self.recording, capture_error_mode="thread_local"):
+            with torch.cuda.graph(recording, capture_error_mode="thread_local"):
                 self.logits = self.run(mistral)
+            self.recording = recording                     # only a whole one is ever replayed
 
 
-KEPT = weakref.WeakKeyDictionary()     # {model: (addresses of its weights, {shape: Buffers})}
+# {model: (addresses of its weights, {shape: Buffers})}; the buffers stay on the device as long as their model lives.
+KEPT = weakref.WeakKeyDictionary()
 
 
 def buffers_for(mistral, *shape):
