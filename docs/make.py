@@ -41,7 +41,7 @@ from tests.experiments.tables import joined
 from training.log import read_rows
 from training.processes import Processes
 
-WIDTH, LOOKED_AT = 960, 64             # of a picture in px; test studies among which the shown ones are looked for
+WIDTH, LOOKED_AT = 960, 200            # of a picture in px; test studies among which the shown ones are looked for
 FIGURES = ("micro F1", "invented", "missed")
 STYLE = """
 text { fill: #1d2327; font-family: system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
@@ -229,11 +229,12 @@ def screenshots(out, prepared, chosen):
             browser.call("Page.navigate", url=f"file://{folder}/report.html")
             browser.wait_for("document.querySelectorAll('.card img').length")
             browser.run("document.querySelectorAll('.clues').forEach(list => list.querySelector('button')?.click())")
-            box = browser.run("(() => { const box = document.getElementById('cards').getBoundingClientRect(); return "
-                              "{ x: box.x, y: box.y + scrollY, width: box.width, height: box.height, scale: 1 }; })()")
+            box = browser.run("document.getElementById('cards').getBoundingClientRect().toJSON()")
+            clip = {"x": box["x"] - 16, "y": box["y"] + browser.run("scrollY"), "width": box["width"] + 32,
+                    "height": box["height"], "scale": 1}
             for name, scheme in (("gallery.webp", "light"), ("gallery-dark.webp", "dark")):
                 browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-                shot = browser.call("Page.captureScreenshot", clip=box, captureBeyondViewport=True,
+                shot = browser.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True,
                                     format="webp", quality=85)["data"]
                 save(out / name, base64.b64decode(shot))
 
