@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 
 def padded_batches(encoded, pad_id, device, what, batch_size=32, progress=True):
-    """Yields (texts, ids (B, T), mask (B, T)) on the device, of {text: token ids}; the mask is true where no padding is.
+    """Yields (texts, ids (B, T), mask (B, T)) on the device, of {text: token ids}; the mask is false at padding.
 
     Shortest texts first, so that a batch holds little padding. `what` is the progress bar's title; it is silent where
     nobody watches.

@@ -58,7 +58,7 @@ class Reading(NamedTuple):
 
 
 class Labeler:
-    """Texts → labels or vectors, with a model and its tokenizer. Reads at most as many tokens as the model has positions.
+    """Texts → labels or vectors, with a model and its tokenizer. Reads no more tokens than the model has positions.
 
     What it has read it remembers: a text costs its time once, whoever asks for it again.
     """
