@@ -142,11 +142,12 @@ def from_tokenizer_json(path):
             and json_object["pre_tokenizer"]["type"] == "BertPreTokenizer"
             and [model["vocab"][token] for token in tokens] == list(range(len(tokens)))
             and not any("\n" in token or "\r" in token for token in tokens))
-    except (KeyError, TypeError, AttributeError):
+        vocab = "".join(f"{token}\n" for token in tokens).encode()
+    except (KeyError, TypeError, AttributeError, UnicodeEncodeError):
         like_bert = False
     if not like_bert:
         raise UserError(f"{path}: not BERT's WordPiece; take a BERT, or put its vocab.txt into the folder")
-    return "".join(f"{token}\n" for token in tokens).encode(), lower_case
+    return vocab, lower_case
 
 
 def basic_tokens(text, lower_case):

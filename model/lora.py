@@ -178,8 +178,8 @@ def load_peft(module, folder):
     rank, alpha = config.get("r"), config.get("lora_alpha")
     dropout, targets = config.get("lora_dropout", 0.0), config.get("target_modules")
     numbers = type(rank) is int and rank > 0 and type(alpha) in (int, float) and type(dropout) in (int, float)
-    if not numbers or not 0 <= dropout < 1 or not isinstance(targets, (list, str)) or not targets \
-            or not all(isinstance(target, str) for target in targets):
+    if not numbers or not abs(alpha) < 2**31 or not 0 <= dropout < 1 \
+            or not isinstance(targets, (list, str)) or not targets or not all(isinstance(target, str) for target in targets):
         raise UserError(f"{path}: r, lora_alpha, lora_dropout or target_modules is unusable; write the adapter again")
 
     file = next((folder / name for name in ("adapter_model.safetensors", "adapter_model.bin")

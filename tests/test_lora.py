@@ -173,7 +173,8 @@ def test_it_says_when_a_target_is_not_there(base):
     {"peft_type": "LOHA"}, {"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}, {"r": 3},
     {"r": "4"}, {"r": 0}, {"target_modules": ["q_proj"]}, {"target_modules": ["zz"]}, {"target_modules": [5]},
     {"target_modules": "(("},
-    {"rank_pattern": {"q_proj": 8}}, {"lora_dropout": 2}, {"layers_to_transform": [0]}, {"lora_alpha": None}])
+    {"rank_pattern": {"q_proj": 8}}, {"lora_dropout": 2}, {"layers_to_transform": [0]}, {"lora_alpha": None},
+    {"lora_alpha": float("nan")}, {"lora_alpha": 10**400}])
 def test_an_adapter_that_does_not_fit_is_refused_and_the_model_left_alone(base, tmp_path, change):
     folder = tmp_path / "adapter"
     save_peft(shake(add_lora(ours(base), rank=4)), folder)

@@ -187,7 +187,8 @@ def test_tokenizer_json_alone_is_read(tmp_path, lower_case):
 @pytest.mark.parametrize("part, key, value", [
     ("model", "type", "BPE"), ("model", "unk_token", "<unk>"), ("model", "continuing_subword_prefix", "@@"),
     ("model", "max_input_chars_per_word", 50), ("model", "vocab", {"[PAD]": 0, "a": 2}), ("model", "vocab", ["[PAD]"]),
-    ("model", "vocab", {"a\nb": 0}), ("normalizer", "strip_accents", False), ("normalizer", "clean_text", False),
+    ("model", "vocab", {"a\nb": 0}), ("model", "vocab", {"\ud800": 0}),
+    ("model", "vocab", {"a": 0, "b": "1"}), ("normalizer", "strip_accents", False), ("normalizer", "clean_text", False),
     ("normalizer", "type", "Sequence"), ("pre_tokenizer", "type", "Whitespace"), ("model", "type", None)])
 def test_another_tokenizer_json_is_refused(tmp_path, part, key, value):
     folder(tmp_path)
