@@ -166,7 +166,7 @@ def telling(studies):
     """
     def order(one):
         labels, kinds = [label for label, _, _ in one[1]["f"]], [kind for _, kind, _ in one[1]["f"]]
-        wrong = sum(kind != "match" for kind in kinds)
+        wrong = sum(1 + note.count(";") for _, kind, note in one[1]["f"] if kind != "match")
         return (len(one[0]["views"]) != 2, "differs" not in kinds, abs(wrong - 1), "Support Devices" in labels,
                 -len(kinds))
     return sorted(studies, key=order)
@@ -197,7 +197,7 @@ def first(prepared, study, card, _, maps):
             parts.append(embedded(heat(grids[min(number, len(grids) - 1)], grids.min(), grids.max()),
                                   x + (side - inner) / 2, 20 + (side - inner) / 2, inner, "PNG"))
     y = side + 46
-    parts.append(words(f"heat map: where the pictures answer “{clue.removeprefix('Clue: ')}”", 20, y, "quiet", 12))
+    parts.append(words(f"heat map of “{clue.removeprefix('Clue: ')}”", 20, y, "quiet", 12))
     for prompt, weight, _ in maps["clues"]:
         y += 30
         parts += [words(prompt.removeprefix("Clue: "), 20, y), words(f"{100 * weight:.0f} %", 450, y, "quiet"),
