@@ -178,8 +178,8 @@ def load_peft(module, folder):
     rank, alpha = config.get("r"), config.get("lora_alpha")
     dropout, targets = config.get("lora_dropout", 0.0), config.get("target_modules")
     numbers = type(rank) is int and rank > 0 and type(alpha) in (int, float) and type(dropout) in (int, float)
-    if not numbers or not abs(alpha) < 2**31 or not 0 <= dropout < 1 \
-            or not isinstance(targets, (list, str)) or not targets or not all(isinstance(target, str) for target in targets):
+    names = isinstance(targets, (list, str)) and targets and all(isinstance(target, str) for target in targets)
+    if not numbers or not names or not abs(alpha) < 2**31 or not 0 <= dropout < 1:
         raise UserError(f"{path}: r, lora_alpha, lora_dropout or target_modules is unusable; write the adapter again")
 
     file = next((folder / name for name in ("adapter_model.safetensors", "adapter_model.bin")
@@ -187,7 +187,7 @@ def load_peft(module, folder):
     if file is None:
         raise UserError(f"{folder}: holds no adapter_model.safetensors and no adapter_model.bin")
     state = checkpoint.open_tensors(file)
-    names = {name.removeprefix(PREFIX).removesuffix(".weight"): tensor for name, tensor in state.items()}
+    matrices = {name.removeprefix(PREFIX).removesuffix(".weight"): tensor for name, tensor in state.items()}
 
     # Both halves or neither: where the matrices do not fit, the adapters go again.
     try:
@@ -195,7 +195,7 @@ def load_peft(module, folder):
     except (ValueError, re.error) as error:
         raise UserError(f"{path}: {error}; the adapter belongs to another model") from None
     try:
-        load_lora_state(module, names, source=file)
+        load_lora_state(module, matrices, source=file)
     except UserError:
         drop_lora(module)
         raise
