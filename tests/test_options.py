@@ -24,7 +24,7 @@ def given(option):
     """The option on a command line, with the first value that it takes."""
     if "action" in option.kind:
         return [flag(option.name)]
-    value = "0.5" if option.name == "lora_dropout" else "1"
+    value = "0.5" if option.name in ("lora_dropout", "clue_dropout") else "1"
     value = str(option.kind["choices"][0]) if "choices" in option.kind else value
     return [flag(option.name), *[value] * (2 if option.kind.get("nargs") == 2 else 1)]
 

@@ -118,7 +118,7 @@ TABLE = {
                "sides (as printed), the picture's alone, or Eq. (1) in its place", same=True),
         Option("dc_weight", CONSISTENCY, NUMBER, 1.0, "weight of L_DC, Eq. (5)", same=True),
         Option("lora_rank", STAGE_2, NATURAL, None, "0: literally frozen", same=True),
-        Option("lora_alpha", ADAPTERS, dict(type=float), None, "scale of the adapters, times their rank", same=True),
+        Option("lora_alpha", ADAPTERS, NUMBER, None, "scale of the adapters, times their rank", same=True),
         Option("lora_dropout", ADAPTERS, NUMBER, None, "before the adapters", same=True),
         Option("lora_targets", ADAPTERS, dict(nargs="+", choices=LINEAR, metavar="LAYER"), None,
                f"layers with an adapter, of {', '.join(LINEAR)}", same=True),
@@ -188,8 +188,9 @@ def arguments(argv=None, description=__doc__):
         if not OPTIONS[name].reader.reads(args):
             raise UserError(f"{flag(name)}: only {OPTIONS[name].reader.who} reads it, and there is none in this run; "
                             "leave it out")
-    if args.lora_dropout >= 1:
-        raise UserError(f"--lora-dropout {args.lora_dropout}: must be below 1")
+    for name, bound, written in (("lora_dropout", 1, "1"), ("clue_dropout", 1, "1"), ("seed", 2**63, "2**63")):
+        if getattr(args, name) >= bound:
+            raise UserError(f"{flag(name)} {getattr(args, name)}: must be below {written}")
     if args.shard and (args.select != "loss" or args.embed_base):
         raise UserError("--shard: the language model is nowhere whole, so it can't be used with --embed-base or "
                         "--select " + args.select)
