@@ -23,27 +23,38 @@ class Attention(nn.Module):
         self.heads = heads
         self.query, self.key, self.value, self.out = (nn.Linear(d, d) for _ in range(4))
 
-    def forward(self, queries, context, mask=None, need_weights=False):
-        """(B, Q, d), (B, S, d), (B, S) → (B, Q, d); with `need_weights` also the mean attention map (B, Q, S).
+    def forward(self, queries, context, mask=None):
+        """(B, Q, d), (B, S, d), (B, S) → (B, Q, d).
 
         A row whose mask is all False (every clue under the threshold) attends to nothing and gives zeros.
         """
-        q, k, v = (split_heads(linear(x), self.heads)
-                   for linear, x in ((self.query, queries), (self.key, context), (self.value, context)))
-        some = None if mask is None else mask.any(-1)[:, None, None]
-        # softmax over nothing is NaN: an empty row may look everywhere, and its result is dropped below
-        allowed = None if mask is None else (mask | ~some[:, 0])[:, None, None]
-        mixed = scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(2)
-        out = self.out(mixed) if mask is None else self.out(mixed) * some
-        if not need_weights:
-            return out
-        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-        return out, (scores if mask is None else scores.masked_fill(~allowed, -torch.inf)).softmax(-1).mean(1)
+        q, k = self.queries_and_keys(queries, context)
+        v = split_heads(self.value(context), self.heads)
+        if mask is None:
+            return self.out(join_heads(scaled_dot_product_attention(q, k, v)))
+
+        # Softmax over nothing is NaN: an empty row may look everywhere, and its result is dropped
+        filled = mask.any(-1)[:, None, None]                                                 # (B, 1, 1)
+        allowed = (mask[:, None] | ~filled)[:, None]                                         # (B, 1, 1, S)
+        return self.out(join_heads(scaled_dot_product_attention(q, k, v, attn_mask=allowed))) * filled
+
+    def weights(self, queries, context):
+        """Where the queries look, the mean over the heads: (B, Q, d), (B, S, d) → (B, Q, S), each row summing to 1."""
+        q, k = self.queries_and_keys(queries, context)
+        return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1).mean(1)
+
+    def queries_and_keys(self, queries, context):
+        return split_heads(self.query(queries), self.heads), split_heads(self.key(context), self.heads)
 
 
 def split_heads(x, heads):
     """(B, S, d) → (B, heads, S, d / heads)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def join_heads(x):
+    """(B, heads, S, d / heads) → (B, S, d)."""
+    return x.transpose(1, 2).flatten(2)
 
 
 class Stream(nn.Module):
@@ -67,12 +78,13 @@ class Extract(nn.Module):
         self.norm_queries, self.norm_context, self.attention = nn.LayerNorm(d), nn.LayerNorm(d), Attention(d, heads)
         self.ffn = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
 
-    def forward(self, queries, context, mask=None, need_weights=False):
-        read = self.attention(self.norm_queries(queries), self.norm_context(context), mask, need_weights)
-        read, weights = read if need_weights else (read, None)
-        x = queries + read
-        x = x + self.ffn(x)
-        return (x, weights) if need_weights else x
+    def forward(self, queries, context, mask=None):
+        x = queries + self.attention(self.norm_queries(queries), self.norm_context(context), mask)
+        return x + self.ffn(x)
+
+    def weights(self, queries, context):
+        """Where the queries look in the stream: (B, L, d), (B, S, d) → (B, L, S)."""
+        return self.attention.weights(self.norm_queries(queries), self.norm_context(context))
 
 
 class Interacted(NamedTuple):
@@ -99,7 +111,7 @@ class Interaction(nn.Module):
     def visual_attention(self, v_d):
         """Where the queries look in the picture: (B, N, d) → (B, L, N), each row summing to 1."""
         queries = self.queries.expand(len(v_d), -1, -1)
-        return self.visual_extract(queries, self.visual_stream(v_d), need_weights=True)[1]
+        return self.visual_extract.weights(queries, self.visual_stream(v_d))
 
 
 def disease_consistency(e_v, e_c):
