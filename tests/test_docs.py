@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-
-from tests.experiments import __main__ as experiments
 from training.options import OPTIONS, flag
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,17 +92,3 @@ def test_options_exist(page):
             known = options_in(str(file)) | OF_OTHERS | {"--help"}
             given = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)}
             assert given <= known, f"{page.name}: {line}: {given - known}"
-
-
-BLOCKS = [(page.name, command, shown.strip()) for page in PAGES for command, shown in
-          re.findall(r"<!-- (python -m tests\.experiments --tables[^>]*) -->\n(.*?)<!-- end -->",
-                     page.read_text(encoding="utf-8"), flags=re.S)]
-
-
-@pytest.mark.parametrize("page, command, shown", BLOCKS, ids=lambda value: None if "\n" in value else value)
-def test_tables_are_what_their_command_prints(page, command, shown, capsys, monkeypatch):
-    """A table between `<!-- python -m tests.experiments --tables … -->` and `<!-- end -->` is that command's."""
-    monkeypatch.chdir(ROOT)
-    assert experiments.main(shlex.split(command)[3:]) == 0
-    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert [line for line in shown.splitlines() if line.startswith("|")] == printed, f"{page}: run {command} again"
