@@ -239,10 +239,10 @@ def test_chexbert_reads_both_sides_once(run, tmp_path, monkeypatch):
     shutil.copytree(run / "data", tmp_path / "data")
     changed(tmp_path / "data", lambda row: row.update(labels=[3] * 14))
     loaded, texts, read = [], set(), []
-    load, encode, forward = Labeler.from_pretrained, Labeler.encode, CheXbert.forward
+    load, encode, heads = Labeler.from_pretrained, Labeler.encode, CheXbert.heads
     monkeypatch.setattr(Labeler, "from_pretrained", lambda *a: loaded.append(a) or load(*a))
     monkeypatch.setattr(Labeler, "encode", lambda self, text: texts.add(text) or encode(self, text))
-    monkeypatch.setattr(CheXbert, "forward", lambda self, ids, mask: read.extend(ids) or forward(self, ids, mask))
+    monkeypatch.setattr(CheXbert, "heads", lambda self, cls: read.extend(cls) or heads(self, cls))
     command = ["--ckpt", str(run / "ckpt.safetensors"), "--data", str(tmp_path / "data"), "--chexbert", str(folder)]
     assert evaluate.main([*command, "--out", str(tmp_path / "out"), "--draws", "5", "--protocol", "coco"]) == 0
     assert len(loaded) == 1 and len(read) == len(texts) and {*tiny.REPORTS, "No pneumothorax."} <= texts
