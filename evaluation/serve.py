@@ -13,6 +13,7 @@ import io
 import json
 import queue
 import re
+import signal
 import sys
 import threading
 import time
@@ -69,8 +70,21 @@ def serve(writer, port):
         raise UserError(f"--port {port}: can't be listened on ({why}); name another one") from None
     with server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
+        ends_with_ctrl_c(server)
         print(f"open http://{ADDRESS}:{server.port} in a browser on this machine; Ctrl-C ends it", flush=True)
         server.work()
+
+
+def ends_with_ctrl_c(server):
+    """Lets Ctrl-C end the server's work in any case. The exit that the command's own handler raises is lost where it
+    comes while a finaliser runs, as Python ignores what those raise; what lies in the queue is not."""
+    command = signal.getsignal(signal.SIGINT)
+
+    def stop(number, frame):
+        server.requests.put(None)
+        command(number, frame)
+
+    signal.signal(signal.SIGINT, stop)
 
 
 class Refused(Exception):
@@ -104,7 +118,10 @@ class Server(ThreadingTCPServer):
 
     def work_once(self):
         """A request's error is that request's alone. It ends here: handed on, its traceback would keep the pictures."""
-        reply, request, files = self.requests.get()
+        asked = self.requests.get()
+        if asked is None:
+            raise SystemExit(130)
+        reply, request, files = asked
         try:
             answer = 200, *as_json(self.writer.answer(request, files))
         except UserError as error:

@@ -82,6 +82,7 @@ def test_real_pictures_and_texts_go_the_whole_way(folder, tmp_path):
     studies = [json.loads(line) for line in (tmp_path / "cases" / "studies.jsonl").read_text().splitlines()]
     assert len(studies) == counts["train"] + counts["val"] + counts["test"] > 100
     assert len(pictures) >= len(studies) and all(picture.std() > 5 for picture in pictures)       # none is blank
+    (tmp_path / "own").mkdir()                       # an empty folder that is named is filled, a missing one refused
     printed = run(tmp_path, "python train.py --data cases --weights own --run run --max-steps 3 --report-tokens 40")
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert max(line.get("cut", 0) for line in log) > 0, printed                                    # a page is over 40 tokens

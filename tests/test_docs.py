@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
 from training.options import OPTIONS, flag
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,5 +1,6 @@
 """Anyone's own data: one csv and its pictures, as people's editors write them."""
 
+import csv
 import json
 from collections import Counter
 
@@ -136,6 +137,7 @@ def test_views(tmp_path):
     ("id,report,pictures\nA,___,b7.png\n", ["no study is left", "no words in the report"]),
 ])
 def test_hostile_tables(tmp_path, capsys, text, words):
+    csv.field_size_limit(2**17)                      # csv's own default, which another reader in this process may raise
     Image.new("L", (8, 8), 7).save(tmp_path / "secret.png")
     raw = tree(tmp_path / "raw", text)
     (raw / "link.png").symlink_to(tmp_path / "secret.png")

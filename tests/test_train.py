@@ -27,7 +27,6 @@ from training.optimizer import optimizer_for
 from training.options import arguments
 from training.state import newest_state
 
-
 WRITER = [*runs.WRITER, "--lora-dropout", "0", "--no-cache-features"]
 
 
