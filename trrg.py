@@ -146,7 +146,7 @@ class TRRGConfig:
     # Ours, beyond the paper, each with the paper's form as its default; the variant `steered` is their combination.
     clue_bank: str = "prompts"             # prompts | sentences: hand-written prompts, or the reports' own sentences
     clue_form: str = "tokens"              # tokens | words | both: what the language model reads of a clue
-    clue_sureness: tuple = ()              # the weights from which a clue is "likely" and "certain"; (): nothing is said
+    clue_sureness: tuple = ()              # weights from which a clue is "likely" and "certain"; (): nothing is said
     clue_dropout: float = 0.0              # share of the training studies that are shown no clue
     dc_pull: str = "both"                  # Eq. (4) moves both sides | picture: E^c is the target | contrast: Eq. (1)
 

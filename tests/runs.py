@@ -1,4 +1,4 @@
-"""Runs of train.py and evaluate.py in processes of their own, set up as torchrun sets them up, without its start-up time.
+"""Runs of train.py and evaluate.py in processes of their own, set up as torchrun does, without its start-up time.
 
 The processes are forked from one that has already imported torch. Used by tests, never by the program.
 """
@@ -52,8 +52,8 @@ class Started:
         port = str(self.store.port) if world > 1 else ""
         self.processes = []
         for rank, output in enumerate(self.outputs):
-            one = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-                   "TORCHELASTIC_USE_AGENT_STORE": "True"}
+            one = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), 
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
             process = FORKS.Process(target=command, args=(script, list(argv), one if world > 1 else {}, output, hook))
             process.start()
             self.processes.append(process)
@@ -78,7 +78,8 @@ class Started:
             process.join()
 
     def text(self, which):
-        return "".join(Path(f"{output}.{which}").read_text() for output in self.outputs if Path(f"{output}.{which}").exists())
+        files = [Path(f"{output}.{which}") for output in self.outputs]
+        return "".join(file.read_text() for file in files if file.exists())
 
 
 def run(script, argv, folder, world=1, hook=None):
@@ -91,7 +92,8 @@ def prepare(folder, dropout=0.1, **data):
     """Toy data and base weights under `folder`; without dropout, a step is the same however it is shared out."""
     tiny.write_data(folder / "data", **data)
     tiny.write_weights(folder / "weights")
-    for part, names in (("bert", ("hidden_dropout_prob", "attention_probs_dropout_prob")), ("swin", ("drop_path_rate",))):
+    rates = {"bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"), "swin": ("drop_path_rate",)}
+    for part, names in rates.items():
         path = folder / "weights" / part / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **dict.fromkeys(names, dropout)}))
     return ["--preset", "iu_xray", "--data", folder / "data", "--weights", folder / "weights", "--workers", "0",
@@ -107,4 +109,5 @@ def same_weights(a, b):
 def log_of(run):
     """Lines of log.jsonl without what is measured in seconds and bytes."""
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in ("seconds", "studies_per_s", "memory_gb")} for row in rows]
+    measured = ("seconds", "studies_per_s", "memory_gb")
+    return [{key: value for key, value in row.items() if key not in measured} for row in rows]

@@ -35,7 +35,7 @@ if torch.backends.mkldnn.is_available():
 
 
 def measured(model, step):
-    """(FLOPs forward, FLOPs of both passes, bytes kept for the backward pass beside parameters) of step() → a scalar."""
+    """(FLOPs forward, FLOPs of both passes, bytes kept for backward beside parameters) of step() → a scalar."""
     own, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
     def keep(tensor):
@@ -44,18 +44,20 @@ def measured(model, step):
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
-    with FlopCounterMode(display=False, custom_mapping=FUSED) as forward, saved_tensors_hooks(keep, lambda tensor: tensor):
+    counter = FlopCounterMode(display=False, custom_mapping=FUSED)
+    with counter as forward, saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = step()
     with FlopCounterMode(display=False, custom_mapping=FUSED) as backward:
         loss.backward()
-    return forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops(), sum(size for size, _ in kept.values())
+    flops = forward.get_total_flops()
+    return flops, flops + backward.get_total_flops(), sum(size for size, _ in kept.values())
 
 
 @pytest.mark.parametrize("targets", [TARGETS, LINEAR])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_frozen_language_model_with_adapters(recompute, targets):
-    config = MistralConfig(vocab_size=50, hidden_size=128, intermediate_size=352, num_hidden_layers=3, num_attention_heads=4,
-                           num_key_value_heads=2, head_dim=32)
+    config = MistralConfig(vocab_size=50, hidden_size=128, intermediate_size=352, num_hidden_layers=3,
+                           num_attention_heads=4, num_key_value_heads=2, head_dim=32)
     model = add_lora(Mistral(config), targets, rank=2, dropout=0.1).train()
     for name, p in model.named_parameters():
         p.requires_grad_(".lora_" in name)
@@ -83,7 +85,8 @@ def test_swin_and_bert_in_training():
     assert 3 * dry_run.swin_flops(config, 2) == pytest.approx(both, rel=0.1)
     assert dry_run.swin_activations(config, 2, 4, False) == pytest.approx(kept, rel=0.25)
 
-    config = BertConfig(vocab_size=40, hidden_size=64, num_hidden_layers=3, num_attention_heads=2, intermediate_size=256)
+    config = BertConfig(vocab_size=40, hidden_size=64, num_hidden_layers=3, num_attention_heads=2,
+                        intermediate_size=256)
     model, ids = Bert(config).train(), torch.randint(0, 40, (3, 32))
     forward, both, kept = measured(model, lambda: model(ids, ids >= 0).sum())
     assert dry_run.bert_flops(config, 3, 32) == pytest.approx(forward, rel=0.03)
@@ -92,7 +95,8 @@ def test_swin_and_bert_in_training():
 
 
 def test_the_published_models_are_counted_exactly(capsys, tmp_path):
-    argv = ["--preset", "mimic_cxr", "--dry-run", "--precision", "bf16", "--weights", str(tmp_path), "--data", str(tmp_path), "--run", str(tmp_path / "run")]
+    argv = ["--preset", "mimic_cxr", "--dry-run", "--precision", "bf16", "--weights", str(tmp_path),
+            "--data", str(tmp_path), "--run", str(tmp_path / "run")]
     assert train.main(argv) == 0
     rows = {}
     for line in capsys.readouterr().out.splitlines():
@@ -127,5 +131,6 @@ def test_a_gpu_that_is_too_small_is_warned_of(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("GPU", (), {"total_memory": 24 * 2**30}))
     (line,) = dry_run.warning(34 * 2**30, args)
-    assert line == "WARNING: does not fit the GPU that is here (24 GiB): try --checkpointing, --shard, a smaller --batch-size"
+    assert line == ("WARNING: does not fit the GPU that is here (24 GiB): "
+                    "try --checkpointing, --shard, a smaller --batch-size")
     assert dry_run.warning(20 * 2**30, args) == ["fits the GPU that is here (24 GiB)"]

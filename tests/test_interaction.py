@@ -25,7 +25,7 @@ def test_equation_2_by_hand():
         stream.project.bias.copy_(torch.tensor([1.0, 0.0]))
     # projected: (3, 1) and (0, 4); normalised: (1, -1) and (-1, 1)
     x = torch.tensor([[[1.0, 1.0], [-0.5, 4.0]]])
-    assert torch.allclose(stream(x), torch.tensor([[[3.0, 1.0], [0.0, 4.0]]]), atol=1e-4)               # their mean is 0
+    assert torch.allclose(stream(x), torch.tensor([[[3.0, 1.0], [0.0, 4.0]]]), atol=1e-4)           # their mean is 0
     first_only = torch.tensor([[True, False]])
     assert torch.allclose(stream(x, first_only), torch.tensor([[[4.0, 0.0], [1.0, 3.0]]]), atol=1e-4)   # plus (1, -1)
 

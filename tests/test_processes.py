@@ -50,10 +50,12 @@ def test_gathering_passes_gradients_back_to_their_process(tmp_path):
 
 def test_one_process_gathers_nothing():
     x = torch.randn(3, 2)
-    assert gather(x, [3]) is x and Processes().sum(a=1, b=2.5) == {"a": 1.0, "b": 2.5} and Processes().gather_objects("a") == ["a"]
+    assert gather(x, [3]) is x
+    assert Processes().sum(a=1, b=2.5) == {"a": 1.0, "b": 2.5} and Processes().gather_objects("a") == ["a"]
 
 
-@pytest.mark.parametrize("world, error, back", [(1, None, True), (1, KeyError, True), (2, None, True), (2, KeyError, False)])
+@pytest.mark.parametrize("world, error, back",
+                         [(1, None, True), (1, KeyError, True), (2, None, True), (2, KeyError, False)])
 def test_a_signal_is_noted_and_the_handlers_come_back(world, error, back):
     """They stay in one of several processes that fails: it says why before it is ended."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

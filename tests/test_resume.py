@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from tests import runs
 from training import state
+from training.log import Log, read_rows
 
 STEPS = 8          # of stage 1: 4 epochs of 2
 
@@ -93,7 +94,8 @@ def test_muons_momentum_survives_a_kill_in_either_stage(whole, tmp_path, world):
     argv = [*argv, "--optimizer", "muon", "--epochs", "2", "--batch-size", 6 // world]
     finish(argv, tmp_path / "reference", tmp_path / "out", world=world)
     for stage, step in (("stage1", 3), ("stage2", 2)):               # of 4 each
-        code, _, _ = runs.run("train", [*argv, "--run", tmp_path / "run"], tmp_path / "out", world, die_in_the_fourth_step)
+        code, _, _ = runs.run("train", [*argv, "--run", tmp_path / "run"], tmp_path / "out", world,
+                              die_in_the_fourth_step)
         path, header = state.newest_state(tmp_path / "run" / "state", stage)
         assert code == -signal.SIGKILL and header["step"] == step
         assert any(name.startswith("optimizer.momentum.") for name in load_file(path))
@@ -179,13 +181,14 @@ def stop_while_validating():
     train.Run.validate = stopping
 
 
-@pytest.mark.parametrize("hook, step, exit_code", [(stop_in_the_third_step, 3, 143), (interrupt_in_the_third_step, 3, 130),
-                                                   (stop_while_validating, 2, 143)])
+@pytest.mark.parametrize("hook, step, exit_code", [
+    (stop_in_the_third_step, 3, 143), (interrupt_in_the_third_step, 3, 130), (stop_while_validating, 2, 143)])
 def test_a_signal_saves_and_stops(whole, tmp_path, hook, step, exit_code):
     folder, argv, _ = whole
     argv, run = [*argv, "--stage", "1", "--save-every", "100"], tmp_path / "run"
     code, _, err = runs.run("train", [*argv, "--run", run], tmp_path / "out", hook=hook)
-    assert code == exit_code and f"stage1: told to stop after step {step} of {STEPS}; the same command goes on from there" in err
+    assert code == exit_code
+    assert f"stage1: told to stop after step {step} of {STEPS}; the same command goes on from there" in err
     assert state.newest_state(run / "state", "stage1")[1]["step"] == step
     finish(argv, run, tmp_path / "out")
     assert_same(run, folder / "run", ["stage1"])
@@ -239,11 +242,12 @@ def alive(pid):
 
 def test_killed_with_loader_processes_accumulation_and_bf16(whole, tmp_path):
     folder, argv, _ = both(whole)
-    argv = [*argv, "--stage", "2", "--stage1", folder / "run" / "stage1.safetensors", "--workers", "2", "--accumulate", "2",
-            "--batch-size", "2", "--precision", "bf16", "--epochs", "2"]
+    argv = [*argv, "--stage", "2", "--stage1", folder / "run" / "stage1.safetensors", "--workers", "2",
+            "--accumulate", "2", "--batch-size", "2", "--precision", "bf16", "--epochs", "2"]
     code, _, _ = runs.run("train", [*argv, "--run", tmp_path / "run"], tmp_path / "out", hook=die_in_the_fourth_step)
     assert code == -signal.SIGKILL
-    loaders, end = [int(pid) for pid in (tmp_path / "out" / "rank0.out").read_text().splitlines()[-1].split()], time.monotonic() + 10
+    loaders = [int(pid) for pid in (tmp_path / "out" / "rank0.out").read_text().splitlines()[-1].split()]
+    end = time.monotonic() + 10
     while any(map(alive, loaders)) and time.monotonic() < end:
         time.sleep(0.01)
     assert len(loaders) == 2 and not any(map(alive, loaders))
@@ -293,8 +297,10 @@ def test_a_disk_that_is_full_only_at_the_flush(whole, tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(os, "fsync", full)
     assert train.main(argv) == 1
-    assert capfd.readouterr().err.splitlines()[-1].startswith(f"{run}: No space left on device; what was written before is whole")
-    assert not list(run.rglob("*.tmp")) and state.newest_state(run / "state", "stage1")[1]["step"] == (3 if "-" in file else 2)
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"{run}: No space left on device; what was written before is whole")
+    assert not list(run.rglob("*.tmp"))
+    assert state.newest_state(run / "state", "stage1")[1]["step"] == (3 if "-" in file else 2)
     monkeypatch.undo()
     assert train.main(argv) == 0
     assert_same(run, folder / "run", ["stage1"])
@@ -345,14 +351,16 @@ def test_other_settings_are_refused_in_one_line(whole, tmp_path, change, message
         (tmp_path / "data" / "studies.jsonl").write_text(rows.replace("Moderate", "Severe"))
         change = ["--data", str(tmp_path / "data")]
     elif change[-1] == "other":
-        runs.run("train", [*whole[1], "--run", tmp_path / "run", "--stage", "1", "--seed", "1", "--max-steps", "1"], tmp_path / "out")
+        runs.run("train", [*whole[1], "--run", tmp_path / "run", "--stage", "1", "--seed", "1", "--max-steps", "1"],
+                 tmp_path / "out")
         change = ["--stage", "2", "--stage1", str(tmp_path / "run" / "stage1.safetensors")]
     argv = [*map(str, argv), "--run", str(folder / "run"), *(change if world == 1 else [])]
     if world == 1:
         code, err = train.main(argv), capfd.readouterr().err
     else:
         code, _, err = runs.run("train", argv, tmp_path / "out", world)
-    assert code == 2 and len(err.splitlines()) == 1 and message in err and err.endswith("start over with --fresh\n"), err
+    assert code == 2 and len(err.splitlines()) == 1, err
+    assert message in err and err.endswith("start over with --fresh\n"), err
 
 
 def slow_steps():
@@ -375,8 +383,19 @@ def test_two_runs_into_one_folder_are_refused(whole, tmp_path):
 def test_steps_of_a_resumed_log_are_numbered_once(whole):
     rows = [json.loads(line) for line in (whole[0] / "run" / "log.jsonl").read_text().splitlines()]
     for stage in ("stage1", "stage2"):
-        steps = [row["step"] for row in rows if row["stage"] == stage and "validation" not in row]
+        steps = [row["step"] for row in rows if row["stage"] == stage and "loss" in row]
         assert steps == list(range(1, STEPS + 1))
         assert [row["step"] for row in rows if row["stage"] == stage and "validation" in row] == [2, 4, 6, 8]
     step = rows[0]
-    assert step["seconds"].keys() == {"data", "forward", "backward", "optimiser"} and step["lr"] > 0 and step["studies_per_s"] > 0
+    assert step["seconds"].keys() == {"data", "forward", "backward", "optimiser"}
+    assert step["lr"] > 0 and step["studies_per_s"] > 0
+
+
+def test_what_a_killed_validation_wrote_is_not_written_twice(tmp_path):
+    """Killed after a sample of step 2, before the state that knows of this validation."""
+    rows = [{"stage": "stage1", "step": 9, "loss": 1.0}, {"stage": "stage2", "step": 1, "loss": 1.0},
+            {"stage": "stage2", "step": 2, "loss": 1.0}, {"stage": "stage2", "step": 2, "validation": {"loss": 1.0}},
+            {"stage": "stage2", "step": 2, "sample": {}}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Log(tmp_path / "log.jsonl", "stage2", first=2, validated=0, steps=4).close()
+    assert read_rows(tmp_path / "log.jsonl") == rows[:3]

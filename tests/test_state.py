@@ -46,7 +46,8 @@ def test_a_state_goes_on_bit_for_bit(tmp_path):
     state.restore_state(path, of_again, other, 0, CPU)
     step(again, other, 4)
     assert all(torch.equal(p, of_again[name]) for name, p in parameters.items())
-    assert all(torch.equal(optimizer.state[p]["exp_avg_sq"], other.state[of_again[name]]["exp_avg_sq"]) for name, p in parameters.items())
+    assert all(torch.equal(optimizer.state[p]["exp_avg_sq"], other.state[of_again[name]]["exp_avg_sq"])
+               for name, p in parameters.items())
 
 
 def test_the_last_two_are_kept_and_stages_stay_apart(tmp_path):
@@ -59,7 +60,8 @@ def test_the_last_two_are_kept_and_stages_stay_apart(tmp_path):
     assert [path.name[:6] for path in sorted(tmp_path.iterdir())] == ["stage2"]
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]])
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"",
+                                    lambda data: data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]])
 def test_damage_is_noticed_and_the_state_before_is_taken(tmp_path, damage):
     _, parameters, optimizer = trained(1)
     save(tmp_path, 2, parameters, optimizer)

@@ -42,17 +42,30 @@ def torchrun(argv, agents=1, processes=2):
     port = str(runs.free_port())
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return [subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(agents), "--nproc_per_node", str(processes), "--rdzv_backend", "c10d",
-         "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", port, "--local_addr", "127.0.0.1", "train.py", *map(str, argv)],
+        [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(agents), "--nproc_per_node", str(processes),
+         "--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", port,
+         "--local_addr", "127.0.0.1", "train.py", *map(str, argv)],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(agents)]
+
+
+def trained(argv, folder, world=1):
+    """The output of a run that ends well."""
+    code, out, err = runs.run("train", argv, folder / "out", world)
+    assert code == 0, err
+    return out
+
+
+def tuning(toy, one, run, *more):
+    """The arguments for a stage 2 on the stage 1 of `one`."""
+    return [*toy[1], *WRITER, "--stage", "2", "--stage1", str(one / "stage1.safetensors"), "--run", str(run), *more]
 
 
 @pytest.fixture(scope="module")
 def one(toy):
-    """One process × 8, two batches a step, the last one not full: 29 studies are 8 + 8, 8 + 5."""
+    """One process × 8, two batches per step, the last one not full: 29 studies are 8 + 8, 8 + 5."""
     folder, argv = toy
-    code, _, err = runs.run("train", [*argv, *WRITER, "--batch-size", "8", "--accumulate", "2", "--same-sentence-positives", "--run", folder / "one"], folder / "out")
-    assert code == 0, err
+    trained([*argv, *WRITER, "--batch-size", "8", "--accumulate", "2", "--same-sentence-positives",
+             "--run", folder / "one"], folder)
     return folder / "one"
 
 
@@ -63,7 +76,8 @@ def assert_close(a, b, atol=3e-5):
         a_tensors, b_tensors = load_file(a / f"{name}.safetensors"), load_file(b / f"{name}.safetensors")
         for key, value in a_tensors.items():
             if not key.endswith("key.bias"):
-                torch.testing.assert_close(value, b_tensors[key], rtol=1e-4, atol=atol, msg=lambda text: f"{key}: {text}")
+                torch.testing.assert_close(value, b_tensors[key], rtol=1e-4, atol=atol,
+                                           msg=lambda text: f"{key}: {text}")
     for x, y in zip(runs.log_of(a), runs.log_of(b)):
         assert x.keys() == y.keys() and x.get("cut") == y.get("cut")
         for key in ("loss", "gradient_norm", "ce", "dc", "contrastive", "tau", "lr"):
@@ -72,7 +86,8 @@ def assert_close(a, b, atol=3e-5):
 
 def test_four_processes_of_two_machines_train_as_one(toy, one):
     folder, argv = toy
-    agents = torchrun([*argv, *WRITER, "--batch-size", "2", "--accumulate", "2", "--same-sentence-positives", "--run-dir", folder / "four"], agents=2)
+    agents = torchrun([*argv, *WRITER, "--batch-size", "2", "--accumulate", "2", "--same-sentence-positives",
+                       "--run-dir", folder / "four"], agents=2)
     outputs = [agent.communicate(timeout=120) for agent in agents]
     assert all(agent.returncode == 0 for agent in agents), outputs
     assert_close(one, folder / "four")
@@ -89,8 +104,7 @@ def test_four_times_eight_is_thirty_two(toy):
     argv = [*argv, *WRITER, "--data", folder / "data93", "--accumulate", "2", "--same-sentence-positives",
             "--prompts-per-disease", "1"]
     for world, size in ((1, 32), (4, 8)):
-        code, _, err = runs.run("train", [*argv, "--batch-size", size, "--run", folder / f"by{size}"], folder / "out", world)
-        assert code == 0, err
+        trained([*argv, "--batch-size", size, "--run", folder / f"by{size}"], folder, world)
     assert_close(folder / "by32", folder / "by8", atol=1e-4)     # one hundredth of a step: Adam enlarges rounding
 
 
@@ -98,21 +112,19 @@ def test_a_batch_with_fewer_studies_than_processes(toy):
     folder, argv = toy
     argv = [*argv, *WRITER, "--max-steps", "8"]
     for world, size in ((1, 3), (3, 1)):
-        code, _, err = runs.run("train", [*argv, "--batch-size", size, "--run", folder / f"few{world}"], folder / "out", world)
-        assert code == 0, err
+        trained([*argv, "--batch-size", size, "--run", folder / f"few{world}"], folder, world)
     assert_close(folder / "few1", folder / "few3", atol=3e-4)         # batches of two: Adam divides by next to nothing
 
 
 def test_muon_takes_the_same_steps_on_two_processes(toy):
     """A step turns every direction of a matrix by about scale × lr, 0.02 at most. Newton–Schulz amplifies rounding
-    up to 3.4445⁵ = 485 times, to 5e-5 of a step: 1e-6, and 2e-6 is seen. A learning rate that is 0.1 % off shows. Longer
-    runs may part further: which prompt is a disease's best can hang on rounding."""
+    up to 3.4445⁵ = 485 times, to 5e-5 of a step: 1e-6, and 2e-6 is seen. A learning rate that is 0.1 % off shows.
+    Longer runs may part further: which prompt is a disease's best can hang on rounding."""
     folder, argv = toy
     argv = [*argv, *WRITER, "--optimizer", "muon", "--lr", "1e-3", "--accumulate", "2", "--same-sentence-positives",
             "--prompts-per-disease", "1"]
     for world, size in ((1, 8), (2, 4)):
-        code, _, err = runs.run("train", [*argv, "--batch-size", size, "--run", folder / f"muon{world}"], folder / "out", world)
-        assert code == 0, err
+        trained([*argv, "--batch-size", size, "--run", folder / f"muon{world}"], folder, world)
     assert_close(folder / "muon1", folder / "muon2", atol=1e-5)
 
 
@@ -121,9 +133,7 @@ def test_sharding_the_language_model_changes_no_loss(toy, one):
     if "ignored_params" not in inspect.signature(fully_shard).parameters:
         pytest.skip("torch 2.6 can't leave adapters whole")
     for name, extra in (("whole", []), ("shards", ["--shard", "--checkpointing"])):
-        code, _, err = runs.run("train", [*argv, *WRITER, "--stage", "2", "--stage1", one / "stage1.safetensors", "--batch-size", "4", *extra, "--run", folder / name],
-                                folder / "out", world=2)
-        assert code == 0, err
+        trained(tuning(toy, one, folder / name, "--batch-size", "4", *extra), folder, world=2)
     rows, others = runs.log_of(folder / "whole"), runs.log_of(folder / "shards")
     losses, others = ([row["loss"] for row in log if "loss" in row] for log in (rows, others))
     assert len(losses) == 8 and losses == pytest.approx(others, rel=1e-6)
@@ -137,13 +147,15 @@ def test_evaluation_writes_the_same_bytes_from_three_processes(toy, one):
     folder, _ = toy
     for checkpoint, extra in (("stage1", []), ("ckpt", ["--protocol", "coco", "--beams", "2"])):
         for world in (1, 3):
-            code, _, err = runs.run("evaluate", ["--ckpt", one / f"{checkpoint}.safetensors", "--out", folder / f"{checkpoint}-{world}",
-                                                 "--draws", "20", "--batch-size", "1", *extra], folder / "out", world)
+            argv = ["--ckpt", one / f"{checkpoint}.safetensors", "--out", folder / f"{checkpoint}-{world}",
+                    "--draws", "20", "--batch-size", "1", *extra]
+            code, _, err = runs.run("evaluate", argv, folder / "out", world)
             assert code == 0, err
-        files = sorted(path.name for path in (folder / f"{checkpoint}-1").iterdir())
-        assert "metrics.json" in files and files == sorted(path.name for path in (folder / f"{checkpoint}-3").iterdir())
+        by_one, by_three = folder / f"{checkpoint}-1", folder / f"{checkpoint}-3"
+        files = sorted(path.name for path in by_one.iterdir())
+        assert "metrics.json" in files and files == sorted(path.name for path in by_three.iterdir())
         for name in files:
-            assert (folder / f"{checkpoint}-1" / name).read_bytes() == (folder / f"{checkpoint}-3" / name).read_bytes(), name
+            assert (by_one / name).read_bytes() == (by_three / name).read_bytes(), name
     rows = [json.loads(line) for line in (folder / "ckpt-3" / "reports.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [f"test-{i}" for i in range(4)]
 
@@ -157,8 +169,9 @@ def test_evaluation_of_one_and_two_views_in_batches_writes_the_same_bytes(toy, o
         row["views"] = row["views"][:1]
     (folder / "mixed" / "studies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for world in (1, 3):
-        code, _, err = runs.run("evaluate", ["--ckpt", one / "ckpt.safetensors", "--data", folder / "mixed", "--out", folder / f"mixed-{world}",
-                                             "--draws", "20", "--protocol", "coco", "--batch-size", "2", "--beams", "2"], folder / "out", world)
+        argv = ["--ckpt", one / "ckpt.safetensors", "--data", folder / "mixed", "--out", folder / f"mixed-{world}",
+                "--draws", "20", "--protocol", "coco", "--batch-size", "2", "--beams", "2"]
+        code, _, err = runs.run("evaluate", argv, folder / "out", world)
         assert code == 0, err
     for path in (folder / "mixed-1").iterdir():
         assert path.read_bytes() == (folder / "mixed-3" / path.name).read_bytes(), path.name
@@ -166,13 +179,14 @@ def test_evaluation_of_one_and_two_views_in_batches_writes_the_same_bytes(toy, o
 
 
 def test_generated_scores_are_the_same_on_two_processes(toy, one):
-    folder, argv = toy
-    argv = [*argv, *WRITER, "--stage", "2", "--stage1", one / "stage1.safetensors", "--select", "CIDEr", "--max-new-tokens", "4", "--max-steps", "2"]
+    folder, scores = toy[0], []
     for world, size in ((1, 8), (2, 4)):
-        code, out, err = runs.run("train", [*argv, "--batch-size", size, "--run", folder / f"scored{world}"], folder / "out", world)
-        assert code == 0 and out.count("best CIDEr on val") == 1, err
-    one, two = (next(row["validation"] for row in runs.log_of(folder / f"scored{world}") if "validation" in row) for world in (1, 2))
-    assert one == pytest.approx(two, rel=1e-4) and one.keys() == {"loss", "BLEU-4", "CIDEr"}
+        run = folder / f"scored{world}"
+        argv = tuning(toy, one, run, "--select", "CIDEr", "--max-new-tokens", "4", "--max-steps", "2")
+        out = trained([*argv, "--batch-size", size], folder, world)
+        assert out.count("best CIDEr on val") == 1
+        scores.append(next(row["validation"] for row in runs.log_of(run) if "validation" in row))
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4) and scores[0].keys() == {"loss", "BLEU-4", "CIDEr"}
 
 
 def poison_a_gradient():
@@ -205,11 +219,13 @@ def test_a_dying_process_ends_the_run_with_a_reason(toy):
     while not (log.exists() and log.read_text().count("\n") > 3):
         time.sleep(0.05)
         assert agent.poll() is None, agent.communicate()
-    children = [int(pid) for pid in subprocess.run(["pgrep", "-P", str(agent.pid)], capture_output=True, text=True).stdout.split()]
+    listed = subprocess.run(["pgrep", "-P", str(agent.pid)], capture_output=True, text=True).stdout
+    children = [int(pid) for pid in listed.split()]
     workers = [pid for pid in children if b"RANK=1" in open(f"/proc/{pid}/environ", "rb").read().split(b"\0")]
     os.kill(workers[0], signal.SIGKILL)
     _, err = agent.communicate(timeout=60)
-    assert agent.returncode != 0 and "process 0: lost another one, which ended or was killed" in err and "SIGKILL" in err
+    assert agent.returncode != 0 and "SIGKILL" in err
+    assert "process 0: lost another one, which ended or was killed" in err
 
 
 # --- one process, in this one
@@ -226,13 +242,17 @@ def fails(capfd, argv):
 @pytest.mark.parametrize("argv, message", [
     (["--preset", "nothing"], "--preset nothing: no such preset; there are demo, iu_xray, mimic_cxr"),
     (["--epochs", "0"], "--epochs: 0 is not a whole number from 1 on"), (["--lr", "nan"], "--lr: nan is not a number"),
-    (["--lora-alpha", "nan"], "--lora-alpha: nan is not a number"), (["--seed", "9" * 20], "--seed " + "9" * 20 + ": must be below 2**63"),
+    (["--lora-alpha", "nan"], "--lora-alpha: nan is not a number"),
+    (["--seed", "9" * 20], "--seed " + "9" * 20 + ": must be below 2**63"),
     (["--lr", "x"], "argument --lr"), (["--k", "15"], "argument --k"), (["--speed"], "unrecognized arguments: --speed"),
-    (["--shard", "--embed-base"], "--shard"), (["--preset", "iu_xray", "--shard"], "--shard: there is one process"), (["--lora-dropout", "1"], "--lora-dropout 1.0: must be below 1"),
+    (["--shard", "--embed-base"], "--shard"), (["--preset", "iu_xray", "--shard"], "--shard: there is one process"),
+    (["--lora-dropout", "1"], "--lora-dropout 1.0: must be below 1"),
     (["--preset", "iu_xray", "--data", "/nowhere"], "/nowhere: no prepared data set"),
-    (["--preset", "iu_xray", "--weights", "weigths/iu"], "--weights weigths/iu: no such folder; give the one that holds swin/, bert/ and mistral/"),
+    (["--preset", "iu_xray", "--weights", "weigths/iu"],
+     "--weights weigths/iu: no such folder; give the one that holds swin/, bert/ and mistral/"),
     (["--weights", "weigths/demo"], "--weights weigths/demo: no such folder"),
-    (["--preset", "iu_xray", "--run", "/dev/null/run"], "--run /dev/null/run: can't be made or written (Not a directory); name another folder")])
+    (["--preset", "iu_xray", "--run", "/dev/null/run"],
+     "--run /dev/null/run: can't be made or written (Not a directory); name another folder")])
 def test_mistakes_on_the_command_line_are_one_line(tmp_path, capfd, argv, message):
     (tmp_path / "weights").mkdir()
     argv = ["--weights", tmp_path / "weights", *argv]
@@ -248,24 +268,28 @@ def test_ctrl_c_while_importing_is_one_line(tmp_path):
 
 
 def test_stage_2_wants_stage_1(toy, tmp_path, capfd):
-    assert f"{tmp_path}/stage1.safetensors: no stage-1 checkpoint" in fails(capfd, [*toy[1], "--stage", "2", "--run", tmp_path])
+    err = fails(capfd, [*toy[1], "--stage", "2", "--run", tmp_path])
+    assert f"{tmp_path}/stage1.safetensors: no stage-1 checkpoint" in err
 
 
 def test_the_demo_fills_no_folder_of_the_users(toy, tmp_path, monkeypatch, capfd):
     made = []
-    monkeypatch.setattr(train.demo, "prepare", lambda data, weights, seed, timetable: made.append((str(data), str(weights))))
+    monkeypatch.setattr(train.demo, "prepare",
+                        lambda data, weights, seed, timetable: made.append((str(data), str(weights))))
     data, begun = toy[0] / "data", tmp_path / "begun"
     (begun / "swin").mkdir(parents=True)
     argv = ["--run", tmp_path / "run"]
     assert f"{tmp_path}/typo: no prepared data set" in fails(capfd, [*argv, "--data", tmp_path / "typo"])
     assert f"{begun}: no prepared data set" in fails(capfd, [*argv, "--data", begun])
-    assert f"{begun}: holds something, but no mistral/model.safetensors" in fails(capfd, [*argv, "--data", data, "--weights", begun])
+    err = fails(capfd, [*argv, "--data", data, "--weights", begun])
+    assert f"{begun}: holds something, but no mistral/model.safetensors" in err
     assert not made and sorted(path.name for path in tmp_path.rglob("*")) == ["begun", "swin"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    for extra in ([], ["--data", data, "--weights", tmp_path / "empty"], ["--data", data, "--weights", toy[0] / "weights"]):
+    for extra in ([], *(["--data", data, "--weights", folder] for folder in (tmp_path / "empty", toy[0] / "weights"))):
         train.ready(arguments([*map(str, extra)]), timetable=None)[0].close()
-    assert made == [("datasets/demo", "weights/demo"), (str(data), f"{tmp_path}/empty"), (str(data), f"{toy[0]}/weights")]
+    assert made == [("datasets/demo", "weights/demo"), (str(data), f"{tmp_path}/empty"),
+                    (str(data), f"{toy[0]}/weights")]
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_named(toy, one, tmp_path, capfd):
@@ -275,19 +299,22 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_named(toy, one, tmp_path
     of_stage = {"1": [], "2": ["--stage1", one / "stage1.safetensors"]}
     for stage, part, file in (("1", "bert", "vocab.txt"), ("2", "mistral", "tokenizer.model")):
         folder = tmp_path / "weights" / part
-        err = fails(capfd, [*toy[1], "--weights", tmp_path / "weights", "--stage", stage, *of_stage[stage], "--run", tmp_path / "run"])
+        err = fails(capfd, [*toy[1], "--weights", tmp_path / "weights", "--stage", stage, *of_stage[stage],
+                            "--run", tmp_path / "run"])
         assert f"{folder / file}: has " in err and f" tokens, but {folder / 'config.json'} has room for 100;" in err
 
 
 def test_the_learning_rate_by_hand():
     rates = [schedule.learning_rate(step, 100, 1.0, 0.1) for step in range(101)]
-    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)]) and rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0)
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0)
 
 
 def test_decay_is_for_matrices():
     """By name: no bias, no norm and not the temperature."""
     parameters = dict(tiny.alignment().named_parameters())
-    decay = {id(p): group["weight_decay"] for group in optimizer_for(parameters, 1e-3, 0.05).param_groups for p in group["params"]}
+    groups = optimizer_for(parameters, 1e-3, 0.05).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(decay) == len(parameters) and set(decay.values()) == {0, 0.05}
     spared = {name for name, p in parameters.items() if decay[id(p)] == 0}
     assert spared == {name for name in parameters
@@ -297,7 +324,8 @@ def test_decay_is_for_matrices():
 
 def test_a_plan_shows_every_study_once_per_epoch():
     plan = schedule.Plan([1] * 29, train.Processes(), batch_size=4, accumulate=3, epochs=2, max_steps=None, seed=0)
-    assert plan.steps_per_epoch == 3 and plan.steps == 6 and [step for step in range(8) if plan.validates(step)] == [3, 6]
+    assert plan.steps_per_epoch == 3 and plan.steps == 6
+    assert [step for step in range(8) if plan.validates(step)] == [3, 6]
     orders = []
     for epoch in range(2):
         steps = [plan.shares(3 * epoch + i) for i in range(3)]
@@ -344,7 +372,8 @@ def test_a_text_and_a_picture_that_cannot_be_read_name_the_study(toy, one, tmp_p
     rows = (tmp_path / "data" / "studies.jsonl").read_text().splitlines()
     rows[3] = json.dumps({**json.loads(rows[3]), "report": "The heart \ud800 is normal."})
     (tmp_path / "data" / "studies.jsonl").write_text("\n".join(rows) + "\n")
-    argv = [*toy[1], "--stage", "1", "--batch-size", "4", "--run", str(tmp_path / "run"), "--data", str(tmp_path / "data")]
+    argv = [*toy[1], "--stage", "1", "--batch-size", "4", "--run", str(tmp_path / "run"),
+            "--data", str(tmp_path / "data")]
     assert train.main(argv) == 2 and "the text of the study 'train-3' can't be tokenized" in capfd.readouterr().err
 
     original = PictureFile.read
@@ -358,26 +387,26 @@ def test_a_text_and_a_picture_that_cannot_be_read_name_the_study(toy, one, tmp_p
     kept, shut = [], schedule.shut
     monkeypatch.setattr(schedule, "shut", lambda loader: kept.append(loader) or shut(loader))
     for workers in ("0", "2"):
-        argv = [*toy[1], *WRITER, "--stage", "2", "--stage1", str(one / "stage1.safetensors"), "--run", str(tmp_path / "pictures"), "--workers", workers]
-        assert train.main(argv) == 2
+        assert train.main(tuning(toy, one, tmp_path / "pictures", "--workers", workers)) == 2
         assert capfd.readouterr().err.splitlines()[-1] == \
             f"{toy[0]}/data: study 'train-7' cannot be read: [Errno 5] Input/output error; prepare the data set again"
         assert len(kept.pop()._workers if workers == "2" else []) == int(workers)
-        assert not multiprocessing.active_children(), "a loader process that outlives its run would hold up the interpreter's end"
+        # a loader process that outlives its run would hold up the interpreter's end
+        assert not multiprocessing.active_children()
 
 
 def test_pictures_cut_off_under_a_run_end_it_in_one_line(toy, tmp_path, monkeypatch, capfd):
     shutil.copytree(toy[0] / "data", tmp_path / "data")
     loaded = train.loaded
-    monkeypatch.setattr(train, "loaded", lambda *args: (os.truncate(tmp_path / "data/images.npy", 10_000), loaded(*args))[1])
+    pictures = tmp_path / "data" / "images.npy"
+    monkeypatch.setattr(train, "loaded", lambda *args: (os.truncate(pictures, 10_000), loaded(*args))[1])
     err = fails(capfd, [*toy[1], "--stage", "1", "--run", tmp_path / "run", "--data", tmp_path / "data"])
     assert f"\n{tmp_path}/data: study 'train-" in err
     assert "cannot be read: images.npy no longer reaches byte" in err and err.endswith("; prepare the data set again\n")
 
 
 def test_cut_reports_are_counted(toy, one, tmp_path, capfd):
-    argv = [*toy[1], *WRITER, "--stage", "2", "--stage1", str(one / "stage1.safetensors"), "--run", str(tmp_path), "--report-tokens", "25", "--epochs", "1"]
-    assert train.main(argv) == 0
+    assert train.main(tuning(toy, one, tmp_path, "--report-tokens", "25", "--epochs", "1")) == 0
     tokenizer = tiny.pieces()
     long = sum(len(tokenizer.encode(tiny.REPORTS[i % 4], special=False)) > 25 for i in range(29))
     assert 0 < long < 29 and f"{long} reports were cut to 25 tokens" in capfd.readouterr().out
@@ -390,11 +419,11 @@ def test_generated_scores_choose_the_checkpoint_on_request(toy, one, tmp_path, m
     monkeypatch.setattr(train, "write_reports", lambda model, prepared, studies, *args, **more: (
         seen.append([study["id"] for study in studies]), original(model, prepared, studies, *args, **more))[1])
     monkeypatch.setattr(train, "score", lambda *args, **more: time.sleep(0.3) or {"BLEU-4": 0.5, "CIDEr": next(given)})
-    argv = [*toy[1], *WRITER, "--stage", "2", "--stage1", str(one / "stage1.safetensors"), "--run", str(tmp_path), "--select", "CIDEr", "--val-reports", "2",
-            "--max-new-tokens", "4", "--samples", "0"]
-    assert train.main(argv) == 0
+    assert train.main(tuning(toy, one, tmp_path, "--select", "CIDEr", "--val-reports", "2", "--max-new-tokens", "4",
+                             "--samples", "0")) == 0
     _, header = newest_state(tmp_path / "state", "stage2")
-    assert header["facts"]["seconds"] > 0.6 + sum(sum(row["seconds"].values()) for row in read_rows(tmp_path / "log.jsonl") if "loss" in row)
+    steps = sum(sum(row["seconds"].values()) for row in read_rows(tmp_path / "log.jsonl") if "loss" in row)
+    assert header["facts"]["seconds"] > 0.6 + steps
     assert seen == [["val-0", "val-2"]] * 2                     # a fixed subset of val, and never of test
     assert "best CIDEr on val: 0.3000 after step 4" in capfd.readouterr().out
     model = trrg.load(tmp_path / "ckpt.safetensors")
@@ -403,10 +432,10 @@ def test_generated_scores_choose_the_checkpoint_on_request(toy, one, tmp_path, m
 
 
 def test_bf16_trains_and_its_checkpoint_writes_without_autocast(toy, one, tmp_path, capfd):
-    argv = [*toy[1], *WRITER, "--stage", "2", "--stage1", str(one / "stage1.safetensors"), "--run", str(tmp_path), "--precision", "bf16", "--max-steps", "2"]
-    assert train.main(argv) == 0
-    table = capfd.readouterr().out
-    assert [line.split()[-1] for line in table.splitlines() if line.startswith(("swin", "language_model", "mapper"))] == ["bfloat16", "bfloat16/float32", "float32"]
+    assert train.main(tuning(toy, one, tmp_path, "--precision", "bf16", "--max-steps", "2")) == 0
+    table = {line.split()[0]: line.split()[-1] for line in capfd.readouterr().out.splitlines() if line.strip()}
+    types = [table[part] for part in ("swin", "language_model", "mapper")]
+    assert types == ["bfloat16", "bfloat16/float32", "float32"]
     model = trrg.load(tmp_path / "ckpt.safetensors")
     assert model.swin.layernorm.weight.dtype == torch.bfloat16 and model.mapper.weight.dtype == torch.float32
     assert len(model.write(tiny.batch(views=2), max_new_tokens=4)[0]) == 2

@@ -110,7 +110,8 @@ BUILT = {
 def test_what_a_variant_builds_and_trains(variant, rank):
     model = tiny.model(variant=variant, lora_rank=rank)
     built = {name for name, _ in model.named_children()}
-    assert built == BUILT[variant] | {"swin", "image_projection", "language_model"} | ({"bank"} if variant != "base" else set())
+    assert built - {"bank"} == BUILT[variant] | {"swin", "image_projection", "language_model"}
+    assert ("bank" in built) == (variant != "base")
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {name.split(".")[0] for name in trainable} - {"language_model"} == BUILT[variant]
     in_language_model = {name for name in trainable if name.startswith("language_model.")}
@@ -142,8 +143,8 @@ def test_consistency_counts_only_where_it_is_trained():
 
 
 @pytest.mark.parametrize("variant, visual, clue", [
-    ("base", ["v_d"], []), ("dci", ["v_d"], ["c_s"]), ("cmci", ["v_d", "E^v"], ["E^c"]), ("trrg", ["v_d", "E^v"], ["E^c"]),
-    ("steered", ["v_d"], ["words"])])
+    ("base", ["v_d"], []), ("dci", ["v_d"], ["c_s"]), ("cmci", ["v_d", "E^v"], ["E^c"]),
+    ("trrg", ["v_d", "E^v"], ["E^c"]), ("steered", ["v_d"], ["words"])])
 def test_the_prompt_is_assembled_in_the_papers_order(variant, visual, clue):
     model = tiny.model(variant=variant)
     prompt = model.prompt(tiny.batch(views=2))
@@ -210,9 +211,10 @@ def test_a_study_alone_reads_as_in_a_batch():
 def test_padding_of_a_longer_report_does_not_reach_a_shorter():
     model = tiny.model()
     images = tiny.batch(studies=2)
-    ids, labels, _ = model.supervise(["No pneumothorax.", tiny.REPORTS[0]], 60)
+    texts = ["No pneumothorax.", tiny.REPORTS[0]]
+    ids, labels, _ = model.supervise(texts, 60)
     both = model(images, ids, labels)
-    one = [model(images[i:i + 1], *model.supervise([text], 60)[:2]) for i, text in enumerate(["No pneumothorax.", tiny.REPORTS[0]])]
+    one = [model(images[i:i + 1], *model.supervise([text], 60)[:2]) for i, text in enumerate(texts)]
     assert both.ce.item() == pytest.approx(sum(loss.ce.item() for loss in one), rel=1e-5)
     assert both.dc.item() == pytest.approx(sum(loss.dc.item() for loss in one), rel=1e-4)
 

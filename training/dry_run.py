@@ -220,13 +220,14 @@ class Stage2Needs:
 
 def tokenizer_of(weights, kind):
     """The function from a text to its tokens: that of the weights, or, where they are missing, words cut into fours."""
-    folder, file = (weights / "mistral", "tokenizer.model") if kind is SentencePiece else (weights / "bert", "vocab.txt")
+    of_bert = kind is WordPiece
+    folder, file = (weights / "bert", "vocab.txt") if of_bert else (weights / "mistral", "tokenizer.model")
     if (folder / file).is_file():
-        return partial(kind.from_pretrained(folder).encode, special=kind is WordPiece)
+        return partial(kind.from_pretrained(folder).encode, special=of_bert)
 
     def roughly(text):
         pieces = [word[i:i + 4] for word in text.split() for i in range(0, len(word), 4)]
-        return ["[CLS]", *pieces, "[SEP]"] if kind is WordPiece else pieces
+        return ["[CLS]", *pieces, "[SEP]"] if of_bert else pieces
     return roughly
 
 

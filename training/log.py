@@ -41,15 +41,16 @@ class Clock:
 
 
 class Log:
-    """The bar, and log.jsonl: one line per step and one per validation.
+    """The bar, and log.jsonl: one line per step, and per validation one for its figures and one per sample.
 
     Going on at step `first`, later lines of this stage are dropped, and so is a line that a kill cut off.
     """
 
     def __init__(self, path, stage, first, validated, steps):
         self.stage = stage
+        # A validation's figures and samples follow its step's line, and are written again where it is made again
         rows = [row for row in read_rows(path) if row["stage"] != stage
-                or row["step"] <= (validated if "validation" in row else first)]
+                or row["step"] <= (first if "loss" in row else validated)]
         with whole_file(path) as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         self.file = open(path, "a", encoding="utf-8")

@@ -63,9 +63,11 @@ GPU = Reader("a GPU", lambda args: torch.cuda.is_available())
 # The table
 
 class Option(NamedTuple):
-    """A row. Where a preset has a value for it, this is the default. `same`: a run that goes on must be given it again.
+    """A row. Where a preset has a value for it, this is the default.
 
-    A setting that older states do not hold counts as given again: "later".
+    `same`: a run that goes on must be given it again, since the weights or the checkpoint depend on it; a state from
+    before the option existed had its default. "later": the option existed before states held it (how reports are
+    decoded, what a checkpoint holds), so a state without it goes on with whatever is given.
     """
 
     name: str                        # as in the settings; on the command line with dashes for underscores
@@ -104,18 +106,18 @@ TABLE = {
         Option("prompts_per_disease", PROMPTS, NATURAL, 0,
                "1 is the paper's form, 0 the whole bank; stage 1 keeps it for its evaluation", same="later"),
         Option("clue_threshold", CLUES, NUMBER, 0.0, "mask lighter clues out; 0 masks none", same=True),
-        Option("clue_bank", CLUES, dict(choices=("prompts", "sentences")), "prompts", "hand-written prompts (the paper), "
-               "or the sentences in which the training reports say it", same=True),
-        Option("chexbert", SENTENCES, dict(type=Path, metavar="DIR"), None, "what reads those sentences' diseases, where "
-               "they are not the phantom's: folder of chexbert.pth and vocab.txt"),
+        Option("clue_bank", CLUES, dict(choices=("prompts", "sentences")), "prompts", "hand-written prompts (the "
+               "paper) or the sentences in which the training reports say it", same=True),
+        Option("chexbert", SENTENCES, dict(type=Path, metavar="DIR"), None, "what reads those sentences' "
+               "diseases, where they are not the phantom's: folder of chexbert.pth and vocab.txt"),
         Option("clue_form", CLUES, dict(choices=("tokens", "words", "both")), "tokens",
                "what the language model reads of a clue: encoded tokens (the paper), its words, or both", same=True),
         Option("clue_sureness", WORDS, dict(nargs=2, type=at_least(float, 0), metavar=("LIKELY", "CERTAIN")), [],
                'weights from which a clue in words is led by "likely" and "certain", below by "possible"; without them '
                "nothing is said", same=True),
         Option("clue_dropout", CLUES, NUMBER, 0.0, "share of the training studies that are shown no clue", same=True),
-        Option("dc_pull", CONSISTENCY, dict(choices=("both", "picture", "contrast")), "both", "what Eq. (4) moves: both "
-               "sides (as printed), the picture's alone, or Eq. (1) in its place", same=True),
+        Option("dc_pull", CONSISTENCY, dict(choices=("both", "picture", "contrast")), "both", "what Eq. (4) moves: "
+               "both sides (as printed), the picture's alone, or Eq. (1) in its place", same=True),
         Option("dc_weight", CONSISTENCY, NUMBER, 1.0, "weight of L_DC, Eq. (5)", same=True),
         Option("lora_rank", STAGE_2, NATURAL, None, "0: literally frozen", same=True),
         Option("lora_alpha", ADAPTERS, NUMBER, None, "scale of the adapters, times their rank", same=True),
@@ -155,14 +157,14 @@ TABLE = {
         Option("checkpointing", EVERY, SWITCH, False, "recompute activations, to save memory"),
         Option("shard", STAGE_2, SWITCH, False, "spread the frozen language model over the processes"),
         Option("deterministic", GPU, SWITCH, True, "the same bits again on a GPU too; a little slower"),
-        Option("threads", EVERY, NATURAL, None, "of the CPU, per process; 0: as many as torch takes. To small networks a "
-               "second thread gives little, and takes much beside another program"),
+        Option("threads", EVERY, NATURAL, None, "of the CPU, per process; 0: as many as torch takes. To small networks "
+               "a second thread gives little, and takes much beside another program"),
         Option("workers", EVERY, NATURAL, None, "processes that load pictures, for each process that trains"),
         Option("save_every", EVERY, COUNT, None, "steps between states"),
         Option("embed_base", STAGE_2, SWITCH, None, "keep the language model in the checkpoint", same="later")),
 }
 OPTIONS = {option.name: option for group in TABLE.values() for option in group}
-PER_STAGE = ("epochs", "batch_size", "lr", "optimizer", "validate_every")       # on the command line one value, for both
+PER_STAGE = ("epochs", "batch_size", "lr", "optimizer", "validate_every")    # on the command line one value, for both
 
 
 def arguments(argv=None, description=__doc__):

@@ -1,7 +1,7 @@
 """What a run remembers, so that it goes on bit for bit: weights, optimiser, step, and every process's generators.
 
-A state is one safetensors file, runs/…/state/STAGE-STEP-DIGEST.safetensors, written whole. The digest of its bytes stands
-in its name: a damaged file is noticed by reading it, and the state before it is used. The last two are kept.
+A state is one safetensors file, runs/…/state/STAGE-STEP-DIGEST.safetensors, written whole. The digest of its bytes
+stands in its name: a damaged file is noticed by reading it, and the state before it is used. The last two are kept.
 """
 
 import fcntl
