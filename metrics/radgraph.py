@@ -1,0 +1,228 @@
+"""RadGraph-F1: do two reports name the same entities, with the same relations between them?
+
+Jain et al. 2021, arXiv:2106.14463 (RadGraph), Delbrouck et al. 2022 and 2024 (the reward and RadGraph-XL), as the
+package radgraph 0.1.18 computes it. The network (model/dygie.py) marks entities ("Observation::definitely absent") and
+relations ("modify", "located_at"). F1 = 2 |A ∩ B| / (|A| + |B|) of two sets, 0 where either text has no entity:
+
+    simple     {(words, label)}
+    partial    {(words, label, whether it has a relation)}
+    complete   {(words, label, relation, words of the other)}, and {(words, label)} where there is none
+    combined   RadCliQ's own: mean of the F1 of entities {(words, label)} and of relations {(entity, entity, relation)}
+
+The folder holds radgraph.tar.gz or radgraph-xl.tar.gz as published, vocab.txt of the BERT that it was made from
+(BiomedNLP-PubMedBERT-base-uncased-abstract), and config.json for a BERT of another size than base.
+
+Traps
+- The two models give other numbers, and cut words otherwise; RadCliQ was fitted to radgraph.tar.gz.
+- "complete" lower-cases the words of what has a relation and of nothing else, as the package does.
+- The package takes its words from nltk, which from 3.10 on parts "cm²" in two; here it is one word, as it was.
+- Two texts that both name nothing score 0, not 1.
+"""
+
+import io
+import json
+import re
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.files import UserError
+from data.tokenizers import WordPiece
+from metrics.batches import padded_batches
+from model import checkpoint
+from model.bert import BertConfig
+from model.config import read_config
+from model.dygie import Dygie, config_of, renames
+
+ARCHIVES = {"radgraph": "radgraph.tar.gz", "radgraph-xl": "radgraph-xl.tar.gz"}
+LEVELS = ("simple", "partial", "complete", "combined")
+LARGEST = {"weights.th": 2**33}  # bytes of an archive's member; of others a megabyte
+TEXTS = 64  # at a time
+
+
+class Entity(NamedTuple):
+    words: str
+    label: str
+    first: int        # place of its first word
+    last: int         # and of its last
+    relations: tuple  # ((label, number of the other entity), …)
+
+
+def words_of(text, model_name):
+    """The words of a report, as the model of that name was trained on them."""
+    if model_name == "radgraph":
+        return re.findall(r"[/,:.!?()]|[^\s/,:.!?()]+", text)
+    # The package's replacements: escapes that a JSON reader left over, and marks that its training texts had apart.
+    for escape, instead in (("\\n", "  "), ("\\f", "  "), ("\\u2122", "      "), ("\n", " "), ('\\"', "``")):
+        text = text.replace(escape, instead)
+    text = " ".join(re.findall(r"\w+|[^\w\s]+", text))
+    for mark, instead in ((").", ") ."), ("%.", "% ."), (".'", ". '"), ("%,", "% ,"), ("%)", "% )")):
+        text = text.replace(mark, instead)
+    return text.split()
+
+
+class RadGraph:
+    """Reads the entities of reports. What it has read it remembers: a text costs its time once."""
+
+    def __init__(self, network, tokenizer, model_name, device="cpu"):
+        self.network, self.tokenizer, self.device = network.to(device).eval(), tokenizer, device
+        self.model_name, self.graphs = model_name, {}
+
+    @classmethod
+    def from_pretrained(cls, folder, device="cpu"):
+        """Reads a folder as described above. Raises UserError."""
+        folder = Path(folder)
+        present = [name for name, file in ARCHIVES.items() if (folder / file).is_file()]
+        if len(present) != 1:
+            raise UserError(f"{folder}: holds {'both' if present else 'neither'} of {' and '.join(ARCHIVES.values())}; "
+                            "name a folder with one of them")
+        path = folder / ARCHIVES[present[0]]
+        tokenizer = WordPiece.from_pretrained(folder)
+        bert_config = (read_config(BertConfig, folder) if (folder / "config.json").is_file()
+                       else BertConfig(vocab_size=len(tokenizer)))
+
+        config, vocabulary, weights = read_archive(path)
+        prefix = dataset_prefix(vocabulary, present[0], path)
+        try:
+            config = config_of(config, vocabulary[f"{prefix}__ner_labels"], vocabulary[f"{prefix}__relation_labels"],
+                               bert_config.max_position_embeddings)
+        except UserError as error:
+            raise UserError(f"{path}: {error}; take the archive as published") from None
+        network = checkpoint.load_state(lambda: Dygie(config, bert_config), weights, path,
+                                        renames(lambda kind: re.escape(f"{prefix}__{kind}")), torch.float32)
+        return cls(network, tokenizer, present[0], device)
+
+    @torch.inference_mode()
+    def __call__(self, texts, progress=True):
+        """One list of Entity per text. Equal texts are read once."""
+        new = list(dict.fromkeys(text for text in texts if text not in self.graphs))
+        new.sort(key=len)  # so that a batch holds little padding
+        for start in tqdm(range(0, len(new), TEXTS), "RadGraph", unit="block", disable=None if progress else True):
+            block = {text: words_of(text, self.model_name) for text in new[start : start + TEXTS]}
+            for text, vectors in self.word_vectors(block).items():
+                self.graphs[text] = entities_of(block[text], *self.network(vectors))
+        return [self.graphs[text] for text in texts]
+
+    def word_vectors(self, words):
+        """{text: (W, D)} of {text: its words}: the mean of a word's pieces, zeros for a word that has none."""
+        pieces = {text: [self.tokenizer.encode("." if word == "/." else "?" if word == "/?" else word, special=False)
+                         for word in of_text] for text, of_text in words.items()}
+
+        # Long texts are cut where BERT's limit falls, as in training, be it inside a word.
+        longest = self.network.config.max_length - 2
+        segments, of_texts = {}, {}
+        for text, of_text in pieces.items():
+            ids = [i for of_word in of_text for i in of_word]
+            of_texts[text] = [(text, start) for start in range(0, len(ids), longest)]
+            for _, start in of_texts[text]:
+                segments[text, start] = [self.tokenizer.cls_id, *ids[start : start + longest], self.tokenizer.sep_id]
+        hidden = {}
+        for batch, ids, mask in padded_batches(segments, self.tokenizer.pad_id, self.device, "", progress=False):
+            hidden.update({segment: states[1 : len(segments[segment]) - 1]
+                           for segment, states in zip(batch, self.network.bert(ids, mask))})
+
+        vectors = {}
+        for text, of_text in pieces.items():
+            nothing = torch.zeros(0, self.network.bert.config.hidden_size, device=self.device)
+            states = torch.cat([nothing, *(hidden[segment] for segment in of_texts[text])])
+            means = [part.sum(0) / max(1, len(part)) for part in states.split([len(of_word) for of_word in of_text])]
+            vectors[text] = torch.stack(means) if means else nothing
+        return vectors
+
+    def scores(self, hypotheses, references, progress=True):
+        """{"simple", "partial", "complete", "combined": (N,)} of N pairs of texts."""
+        graphs = self([*hypotheses, *references], progress)
+        pairs = list(zip(graphs[: len(hypotheses)], graphs[len(hypotheses) :]))
+        return {level: np.array([compare(level, *pair) for pair in pairs]) for level in LEVELS}
+
+
+def entities_of(words, labels, relations):
+    """The network's spans and relations as a list of Entity; a relation needs an entity at both ends."""
+    numbers = {span: number for number, span in enumerate(labels)}
+    entities = []
+    for span, label in labels.items():
+        related = tuple((relation, numbers[other]) for (this, other), relation in relations.items()
+                        if this == span and other in numbers)
+        entities.append(Entity(" ".join(words[span[0] : span[1] + 1]), label, *span, related))
+    return entities
+
+
+def simple(entities):
+    return {(entity.words, entity.label) for entity in entities}
+
+
+def partial(entities):
+    return {(entity.words, entity.label, bool(entity.relations)) for entity in entities}
+
+
+def complete(entities):
+    related = {(entity.words.lower(), entity.label, relation, entities[other].words.lower())
+               for entity in entities for relation, other in entity.relations}
+    return related | {(entity.words, entity.label) for entity in entities if not entity.relations}
+
+
+def relations(entities):
+    return {((entity.words, entity.label), (entities[other].words, entities[other].label), relation)
+            for entity in entities for relation, other in entity.relations}
+
+
+def f1(a, b):
+    """F1 of two sets, 0 where they share nothing."""
+    return 2 * len(a & b) / (len(a) + len(b)) if a and b else 0.0
+
+
+def compare(level, hypothesis, reference):
+    """The F1 of a level between two lists of Entity."""
+    if level == "combined":
+        return (f1(simple(hypothesis), simple(reference)) + f1(relations(hypothesis), relations(reference))) / 2
+    sets = {"simple": simple, "partial": partial, "complete": complete}[level]
+    return f1(sets(hypothesis), sets(reference))
+
+
+def read_archive(path):
+    """(config.json's object, {namespace: labels}, {name: tensor}) of an archive, none of which touches the disk.
+
+    Members are read by their names, whatever else there is; only tensors are unpickled. Raises UserError.
+    """
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            members = {}
+            for member in archive:
+                name = member.name.removeprefix("./")
+                if not member.isfile() or name not in ("config.json", "weights.th") and not (
+                        name.startswith("vocabulary/") and name.endswith("_labels.txt")):
+                    continue
+                if member.size > LARGEST.get(name, 2**20):
+                    raise UserError(f"{path}: {name} has {member.size:,} bytes; take the archive as published")
+                members[name] = archive.extractfile(member).read()
+        config = json.loads(members["config.json"])
+        vocabulary = {Path(name).stem: data.decode().removesuffix("\n").split("\n")
+                      for name, data in members.items() if name.startswith("vocabulary/")}
+        weights = torch.load(io.BytesIO(members.pop("weights.th")), map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(f"{path}: holds no {error.args[0]}; take the archive as published") from None
+    except Exception as error:  # a mutilated archive or pickle makes its reader raise almost any class
+        raise UserError(f"{path}: refused, for it is damaged or holds more than tensors "
+                        f"({checkpoint.one_line(error)}); download it again") from None
+    if not isinstance(weights, dict) or not all(isinstance(name, str) and isinstance(tensor, torch.Tensor)
+                                                for name, tensor in weights.items()):
+        raise UserError(f"{path}: weights.th holds more than named tensors; download it again")
+    return config, vocabulary, weights
+
+
+def dataset_prefix(vocabulary, model_name, path):
+    """The name of the data set before "__ner_labels": the model's own, or the only one there is. Raises UserError."""
+    prefixes = [name.removesuffix("__ner_labels") for name in vocabulary if name.endswith("__ner_labels")]
+    prefixes = [prefix for prefix in prefixes if f"{prefix}__relation_labels" in vocabulary]
+    if model_name in prefixes:
+        return model_name
+    if len(prefixes) != 1:
+        raise UserError(f"{path}: its vocabulary has labels of {len(prefixes)} data sets; "
+                        "take the archive as published")
+    return prefixes[0]
