@@ -79,12 +79,12 @@ def mistral_flops(config, rows, tokens):
 def mistral_activations(config, rows, tokens, adapted, size, recompute):
     """Bytes that the frozen layers keep for the backward pass; `size` bytes per number.
 
-    A frozen matrix keeps nothing (its input's gradient needs the weight alone). A layer keeps the input of both norms
-    and q, k, v and the result of attention and, of the MLP, gate, its silu, and up; an `adapted` one its input and
-    dropout's mask.
+    A frozen matrix keeps nothing (its input's gradient needs the weight alone). A layer keeps the input of both norms,
+    in fp32 under autocast too, and q, k, v and the result of attention and, of the MLP, gate, its silu, and up; an
+    `adapted` one its input and dropout's mask.
     """
     D, H, G, d = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    layer = size * (2 * D + d * (2 * H + 2 * G) + 3 * config.intermediate_size) + 4 * H
+    layer = 4 * 2 * D + size * (d * (2 * H + 2 * G) + 3 * config.intermediate_size) + 4 * H
     layer += sum({"o_proj": H * d, "down_proj": config.intermediate_size}.get(name, D) for name in adapted) * (size + 1)
     if recompute:
         return rows * tokens * (config.num_hidden_layers * D * size + layer)
@@ -92,17 +92,27 @@ def mistral_activations(config, rows, tokens, adapted, size, recompute):
 
 
 def swin_activations(config, pictures, size, recompute):
-    """A block keeps: the input of both norms and their results, q, k, v, attention's result,
-    and two of the MLP's width."""
-    kept = [tokens * C * size * (blocks * (1 if recompute else 10 + 2 * config.mlp_ratio))
-            for tokens, C, blocks in swin_sizes(config, pictures)]
-    return sum(kept)
+    """A block keeps: the input of both norms in fp32; what q, k and v read (autocast's copy for each), q, k, v and the
+    result of attention, what the MLP reads, and two of its width; and the bias of each of its windows, if shifted."""
+    N, copies, kept = config.window_size**2, 3 if size == 2 else 1, 0
+    for index, (tokens, C, blocks) in enumerate(swin_sizes(config, pictures)):
+        # Before the first merging the blocks pass on fp32, for the embeddings' norm does; then what the merging gives
+        passed_on = tokens * C * (4 if index == 0 else size)
+        block = tokens * C * (4 * 2 + size * (copies + 4 + 1 + 2 * config.mlp_ratio))
+        shifted = tokens > pictures * N                                  # a single window has nothing to shift to
+        bias = shifted * tokens * config.num_heads[index] * 8 * -(-N // 8) * size
+        kept += blocks * passed_on + block + bias if recompute else blocks * block + blocks // 2 * bias
+        kept += tokens * C * (4 + size) * (index < len(config.depths) - 1)                              # the merging
+    return kept
 
 
 def bert_activations(config, sentences, tokens, size):
-    D, I = config.hidden_size, config.intermediate_size
+    """A layer keeps: the input of both norms in fp32; what q, k and v read (autocast's copy for each), q, k, v and the
+    result of attention, what the MLP reads, and two of its width; and the masks of both dropouts."""
+    D, I, copies = config.hidden_size, config.intermediate_size, 3 if size == 2 else 1
     masks = 2 * D if config.hidden_dropout_prob else 0
-    return sentences * tokens * config.num_hidden_layers * (size * (9 * D + 2 * I) + masks)
+    layer = 4 * 2 * D + size * ((copies + 4 + 1) * D + 2 * I) + masks
+    return sentences * tokens * config.num_hidden_layers * layer
 
 
 class Stage1Needs:
@@ -131,8 +141,9 @@ class Stage1Needs:
 
     def activations(self):
         size = 2 if self.args.precision == "bf16" else 4
+        casts = [("autocast's copies of the weights", 2 * linear_weights(self.model))] if size == 2 else []
         return [("activations, Swin", swin_activations(self.swin, self.batch, size, self.args.checkpointing)),
-                ("activations, BERT", bert_activations(self.bert, self.sentences, self.tokens, size))]
+                ("activations, BERT", bert_activations(self.bert, self.sentences, self.tokens, size)), *casts]
 
     def frozen(self, world):
         return []
