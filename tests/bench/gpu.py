@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 import trrg
+from data.dataset import Prepared
 from model.bert import Bert
 from model.clues import ClueBank
 from model.decode import generate
@@ -40,6 +41,8 @@ from model.swin import Swin
 from tests import tiny
 from tests.bench import train
 from training import dry_run
+from training.demo import encoders as demo_encoders
+from training.demo import language_model as demo_language_model
 from training.options import arguments, of_stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -393,13 +396,12 @@ def demo_data(args):
     begun, studies = time.perf_counter(), [] if args.shape == "7b" else ["--studies", "32", "8", "8"]
     cores = len(os.sched_getaffinity(0))
     command(["data.prepare", "phantom", "--out", args.work / "data", "--workers", cores, *studies])
-    drawn = time.perf_counter()
-    emit(args, what="phantom drawn", seconds=drawn - begun, cores=cores)
+    emit(args, what="phantom drawn", seconds=time.perf_counter() - begun, cores=cores)
     torch.set_num_threads(min(4, cores))
-    from data.dataset import Prepared
-    from training import demo
-    demo.base_weights(args.work / "weights", Prepared(args.work / "data"), seed=0)
-    emit(args, what="base weights", seconds=time.perf_counter() - drawn, threads=torch.get_num_threads())
+    for what, work in (("base encoders", demo_encoders), ("base language model", demo_language_model)):
+        begun = time.perf_counter()
+        work(args.work / "weights", Prepared(args.work / "data"), seed=0)
+        emit(args, what=what, seconds=time.perf_counter() - begun, threads=torch.get_num_threads())
 
 
 def demo(args):
