@@ -255,8 +255,9 @@ def small_run(folder, args):
 def language_model(args):
     """Random weights, made where they are used: bf16 on a GPU."""
     torch.manual_seed(0)
+    dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     with torch.device(args.device):
-        return Mistral(train.SHAPES[args.shape][2]).to(torch.bfloat16 if args.device == "cuda" else torch.float32).eval()
+        return Mistral(train.SHAPES[args.shape][2]).to(dtype).eval()
 
 
 def decode(args):
@@ -468,8 +469,9 @@ class Part:
         self.name, self.args = name, args
         self.seconds = min(PARTS[name][1], left)
         self.file = tempfile.TemporaryFile("w+")
-        argv = [sys.executable, "-X", "faulthandler", "-m", "tests.bench.gpu", "--part", name, "--seconds", str(self.seconds), "--device",
-                args.device, "--shape", args.shape, "--out", str(args.out), "--work", str(args.work)]
+        argv = [sys.executable, "-X", "faulthandler", "-m", "tests.bench.gpu", "--part", name,
+                "--seconds", str(self.seconds), "--device", args.device, "--shape", args.shape,
+                "--out", str(args.out), "--work", str(args.work)]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
                        "HF_HUB_OFFLINE": "1"}
         self.begun = time.monotonic()
