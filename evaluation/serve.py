@@ -118,7 +118,10 @@ class Server(ThreadingTCPServer):
 
     def work_once(self):
         """A request's error is that request's alone. It ends here: handed on, its traceback would keep the pictures."""
-        asked = self.requests.get()
+        try:
+            asked = self.requests.get(timeout=0.5)
+        except queue.Empty:
+            return          # a wait without end would not notice a Ctrl-C that came just before it
         if asked is None:
             raise SystemExit(130)
         reply, request, files = asked
