@@ -105,7 +105,7 @@ def test_four_times_eight_is_thirty_two(toy):
             "--prompts-per-disease", "1"]
     for world, size in ((1, 32), (4, 8)):
         trained([*argv, "--batch-size", size, "--run", folder / f"by{size}"], folder, world)
-    assert_close(folder / "by32", folder / "by8", atol=1e-4)     # one hundredth of a step: Adam enlarges rounding
+    assert_close(folder / "by32", folder / "by8", atol=6e-5)     # one hundredth of a step: Adam enlarges rounding
 
 
 def test_a_batch_with_fewer_studies_than_processes(toy):

@@ -1,8 +1,8 @@
 """The demo's whole time, this commit and another one turn about: wall, CPU seconds and the largest process.
 
-    git worktree add /tmp/old 871f017
-    python -m tests.bench.demo --against /tmp/old
-    ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 python -m tests.bench.demo --against /tmp/old
+    git worktree add ../old 871f017
+    python -m tests.bench.demo --against ../old
+    ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 python -m tests.bench.demo --against ../old
 """
 
 import argparse
