@@ -7,6 +7,7 @@ import sys
 import threading
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 from data.files import UserError
 
@@ -25,8 +26,9 @@ def in_workers(work, chunks, workers):
         waiting, chunks = set(), iter(chunks)
         while True:
             # A few chunks a worker in flight: whatever the data set's size, results do not pile up in memory.
-            while len(waiting) < 4 * workers and (chunk := next(chunks, None)) is not None:
-                waiting.add(pool.submit(work, chunk))
+            with ctrl_c_later():                            # the first task forks the workers
+                while len(waiting) < 4 * workers and (chunk := next(chunks, None)) is not None:
+                    waiting.add(pool.submit(work, chunk))
             if not waiting:
                 break
             ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -37,6 +39,25 @@ def in_workers(work, chunks, workers):
                         "from here") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def ctrl_c_later():
+    """A Ctrl-C within the block is answered at its end.
+
+    Needed around a fork: Python runs hooks then (logging has one), and drops whatever is raised inside of them.
+    """
+    if threading.current_thread() is not threading.main_thread():         # no other thread is told of signals
+        yield
+        return
+    came = []
+    handler = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def start_worker():

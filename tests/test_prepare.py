@@ -340,6 +340,17 @@ def test_ctrl_c_while_it_imports_is_one_line(tmp_path):
     assert (done.returncode, done.stderr) == (130, "stopped; the same command goes on from here\n")
 
 
+def test_ctrl_c_while_it_forks_is_not_lost(tmp_path):
+    """Python drops what is raised in the hooks that run around a fork."""
+    hook = ("import os, runpy, signal, sys\n"
+            "os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+            "sys.argv[0] = 'data.prepare'\n"
+            "runpy.run_module('data.prepare', run_name='__main__')\n")
+    command = ["phantom", "--out", str(tmp_path / "set"), "--studies", "300", "1", "1", "--size", "64", "--workers", "2"]
+    done = subprocess.run([sys.executable, "-c", hook, *command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "stopped; the same command goes on from here\n")
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_while_it_draws_is_one_line_and_loses_nothing(tmp_path, workers):
     command = ["phantom", "--out", str(tmp_path / "set"), "--studies", "3000", "1", "1", "--size", "64",

@@ -19,7 +19,7 @@ from data.files import UserError, whole_file
 from data.prompts import clue_prompts
 from data.reports import clean_report, sentences
 from data.tokenizers import SentencePiece, WordPiece
-from data.workers import start_worker
+from data.workers import ctrl_c_later, start_worker
 from model.bert import Bert, BertConfig
 from model.mistral import Mistral, MistralConfig
 from model.swin import Swin, SwinConfig
@@ -74,7 +74,8 @@ def prepare(data, weights, seed, timetable):
     # A process of its own, beside stage 1: networks as small as these gain little from a second thread.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     process = context.Process(target=language_model, args=(weights, prepared, seed), daemon=True)
-    process.start()
+    with ctrl_c_later():
+        process.start()
     return process
 
 
