@@ -72,8 +72,14 @@ class Timetable:
         self.now.seconds = seconds
 
     def measured(self, done, steps):
-        """After MEASURED steps of this part, of `steps` that it has in this command: how long it will be."""
-        if done == MEASURED < steps:
-            per_step = (time.perf_counter() - self.started) / done
-            self.correct(per_step * steps)
+        """After MEASURED steps of this part, of `steps` that it has in this command: how long it will be.
+
+        The first step is not timed: it waits for everything that comes before it.
+        """
+        now = time.perf_counter()
+        if done == 1:
+            self.first_step = now
+        elif done == MEASURED < steps:
+            per_step = (now - self.first_step) / (done - 1)
+            self.correct(self.first_step - self.started + per_step * (steps - 1))
             self.say(f"{self.now.name}: {steps:,} steps of {per_step:.2f} s: about {minutes(per_step * steps)}")
