@@ -136,7 +136,7 @@ class Prompts:
         return self.random.sample(items, len(items))
 
 
-def teach_writing(mistral, pieces, reports, seed, epochs=4, batch_size=16, lr=2e-3):
+def teach_writing(mistral, pieces, reports, seed, epochs=8, batch_size=16, lr=2e-3):
     """Teaches the language model to write reports, and to read its prompt, as the published one can.
 
     The loss is that of the report. A language model that never looked into a prompt would have to learn that by LoRA
