@@ -241,6 +241,8 @@ def shown(args, results, jobs):
     """
     theirs = options if args.tables else settings
     there = {(job.name, job.seed): job for job in jobs if (job.name, job.seed) in results}
+    if args.as_recorded:
+        return {key: results[key] for key in there}, []
     keys = [key for key, job in there.items() if theirs(args, job).items() <= results[key]["settings"].items()]
     if args.tables and keys:
         had = {key: tuple(results[key]["settings"].get(name) for name in FOUND) for key in keys}
@@ -264,6 +266,8 @@ def parser():
     p.add_argument("--beams", type=count, help="beam width of the reports (default: the checkpoint's)")
     p.add_argument("--limit", type=count, metavar="N", help="measure on the first N test studies (default: all)")
     p.add_argument("--tables", action="store_true", help="print the tables of the results there are, and stop")
+    p.add_argument("--as-recorded", action="store_true",
+                   help="with --tables: whatever settings the lines were made with, as for a --results of an older commit")
     p.add_argument("--data", type=Path, default=Path("datasets/demo"), help="the phantom (default: %(default)s)")
     p.add_argument("--weights", type=Path, default=Path("weights/demo"), help="base weights (default: %(default)s)")
     p.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="(default: %(default)s)")
