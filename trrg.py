@@ -9,9 +9,9 @@
 
 Legend, everywhere in this repository:
     B  studies in a batch          m  diseases, 14              D  width of the language model
-    V  views (pictures) a study    k  injected clues, 3         T  report tokens
-    n  patch tokens a picture      r  tokens of a clue          τ  temperature
-    d  shared width, 1024          L  learnable queries, 32
+    V  views (pictures) per study  k  injected clues, 3         T  report tokens
+    n  patch tokens per picture    r  tokens per clue           τ  temperature
+    d  shared width, 1024          L  learnable queries, 32     P  prompt tokens, or prompts of the bank
     v_e (B, N, d) patch tokens of a study, N = V·n      v_d (B, N, d) the mapped ones      v_cls (B, d) their mean
     c_s (B, k·r, d) tokens of the injected clues        E^v, E^c (B, L, d) what the queries read of either
 
@@ -43,9 +43,9 @@ from model.swin import Swin, SwinConfig
 from model.trained import as_bytes, as_tensor, base_header, configuration, configurations, in_base, read_base
 
 VARIANTS = ("base", "dci", "cmci", "trrg", "steered")
-# The fifth rung, ours: clues in the sentences of the reports themselves, only those that are likely enough, each led by
-# how sure it is. On the phantom's val split clues between the bounds .08, .15 and .4 were right in four and six of ten
-# cases, above in nine (docs/results.md).
+# What `--variant steered` sets, the fifth rung, which is ours: clues in the sentences of the reports themselves, only
+# those that are likely enough, each led by how sure it is. On the phantom's val split, four in ten clues of a weight
+# from .08 to .15 were right, six in ten up to .4, and nine in ten above it (docs/results.md).
 STEERED = dict(clue_bank="sentences", clue_form="words", clue_threshold=0.08, clue_sureness=(0.15, 0.4),
                clue_dropout=0.1)
 SURENESS = ("possible", "likely", "certain")          # what a clue is called, by its weight
@@ -58,6 +58,8 @@ INSTRUCTION = "Generate a comprehensive and detailed diagnosis report for this c
 
 @dataclass(frozen=True)
 class AlignmentConfig:
+    """The choices of stage 1; the sizes of the encoders are their own configurations'."""
+
     d: int = 1024                          # shared width
     tau: float = 0.07                      # where the learnable temperature starts
     sentence_tokens: int = 64              # WordPiece tokens of a sentence or prompt, [CLS] and [SEP] included
@@ -130,6 +132,8 @@ def encode_words(wordpiece, texts, max_tokens):
 
 @dataclass(frozen=True)
 class TRRGConfig:
+    """The choices of stage 2. Fields that are options of train.py have the options' names."""
+
     variant: str = "trrg"                  # Table 2: base < dci (raw clues) < cmci (queries) < trrg (and L_DC)
     views: str = "concat"                  # concat | mean: how the views of a study become one sequence
     k: int = 3                             # injected clues
@@ -143,13 +147,14 @@ class TRRGConfig:
     lora_dropout: float = 0.1
     lora_targets: tuple = TARGETS          # the linear layers with an adapter
     instruction: str = INSTRUCTION
-    # Ours, beyond the paper, each with the paper's form as its default; the variant `steered` is their combination.
+    # Ours, beyond the paper, each with the paper's form as its default; `--variant steered` sets them to STEERED.
     clue_bank: str = "prompts"             # prompts | sentences: hand-written prompts, or the reports' own sentences
     clue_form: str = "tokens"              # tokens | words | both: what the language model reads of a clue
     clue_sureness: tuple = ()              # weights from which a clue is "likely" and "certain"; (): nothing is said
     clue_dropout: float = 0.0              # share of the training studies that are shown no clue
     dc_pull: str = "both"                  # Eq. (4) moves both sides | picture: E^c is the target | contrast: Eq. (1)
 
+    # What a variant has, and so what TRRG builds for it.
     @property
     def clues(self):
         return self.variant != "base"
@@ -174,11 +179,11 @@ class TRRGConfig:
 @torch.no_grad()
 def encode_bank(alignment, prompts):
     """Every clue prompt through the frozen text encoder, once: [[prompt, …] per disease] → `ClueBank` with the c^i."""
-    texts = [text for of_disease in prompts for text in of_disease]
+    texts = [text for wordings in prompts for text in wordings]
     ids, mask = encode_words(alignment.wordpiece, texts, alignment.config.sentence_tokens)
     ids, mask = ids.to(alignment.log_scale.device), mask.to(alignment.log_scale.device)
     tokens = alignment.eval().text_tokens(ids, mask)
-    disease = torch.tensor([i for i, of_disease in enumerate(prompts) for _ in of_disease], device=ids.device)
+    disease = torch.tensor([i for i, wordings in enumerate(prompts) for _ in wordings], device=ids.device)
     return ClueBank(tokens=tokens[:, 1:].contiguous(), cls=tokens[:, 0].contiguous(), mask=mask[:, 1:].contiguous(),
                     disease=disease, m=len(prompts), texts=texts)
 
@@ -207,6 +212,8 @@ class Loss(NamedTuple):
 
 
 class Report(NamedTuple):
+    """What the model writes of one study."""
+
     text: str
     clues: list                      # [(prompt, weight)], heaviest first; empty for the base variant
 
@@ -287,21 +294,22 @@ class TRRG(nn.Module):
     def assemble(self, picture, clues):
         """[INST] <Img> P_v(v_d) P_v(E^v) </Img> <Clue> P_c(E^c) </Clue> instruction [/INST] → embeds, parts.
 
-        `picture` and `clues` are [(name, embeddings (B, ·, D))] in this order; without clues there are no markers of
-        theirs. The one place where the language model's input is put together, for training and for writing alike.
+        `picture` and `clues` are [(name, embeddings (B, ·, D))] in this order; without clues the <Clue> markers are
+        left out. The one place where the language model's input is put together, for training and for writing alike.
         The markers are ordinary text; all prompts of a batch are equally long.
         """
-        bos = torch.tensor([[self.tokenizer.bos_id]], device=self.mapper.weight.device)
-        sequence = [("<s>", self.language_model.embed(bos)), self._text("[INST] <Img>"), *picture, self._text("</Img>")]
+        bos = self.language_model.embed(torch.tensor([[self.tokenizer.bos_id]], device=self.mapper.weight.device))
+        sequence = [("<s>", bos), self._text("[INST] <Img>"), *picture, self._text("</Img>")]
         if clues:
             sequence += [self._text("<Clue>"), *clues, self._text("</Clue>")]
         sequence += [self._text(f"{self.config.instruction} [/INST]")]
 
-        (_, bos), B = sequence[0], len(picture[0][1])
+        B = len(picture[0][1])
         embeds = torch.cat([part.to(bos).expand(B, -1, -1) for _, part in sequence], dim=1)
         return embeds, [(name, part.shape[1]) for name, part in sequence]
 
     def _text(self, text):
+        """(the text, its embeddings (1, ·, D)), as a part of the prompt."""
         ids = torch.tensor([self.tokenizer.encode(text, special=False)], device=self.mapper.weight.device)
         return text, self.language_model.embed(ids)
 
@@ -309,29 +317,29 @@ class TRRG(nn.Module):
         """images (B, V, 3, H, W) → `Prompt`. `clues` takes the place of the recognised ones (for experiments)."""
         v_e = self.encode(images)
         v_d = self.mapper(v_e)                                                             # v_d = W v_e + b
-        of_picture, of_clues, e_v, e_c = [("v_d", self.visual_projector(v_d))], [], None, None
+        picture_parts, clue_parts, e_v, e_c = [("v_d", self.visual_projector(v_d))], [], None, None
 
         if self.config.clues:
             clues = clues or self.recognise(v_e)
         if self.config.interaction:
             e_v, e_c = self.interaction(v_d, clues.tokens, clues.mask)                     # Eq. (2), (3)
-            of_picture += [("E^v", self.visual_projector(e_v))]
+            picture_parts += [("E^v", self.visual_projector(e_v))]
 
         if self.config.words:
-            of_clues += [("words", self.clue_words(clues))]
+            clue_parts += [("words", self.clue_words(clues))]
         if self.config.interaction and self.config.tokens:
-            of_clues += [("E^c", self.clue_projector(e_c))]
+            clue_parts += [("E^c", self.clue_projector(e_c))]
         elif self.config.tokens:
             # Choice: dci's padding reads as zeros, so that every prompt of a batch is equally long without a mask.
-            of_clues += [("c_s", self.clue_projector(clues.tokens) * clues.mask[..., None])]
+            clue_parts += [("c_s", self.clue_projector(clues.tokens) * clues.mask[..., None])]
 
-        embeds, parts = self.assemble(of_picture, of_clues)
+        embeds, parts = self.assemble(picture_parts, clue_parts)
         return Prompt(embeds, parts, v_e, clues, e_v, e_c)
 
-    def expect(self, prompt, ids, labels):
-        """What is expected at each labelled token of the reports, given `Prompt` and what stands before it.
+    def report_logits(self, prompt, ids, labels):
+        """The logits at each labelled token of the reports, given the `Prompt` and the tokens before it.
 
-        ids, labels (B, T) from `supervise` → logits (labelled tokens, vocabulary), study by study.
+        ids, labels (B, T) from `supervise` → (labelled tokens, vocabulary), study by study.
         """
         _, T = labels.shape
         report = self.language_model.embed(ids[:, :-1]).to(prompt.embeds)
@@ -345,7 +353,7 @@ class TRRG(nn.Module):
         gather(rows) gives those of all processes; only the contrast of `dc_pull` asks for it.
         """
         prompt, supervised = self.prompt(images), labels != -100
-        ce = cross_entropy(self.expect(prompt, ids, labels), labels[supervised], reduction="sum")
+        ce = cross_entropy(self.report_logits(prompt, ids, labels), labels[supervised], reduction="sum")
 
         dc = ce.new_zeros(())
         if self.config.consistency:
@@ -480,8 +488,8 @@ def load(path, weights=None, device="cpu"):
     else:
         tokenizer = SentencePiece(as_bytes(tensors.pop("sentencepiece")))
         config = configuration(TRRGConfig, header["trrg"])
-        texts = header.get("prompts") or [text for of_disease in clue_prompts(config.prompts_per_disease)
-                                          for text in of_disease]      # older files do not hold them
+        texts = header.get("prompts") or [text for wordings in clue_prompts(config.prompts_per_disease)
+                                          for text in wordings]      # older files do not hold them
         if not header["base"]["embedded"]:
             tensors.update(read_base(path, header["base"], weights))
 

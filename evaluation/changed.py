@@ -203,7 +203,7 @@ def surprises(model, prompt, texts):
     ids, labels, _ = model.supervise(texts, max_tokens=10**6)                           # none is cut
     ids, labels = ids.to(prompt.embeds.device), labels.to(prompt.embeds.device)
     supervised = labels != -100
-    losses = cross_entropy(model.expect(prompt, ids, labels), labels[supervised], reduction="none").double()
+    losses = cross_entropy(model.report_logits(prompt, ids, labels), labels[supervised], reduction="none").double()
     return [(of_study.sum().item(), len(of_study)) for of_study in losses.split(supervised.sum(1).tolist())]
 
 
