@@ -102,24 +102,14 @@ class ByteBPE:
     @classmethod
     def from_pretrained(cls, folder):
         """Reads vocab.json and merges.txt, or tokenizer.json where they are not there. Raises UserError."""
-        folder = Path(folder)
-        path = folder / "vocab.json"
-        if path.is_file() or not (folder / "tokenizer.json").is_file():
-            vocabulary = read_json_object(path)
-            try:
-                lines = read_text(folder / "merges.txt").split("\n")
-            except OSError:
-                raise UserError(f"{folder / 'merges.txt'}: not readable; give a folder as Hugging Face lays it out, "
-                                "with vocab.json and merges.txt") from None
-            merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        path = Path(folder) / "vocab.json"
+        if not path.is_file() and path.with_name("tokenizer.json").is_file():
+            path = path.with_name("tokenizer.json")
+            vocabulary, merges = from_tokenizer_json(path)
         else:
-            path = folder / "tokenizer.json"
-            tokenizer = read_json_object(path)
-            model = tokenizer.get("model")
-            if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
-                raise UserError(f"{path}: holds no byte-level BPE; take RoBERTa's")
-            vocabulary = model.get("vocab")
-            merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+            vocabulary, merges = read_json_object(path), read_merges(path.with_name("merges.txt"))
+
+        # Whichever files they were, they may be anyone's
         if not isinstance(vocabulary, dict) or not all(type(i) is int for i in vocabulary.values()) or \
                 not all(len(pair) == 2 and all(isinstance(piece, str) for piece in pair) for pair in merges):
             raise UserError(f"{path}: holds no byte-level BPE; take RoBERTa's")
@@ -127,3 +117,22 @@ class ByteBPE:
             return cls(vocabulary, merges)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
+
+
+def read_merges(path):
+    """The pairs of merges.txt, one per line. Raises UserError."""
+    try:
+        lines = read_text(path).split("\n")
+    except OSError:
+        raise UserError(f"{path}: not readable; give a folder as Hugging Face lays it out, with vocab.json and "
+                        "merges.txt") from None
+    return [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+
+
+def from_tokenizer_json(path):
+    """(vocabulary, pairs) out of the one file that newer tools write; neither is checked yet. Raises UserError."""
+    model = read_json_object(path).get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
+        raise UserError(f"{path}: holds no byte-level BPE; take RoBERTa's")
+    return model.get("vocab"), [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair)
+                                for pair in model["merges"]]

@@ -34,19 +34,24 @@ AVERAGES = ("micro", "macro", "example", "weighted")
 UNCERTAIN = {"positive": (1, 3), "negative": (1,)}
 PARTS = ("precision", "recall", "f1")
 
+# A report's statistics: for either reading of uncertain a table of counts and one of the report's own values, then a 1.
+COUNTS = (len(LABELS), 3)                    # tp, fp, fn of each class
+OWN_VALUES = (len(CLASS_SETS), len(PARTS))   # over each class set
+ENDS = np.cumsum([np.prod(table) for _ in UNCERTAIN for table in (COUNTS, OWN_VALUES)])
+
 
 def _divide(a, b):
     return np.divide(a, b, out=np.zeros(np.broadcast_shapes(np.shape(a), np.shape(b))), where=np.asarray(b) != 0)
 
 
-def _prf(tp, fp, fn):
-    """(..., 3): precision, recall, F1."""
+def _prf(counts):
+    """tp, fp, fn (..., 3) → precision, recall, F1 (..., 3)."""
+    tp, fp, fn = np.moveaxis(counts, -1, 0)
     return np.stack([_divide(tp, tp + fp), _divide(tp, tp + fn), _divide(2 * tp, 2 * tp + fp + fn)], axis=-1)
 
 
 def clinical_statistics(hypothesis, reference):
-    """(N, k) per report, for `clinical_values`: for both readings of uncertain, tp, fp, fn of each class and the
-    report's own values over each class set; last a 1. They add up. Raises UserError for arrays that are not labels."""
+    """The reports' statistics (N, k), which add up: see above. Raises UserError for arrays that are not labels."""
     hypothesis, reference = np.asarray(hypothesis), np.asarray(reference)
     for labels in (hypothesis, reference):
         if labels.ndim != 2 or labels.shape[1] != len(LABELS) or not np.isin(labels, (0, 1, 2, 3)).all():
@@ -54,39 +59,38 @@ def clinical_statistics(hypothesis, reference):
                             "per report, in CheXbert's order")
     if len(hypothesis) != len(reference):
         raise UserError(f"labels of {len(hypothesis)} hypotheses and {len(reference)} references; give both per report")
-    columns = []
+
+    tables = []
     for values in UNCERTAIN.values():
         h, r = np.isin(hypothesis, values), np.isin(reference, values)
-        counts = np.stack([h & r, h & ~r, ~h & r], axis=-1).astype(np.float64)  # (N, 14, 3)
-        columns.append(counts.reshape(len(h), -1))
-        columns += [_prf(*np.moveaxis(counts[:, members].sum(1), -1, 0)) for members in CLASS_SETS.values()]
-    return np.concatenate([*columns, np.ones((len(hypothesis), 1))], axis=1)
+        counts = np.stack([h & r, h & ~r, ~h & r], axis=-1).astype(np.float64)
+        own_values = np.stack([_prf(counts[:, members].sum(1)) for members in CLASS_SETS.values()], axis=1)
+        tables += [counts, own_values]
+    return np.concatenate([*(table.reshape(len(table), -1) for table in tables), np.ones((len(hypothesis), 1))], axis=1)
 
 
 def clinical_values(summed):
     """{(average, classes, uncertain, part): (...)} and {("per_class", uncertain, label, part): (...)} of (..., k)."""
-    summed = np.asarray(summed)
-    classes, sets = len(LABELS) * len(PARTS), len(CLASS_SETS) * len(PARTS)
+    *tables, reports = np.split(np.asarray(summed), ENDS, axis=-1)
     values = {}
-    for u, uncertain in enumerate(UNCERTAIN):
-        block = summed[..., u * (classes + sets) : (u + 1) * (classes + sets)]
-        counts = block[..., :classes].reshape(*summed.shape[:-1], len(LABELS), 3)
-        examples = block[..., classes:].reshape(*summed.shape[:-1], len(CLASS_SETS), len(PARTS))
-        examples = examples / summed[..., -1:, None]
+    for uncertain, counts, own_values in zip(UNCERTAIN, tables[::2], tables[1::2]):
+        counts = counts.reshape(*counts.shape[:-1], *COUNTS)
+        examples = own_values.reshape(*own_values.shape[:-1], *OWN_VALUES) / reports[..., None]
         support = counts[..., 0] + counts[..., 2]
-        each = _prf(*np.moveaxis(counts, -1, 0))
+        per_class = _prf(counts)
+
         for s, (name, members) in enumerate(CLASS_SETS.items()):
             weight = support[..., members, None]
             cells = {
-                "micro": _prf(*np.moveaxis(counts[..., members, :].sum(-2), -1, 0)),
-                "macro": each[..., members, :].mean(-2),
+                "micro": _prf(counts[..., members, :].sum(-2)),
+                "macro": per_class[..., members, :].mean(-2),
                 "example": examples[..., s, :],
-                "weighted": _divide((each[..., members, :] * weight).sum(-2), weight.sum(-2)),
+                "weighted": _divide((per_class[..., members, :] * weight).sum(-2), weight.sum(-2)),
             }
             values |= {(average, name, uncertain, part): cells[average][..., p]
                        for average in AVERAGES for p, part in enumerate(PARTS)}
         for i, label in enumerate(LABELS):
-            values |= {("per_class", uncertain, label, part): each[..., i, p] for p, part in enumerate(PARTS)}
+            values |= {("per_class", uncertain, label, part): per_class[..., i, p] for p, part in enumerate(PARTS)}
     return values
 
 
@@ -103,8 +107,11 @@ def measure_clinical(hypothesis, reference):
 
 
 def clinical_scores(hypothesis, reference):
-    """Label arrays (N, 14) → grid[average][classes][uncertain] → {"precision", "recall", "f1"}, and
-    grid["per_class"][uncertain][label], which has "support" too."""
+    """The grid of two label arrays (N, 14).
+
+    grid[average][classes][uncertain] is {"precision", "recall", "f1"}; grid["per_class"][uncertain][label] is the same
+    and "support".
+    """
     statistics = clinical_statistics(hypothesis, reference)
     grid = nest({path: float(value) for path, value in clinical_values(statistics.sum(0)).items()})
     for uncertain, counts in supports(reference).items():

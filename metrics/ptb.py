@@ -73,11 +73,12 @@ def _any(words):
     return "(?:" + "|".join(sorted(words, key=len, reverse=True)) + ")"
 
 
-def _cased(first_letter_upper):
-    return _any(f"{w[0].upper()}(?i:{w[1:]})" for w in first_letter_upper)
+def _capitalized(words):
+    """Any of the words with a capital first; the case of the others is free."""
+    return _any(f"{w[0].upper()}(?i:{w[1:]})" for w in words)
 
 
-_STRONG = (rf"(?:(?i:{_any(w for w in _ABBREVIATIONS if w not in _YIELD_TO_WORD)})|{_cased(_CAPITALIZED)}"
+_STRONG = (rf"(?:(?i:{_any(w for w in _ABBREVIATIONS if w not in _YIELD_TO_WORD)})|{_capitalized(_CAPITALIZED)}"
            rf"|{_any(f'[{w[0].upper()}{w[0]}]{w[1:]}' for w in _NOT_ALL_CAPITALS)})\.")
 _WEAK = rf"(?i:{_any(_YIELD_TO_WORD)})\."
 
@@ -140,37 +141,47 @@ _REACHES_OVER_BLANK = re.compile(
 _IN_TOKEN = {ord(a): f"-{b}-" for a, b in zip("()[]{}", ("lrb", "rrb", "lsb", "rsb", "lcb", "rcb"))}
 
 
-def _lex(text):
-    """The tokens of `text` (which ends with a line end), lower-cased, punctuation still among them."""
-    tokens, place, end = [], 0, len(text)
-    while place < end:
-        length, best, instead = 0, None, None
-        if not text[place].isspace():
-            for rule, replacement in _RULES:
-                match = rule.match(text, place)
-                if match and match.end() - place > length:
-                    length, best, instead = match.end() - place, match, replacement
-        if best is None:
+def _all_tokens(text):
+    """The tokens of a text that ends with a line end: lower-case, punctuation still among them."""
+    tokens, place = [], 0
+    while place < len(text):
+        match, replacement = (None, None) if text[place].isspace() else _longest_match(text, place)
+        if match is None:
             place += 1
             continue
-        token = best[best.lastindex] if best.lastindex else best[0]
+        token = match[match.lastindex] if match.lastindex else match[0]
         place += len(token)
-        if instead is None:
-            instead = token.replace("\u00ad", "").replace(" ", "\u00a0")
-            instead = instead if "@" in token else instead.translate(_IN_TOKEN)  # e-mail addresses keep theirs
-            instead = re.sub("^(n?)[\u2019\u0092](?=(?:[tsmd]|re|ve|ll)$)", r"\1'", instead)
-        tokens.append(instead.lower())
+        tokens.append((_normal_form(token) if replacement is None else replacement).lower())
     return tokens
 
 
-@lru_cache(maxsize=1 << 16)
-def _piece(piece):
-    return " ".join(token for token in _lex(piece + "\n") if token not in DROPPED)
+def _longest_match(text, place):
+    """(the longest match of a rule at a place, the rule's replacement), the first of equals; None twice for none."""
+    longest, its_replacement, end = None, None, place
+    for rule, replacement in _RULES:
+        match = rule.match(text, place)
+        if match and match.end() > end:
+            longest, its_replacement, end = match, replacement, match.end()
+    return longest, its_replacement
+
+
+def _normal_form(token):
+    """A token as CoreNLP writes it: no soft hyphens, NO-BREAK SPACE for blanks, brackets by name, "n't" with "'"."""
+    form = token.replace("\u00ad", "").replace(" ", "\u00a0")
+    form = form if "@" in token else form.translate(_IN_TOKEN)                    # e-mail addresses keep their brackets
+    return re.sub("^(n?)[\u2019\u0092](?=(?:[tsmd]|re|ve|ll)$)", r"\1'", form)
+
+
+def _remaining(text):
+    return " ".join(token for token in _all_tokens(text + "\n") if token not in DROPPED)
+
+
+_remaining_of_piece = lru_cache(maxsize=1 << 16)(_remaining)         # words repeat; whole texts do not
 
 
 def tokenize(text):
     """The tokens of one text that remain, joined by blanks."""
     text = " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", text).split())
     if _REACHES_OVER_BLANK.search(text + " "):
-        return _piece.__wrapped__(text)
-    return " ".join(filter(None, map(_piece, text.split(" "))))
+        return _remaining(text)
+    return " ".join(filter(None, map(_remaining_of_piece, text.split(" "))))

@@ -45,6 +45,8 @@ TEXTS = 64  # at a time
 
 
 class Entity(NamedTuple):
+    """Words that name something, and what the graph says of it."""
+
     words: str
     label: str
     first: int        # place of its first word
@@ -145,8 +147,8 @@ def entities_of(words, labels, relations):
     numbers = {span: number for number, span in enumerate(labels)}
     entities = []
     for span, label in labels.items():
-        related = tuple((relation, numbers[other]) for (this, other), relation in relations.items()
-                        if this == span and other in numbers)
+        related = tuple((relation, numbers[target]) for (source, target), relation in relations.items()
+                        if source == span and target in numbers)
         entities.append(Entity(" ".join(words[span[0] : span[1] + 1]), label, *span, related))
     return entities
 
@@ -189,16 +191,7 @@ def read_archive(path):
     Members are read by their names, whatever else there is; only tensors are unpickled. Raises UserError.
     """
     try:
-        with tarfile.open(path, "r:gz") as archive:
-            members = {}
-            for member in archive:
-                name = member.name.removeprefix("./")
-                if not member.isfile() or name not in ("config.json", "weights.th") and not (
-                        name.startswith("vocabulary/") and name.endswith("_labels.txt")):
-                    continue
-                if member.size > LARGEST.get(name, 2**20):
-                    raise UserError(f"{path}: {name} has {member.size:,} bytes; take the archive as published")
-                members[name] = archive.extractfile(member).read()
+        members = read_members(path)
         config = json.loads(members["config.json"])
         vocabulary = {Path(name).stem: data.decode().removesuffix("\n").split("\n")
                       for name, data in members.items() if name.startswith("vocabulary/")}
@@ -210,10 +203,27 @@ def read_archive(path):
     except Exception as error:  # a mutilated archive or pickle makes its reader raise almost any class
         raise UserError(f"{path}: refused, for it is damaged or holds more than tensors "
                         f"({checkpoint.one_line(error)}); download it again") from None
+
+    # weights_only lets plain containers through as well
     if not isinstance(weights, dict) or not all(isinstance(name, str) and isinstance(tensor, torch.Tensor)
                                                 for name, tensor in weights.items()):
         raise UserError(f"{path}: weights.th holds more than named tensors; download it again")
     return config, vocabulary, weights
+
+
+def read_members(path):
+    """{name: bytes} of those of an archive's members that are read. Raises UserError for one that is too large."""
+    members = {}
+    with tarfile.open(path, "r:gz") as archive:
+        for member in archive:
+            name = member.name.removeprefix("./")
+            labels = name.startswith("vocabulary/") and name.endswith("_labels.txt")
+            if not member.isfile() or not (labels or name in ("config.json", "weights.th")):
+                continue
+            if member.size > LARGEST.get(name, 2**20):
+                raise UserError(f"{path}: {name} has {member.size:,} bytes; take the archive as published")
+            members[name] = archive.extractfile(member).read()
+    return members
 
 
 def dataset_prefix(vocabulary, model_name, path):

@@ -14,23 +14,23 @@ _EXCEPTIONS = {
     "skis": "ski", "skies": "sky", "dying": "die", "lying": "lie", "tying": "tie", "idly": "idl", "gently": "gentl",
     "ugly": "ugli", "early": "earli", "only": "onli", "singly": "singl", "sky": "sky", "news": "news", "howe": "howe",
     "atlas": "atlas", "cosmos": "cosmos", "bias": "bias", "andes": "andes",
-}  # fmt: skip
+}
 _LEFT_ALONE_AFTER_1A = frozenset("inning outing canning herring earring proceed exceed succeed".split())
 _STEP_2 = {
     "tional": "tion", "enci": "ence", "anci": "ance", "abli": "able", "entli": "ent", "izer": "ize", "ization": "ize",
     "ational": "ate", "ation": "ate", "ator": "ate", "alism": "al", "aliti": "al", "alli": "al", "fulness": "ful",
     "ousli": "ous", "ousness": "ous", "iveness": "ive", "iviti": "ive", "biliti": "ble", "bli": "ble", "ogi": "og",
     "fulli": "ful", "lessli": "less", "li": "",
-}  # fmt: skip
+}
 _STEP_3 = {
     "tional": "tion", "ational": "ate", "alize": "al", "icate": "ic", "iciti": "ic", "ical": "ic", "ful": "",
-    "ness": "",
-    "ative": "",
-}  # fmt: skip
+    "ness": "", "ative": "",
+}
 _STEP_4 = "al ance ence er ic able ible ant ement ment ent ism ate iti ous ive ize ion".split()
 
 
 def _longest(word, endings):
+    """The longest of the endings that the word has, of at most seven letters; None where it has none."""
     for length in range(min(7, len(word)), 0, -1):
         if word[-length:] in endings:
             return word[-length:]
@@ -116,15 +116,20 @@ def stem(word):
     if len(word) <= 2:
         return word
     word = word.removeprefix("'")
+
     # A y that is no vowel is written Y: at the start, or after a vowel.
     letters = list(word)
     for i, letter in enumerate(letters):
         if letter == "y" and (i == 0 or letters[i - 1] in _VOWELS):
             letters[i] = "Y"
     word = "".join(letters)
+
+    # The regions in which an ending must lie to be taken off: r1 behind the first syllable, r2 behind the next.
     r1 = next((len(start) for start in ("gener", "commun", "arsen") if word.startswith(start)), None)
     r1 = _region(word, 0) if r1 is None else r1
     r2 = _region(word, r1)
+
+    # Step 0, the possessive; then the steps in their order, all but a few words through all of them.
     for ending in ("'s'", "'s", "'"):
         if word.endswith(ending):
             word = word[: -len(ending)]
@@ -133,6 +138,8 @@ def stem(word):
     if word in _LEFT_ALONE_AFTER_1A:
         return word.replace("Y", "y")
     word = _step_1b(word, r1)
+
+    # Step 1c: a y at the end, behind a consonant that is not the first letter.
     if len(word) > 2 and word[-1] in "yY" and word[-2] not in _VOWELS:
         word = word[:-1] + "i"
     word = _step_2(word, r1)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from metrics.ptb import _REACHES_OVER_BLANK, DROPPED, _lex, tokenize
+from metrics.ptb import _REACHES_OVER_BLANK, DROPPED, _all_tokens, tokenize
 
 RECORDED = json.loads((Path(__file__).parent / "golden" / "ptb.json").read_text(encoding="utf-8"))
 
@@ -45,5 +45,5 @@ def test_reading_piece_by_piece_changes_nothing():
     short = [text for text, _ in RECORDED if not _REACHES_OVER_BLANK.search(text + " ")]
     assert len(short) > 50
     for text in short:
-        whole = _lex(" ".join(text.split()) + "\n")
+        whole = _all_tokens(" ".join(text.split()) + "\n")
         assert tokenize(text) == " ".join(token for token in whole if token not in DROPPED)
