@@ -3,7 +3,7 @@
     python -m docs.make --ckpt runs/demo/ckpt.safetensors
 
     first.svg               one study: its pictures with a clue's heat map, its clues, its report beside the reference
-    gallery[-dark].png      two studies of report.html, where there is a Chromium
+    gallery[-dark].webp     two studies of report.html, where there is a Chromium
     ladder.svg, swaps.svg   what the experiments measured, with 95 % intervals over all seeds' studies
     learned.svg             the report of one study that stays the same, after each validation
     curves.svg              the losses of both stages
@@ -185,8 +185,11 @@ def marked(card):
 
 
 def first(prepared, study, card, _, maps):
+    """One of `written_studies`: pictures and clues on the left, reference and report on the right."""
     pictures, side = prepared.pictures(study).numpy(), 228
-    clue, weight, grids = maps["clues"][0] if maps["clues"] else ("", 0, None)
+    clue, _, grids = maps["clues"][0] if maps["clues"] else ("", 0, None)
+
+    # The views, each under the heat map of the first clue
     parts = []
     for number, picture in enumerate(pictures[:2]):
         x = 20 + number * (side + 12)
@@ -196,6 +199,8 @@ def first(prepared, study, card, _, maps):
             inner = side * maps["cover"]
             parts.append(embedded(heat(grids[min(number, len(grids) - 1)], grids.min(), grids.max()),
                                   x + (side - inner) / 2, 20 + (side - inner) / 2, inner, "PNG"))
+
+    # The clues, with their weights as bars
     y = side + 46
     parts.append(words(f"heat map of “{clue.removeprefix('Clue: ')}”", 20, y, "quiet", 12))
     for prompt, weight, _ in maps["clues"]:
@@ -203,6 +208,8 @@ def first(prepared, study, card, _, maps):
         parts += [words(prompt.removeprefix("Clue: "), 20, y), words(f"{100 * weight:.0f} %", 450, y, "quiet"),
                   f'<rect class="rail" x="20" y="{y + 6}" width="468" height="5" rx="2"/>'
                   f'<rect class="fill" x="20" y="{y + 6}" width="{468 * weight:.0f}" height="5" rx="2"/>']
+
+    # Both texts, and what their marks mean
     height, y, x = y + 32, 36, 520
     reference = [(text, "match" if kind == "differs" else kind) for text, kind, _ in card["r"]]
     for name, pieces in (("reference", reference), ("what the model writes", marked(card))):
@@ -246,12 +253,14 @@ def cells(lines, name):
 
 
 def seeds_of(lines, several=False):
+    """The subtitle: what the intervals are over, and which line is dashed (`several`: of several groups)."""
     seeds = len({line["seed"] for line in lines})
     return (f"95 % intervals over the studies of {seeds} seed{'s' * (seeds != 1)}; "
             f"dashed: the first row{' of each' * several}")
 
 
 def ladder(lines):
+    """A bar per rung, from the lines of results.jsonl; None where no rung ran."""
     names = {"base": "row 0: base, no clues", "dci": "dci: clues, raw", "cmci": "cmci: queries",
              "trrg": "trrg: and Eq. (4)", "steered": "steered: ours", "literal-base": "base without LoRA"}
     rows = [(told, "other" if name in ("base", "literal-base") else "fill", known)
@@ -260,6 +269,7 @@ def ladder(lines):
 
 
 def swapped(lines):
+    """A group of bars per variant, its own clues first, then other ones; None where no variant ran whole."""
     groups = []
     for variant in ("steered", "dci", "trrg"):
         kinds = {f"{variant}: its own clues": variant, **{f"{variant}: {what}": f"{variant}-{kind}"
