@@ -1,6 +1,6 @@
 """The prepared data set: what every source is turned into once, and all that training reads.
 
-    studies.jsonl   one study a line: id, split, report (raw), views = its rows of images.npy, labels where known
+    studies.jsonl   one study per line: id, split, report (raw), views = its rows of images.npy, labels where known
     images.npy      (N, S, S) uint8, read a row at a time: a picture is decoded once in its life
     manifest.json   counts per split, the options it was made with, what was left out and why
 
@@ -67,7 +67,7 @@ class Prepared:
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        remedy = "make one with `python -m data.prepare` (see the README, section Data)"
+        remedy = "make one with `python -m data.prepare` (README.md, section Your own data)"
         for name in ("studies.jsonl", "images.npy", "manifest.json"):
             if not (self.folder / name).is_file():
                 raise UserError(f"{self.folder}: no prepared data set, {name} is missing; {remedy}")
@@ -77,6 +77,7 @@ class Prepared:
         self.studies = list(self._read_studies())
 
     def _read_studies(self):
+        """Yields the studies of studies.jsonl, each checked. Raises UserError, naming the line."""
         path = self.folder / "studies.jsonl"
         seen = set()
         for number, line in text_lines(path):
@@ -105,6 +106,7 @@ class Prepared:
             yield study
 
     def split(self, name):
+        """The studies of train, val or test. Raises UserError where there is none."""
         studies = [study for study in self.studies if study["split"] == name]
         if not studies:
             raise UserError(f"{self.folder}: no study in the split {name!r}; it has "
@@ -133,7 +135,7 @@ def generator_for(*key):
 class Visits(torch.utils.data.Dataset):
     """What a stage sees of its studies; indexed by (epoch, study number), so that the caller owns all order.
 
-    `stage` 1 gives one random view and `sentences` random sentences a visit (one: the paper; a report with fewer
+    `stage` 1 gives one random view and `sentences` random sentences per visit (one: the paper; a report with fewer
     repeats itself), `stage` 2 all views and the whole report. `crop` is the encoder's picture size. With `seed` None
     nothing is random: centre crop, first view, first sentences. `features`, tokens of every picture by its row, takes
     the pictures' place in stage 2.
@@ -184,7 +186,7 @@ def collate(visits):
 def plan_epoch(view_counts, batch_size, seed=None, epoch=0):
     """The batches of one epoch: lists of study numbers that have equally many views; the last ones may be smaller.
 
-    `view_counts` holds one number a study (pass equal numbers where a visit shows one view). With a seed the studies
+    `view_counts` holds one number per study (pass equal numbers where a visit shows one view). With a seed the studies
     are shuffled within, and the batches across, the groups; without one they stand in order, for evaluation.
     """
     groups = {}

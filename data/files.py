@@ -18,10 +18,7 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """A mistake the user can mend. The message is one line: the file, what is wrong, the remedy.
-
-    Scripts exit with 2.
-    """
+    """A mistake the user can mend: one line with the file, what is wrong, and the remedy. Commands exit with 2."""
 
 
 def read_text(path):
@@ -114,8 +111,7 @@ def _not_utf8(path, error):
 def whole_file(path, mode="w"):
     """Yields an open file that takes the name `path` only when the block ends without an error.
 
-    Text is UTF-8 with "\\n" line ends on every system. Raises OSError (a full disk, no permission)
-    with nothing changed.
+    Text is UTF-8 with "\\n" line ends on every system. Raises OSError (a full disk, no permission), nothing changed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -169,6 +169,7 @@ def _bits_in_use(pixels):
 
 
 def _square(image, size):
+    """A gray picture scaled to `size` pixels on its longer side, in the middle of a black square."""
     scale = size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     square = np.zeros((size, size), np.uint8)

@@ -37,9 +37,9 @@ def phantom(out, counts=(2000, 300, 500), seed=0, size=128, workers=1):
                          options=options)
 
 
-# Each source: (the options that make its data set what it is, what collects the `Source`). An option that was not given
-# is not in `args`, so that one which is not read can be refused. Files that decide the split count by their contents:
-# another one under the same name is another data set.
+# A function per source: the command line → (the options that make the data set what it is, the call that gives its
+# `Source`). `_parser` names them. An option that was not given is not in `args`, so `_refuse` notices one that nothing
+# would read. Of a file that decides the split the digest counts: another one by that name makes another data set.
 
 def _openi(args):
     options = {"source": "openi", "target": args.target, "views": _given(args, "views", 2)}
@@ -85,6 +85,7 @@ def _phantom(args):
 
 
 def _given(args, option, default):
+    """The option's value, or the default where it was not given."""
     return getattr(args, option, default)
 
 
@@ -94,6 +95,7 @@ def _refuse(args, option, why):
 
 
 def _digest(path):
+    """Of R2Gen's annotation.json. Raises UserError where there is none."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; R2Gen's layout is annotation.json beside images/")
     return file_digest(path)
@@ -104,6 +106,7 @@ def _parser():
     sources = parser.add_subparsers(dest="source", required=True, metavar="{openi,r2gen,mimic_cxr,csv,phantom}")
 
     def source(name, plan, text, size=256):
+        """The command of one source, with the options that several sources have; `plan` is its function above."""
         command = sources.add_parser(name, help=text, description=text, argument_default=argparse.SUPPRESS)
         command.set_defaults(plan=plan, default_size=size, text_only=False)
         command.add_argument("--out", required=True, type=Path, help="folder of the prepared data set")

@@ -50,8 +50,7 @@ def clue_prompt(severity, words, location):
 
 
 def clue_prompts(prompts_per_disease=None):
-    """One list of distinct prompts a disease, in CheXbert's order of the 14;
-    `None` and 0 are the whole bank, 1 the paper's form.
+    """[[distinct prompts] per disease], in CheXbert's order; None and 0 are the whole bank, 1 the paper's form.
 
     The general prompt stands first; the others name a severity and a location, where the disease has any.
     """
@@ -84,7 +83,7 @@ def clue_sentences(reports, label, most=64):
 
 
 def zero_shot_pairs():
-    """(positive, negative) prompt a disease, "{disease}" / "no {disease}" as CheXzero asks.
+    """(positive, negative) prompt per disease, "{disease}" / "no {disease}" as CheXzero asks.
 
     Trap: "no finding" has a pair of its own; "no no finding" would turn its AUROC upside down.
     """

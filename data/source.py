@@ -1,4 +1,7 @@
-"""What every source of studies hands over, and what several share: splits drawn by id, labels read from a csv."""
+"""What every source of studies hands over, and what several share: splits drawn by id, labels read from a csv.
+
+A source is one file beside this one with a function `collect(raw, …)` → `Source`, and its command in data/prepare.py.
+"""
 
 import hashlib
 from typing import NamedTuple

@@ -20,6 +20,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def read_bytes(folder, name):
+    """The bytes of a tokenizer's file. Raises UserError where it can't be read, or is a Git LFS pointer."""
     path = Path(folder) / name
     try:
         refuse_pointer(path)
@@ -32,7 +33,7 @@ class WordPiece:
     """BERT's tokenizer: Devlin et al. 2019, as transformers' BertTokenizer has it."""
 
     def __init__(self, vocab, lower_case):
-        """vocab: the bytes of vocab.txt, a token a line. lower_case: also strips accents. Raises UserError."""
+        """vocab: the bytes of vocab.txt, one token per line. lower_case: also strips accents. Raises UserError."""
         self.vocab_bytes, self.lower_case = bytes(vocab), bool(lower_case)
         try:
             # Not str.splitlines: a vocabulary may hold U+2028 and its kin as tokens.

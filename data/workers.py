@@ -19,13 +19,15 @@ def in_workers(work, chunks, workers):
         for chunk in chunks:
             yield from work(chunk)
         return
+
     # Forked workers start at once, without importing torch again. They touch nothing but numpy and Pillow.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
+
     try:
         waiting, chunks = set(), iter(chunks)
         while True:
-            # A few chunks a worker in flight: whatever the data set's size, results do not pile up in memory.
+            # A few chunks per worker in flight: whatever the data set's size, results do not pile up in memory.
             with ctrl_c_later():                            # the first task forks the workers
                 while len(waiting) < 4 * workers and (chunk := next(chunks, None)) is not None:
                     waiting.add(pool.submit(work, chunk))

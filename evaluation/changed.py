@@ -146,6 +146,8 @@ def said_of(prompt):
 
 
 class Outcome(NamedTuple):
+    """What the model made of one study under a change."""
+
     report: trrg.Report | None     # None where only the surprise was asked for
     clues: Chosen | None           # what was injected, of this one study; None where the variant has no clues
     surprise: tuple                # (cross-entropy of the true report, summed over its tokens; how many they are)

@@ -85,10 +85,12 @@ def split_of(header, args):
 
 
 def results_beside(args, results="eval"):
+    """Where the results go: --out, or a folder beside the checkpoint."""
     return args.out or Path(args.ckpt).parent / f"{results}-{args.split}"
 
 
 def checkpoint_settings(header, args, prepared, studies):
+    """What metrics.json says of the checkpoint and of the studies that it is evaluated on."""
     settings = {"checkpoint": str(args.ckpt), "sha256_16": file_digest(args.ckpt), "stage": header["stage"],
                 "trained_on": trained_on(header), "data": str(prepared.folder), "split": args.split, "n": len(studies),
                 "torch": torch.__version__}
@@ -162,10 +164,10 @@ def evaluate_trrg(args, header, processes):
     # Everything that can be refused is refused before the weights are read.
     task = SplitTask(args, header, processes.device)
     model = trrg.load(args.ckpt, weights=args.weights, device=processes.device)
-    on = model, task.prepared, task.studies, processes, task.batch_size
+    job = model, task.prepared, task.studies, processes, task.batch_size
 
     # The reports may have taken hours: they are kept before anything else is done.
-    written = write_reports(*on, maps=not task.labels_only, **task.decoding)
+    written = write_reports(*job, maps=not task.labels_only, **task.decoding)
     rows = task.rows([report.text for report, _ in written], [report.clues for report, _ in written])
     if not processes.rank:
         task.keep(rows)
@@ -176,7 +178,7 @@ def evaluate_trrg(args, header, processes):
             task.write_labels(rows)
         return
 
-    blind = write_reports(*on, others=another_study(task.studies), what="floor: other studies' pictures",
+    blind = write_reports(*job, others=another_study(task.studies), what="floor: other studies' pictures",
                           **task.decoding)
     if processes.rank:
         return

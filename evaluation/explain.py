@@ -61,6 +61,7 @@ def recorded(model):
 
 
 def shapes(model, images, steps, prompt):
+    """The shape of every step from the pictures to the prompt, a line each."""
     size = model.pictures["size"]
     rows = [("pictures", (images.shape[1], size, size), "gray, 8 bit, one per view"),
             ("encoder's input", tuple(images.shape), "centre crop, ImageNet's mean and deviation; (studies, views, …)")]

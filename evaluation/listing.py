@@ -180,6 +180,7 @@ def open_pictures(model, paths):
 
 
 def tell(out, studies, lines):
+    """Prints how many reports there are, and the first studies without one."""
     failed = [study["id"] for study in studies if "error" in lines[study["id"]]]
     print(f"written: {len(studies) - len(failed):,} reports in {out / 'reports.jsonl'}")
     for name in failed[:NAMED]:

@@ -54,9 +54,9 @@ def auroc_so_far(alignment, prepared, studies, processes, batch_size=64):
 def clue_scores(alignment, v):
     """v_cls (N, d) → the diseases' scores by the clue prompts (N, m), as stage 2 chooses its clues."""
     bank = clue_prompts(alignment.config.prompts_per_disease)
-    of = torch.tensor([i for i, prompts in enumerate(bank) for _ in prompts])
+    disease = torch.tensor([i for i, prompts in enumerate(bank) for _ in prompts])
     cosines = cosine(v, embed_sentences(alignment, [text for prompts in bank for text in prompts]))
-    return disease_scores(cosines, of, len(bank), alignment.tau.item())[0].numpy()
+    return disease_scores(cosines, disease, len(bank), alignment.tau.item())[0].numpy()
 
 
 def recognise(alignment, prepared, studies, processes, batch_size, what="pictures"):

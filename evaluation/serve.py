@@ -176,6 +176,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(*answer)
 
     def page(self):
+        """GET: a file of the page, or what it shows before any report. Raises Refused."""
         if self.path == "/facts":
             return 200, *as_json(self.server.facts)
         if self.path not in self.server.files:
@@ -183,6 +184,7 @@ class Handler(BaseHTTPRequestHandler):
         return 200, *self.server.files[self.path]
 
     def report(self):
+        """POST: hands the request to the thread that writes reports, and waits for its answer. Raises Refused."""
         if self.path != "/report":
             raise Refused(404, "no such page")
         if not self.server.bodies.acquire(timeout=SECONDS / 2):

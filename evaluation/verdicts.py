@@ -33,11 +33,12 @@ def near_floor(metrics):
     judges = [name for name in own if name.startswith("micro F1")] or [name for name in own if name.startswith("CIDEr")]
     reached = []
     for floor, scores in metrics.get("floors", {}).items():
-        of_floor = headline(scores)
+        floor_figures = headline(scores)
         for name in judges:
-            cell, its = own[name], of_floor[name]
-            if cell["value"] is not None and its["value"] is not None and cell["low"] <= its["high"]:
-                reached.append(f"{name} {cell['value']:.3f} against {its['value']:.3f} ({FLOORS[floor]}): "
+            cell, floor_cell = own[name], floor_figures[name]
+            known = cell["value"] is not None and floor_cell["value"] is not None
+            if known and cell["low"] <= floor_cell["high"]:
+                reached.append(f"{name} {cell['value']:.3f} against {floor_cell['value']:.3f} ({FLOORS[floor]}): "
                                "these reports hardly depend on the pictures")
     return reached
 

@@ -17,6 +17,8 @@ from model.clues import cosine
 
 
 class Written(NamedTuple):
+    """What the model wrote of one study."""
+
     report: trrg.Report
     maps: dict | None                  # what the page draws over its pictures (`clue_maps`), where that was asked for
 

@@ -1,7 +1,7 @@
 """CheXbert: reads the 14 findings of CheXpert from a report's text, each blank, positive, negative or uncertain.
 
 Smit et al. 2020, arXiv:2004.09167; stanfordmlgroup/CheXbert. BERT-base (lower-case), its last hidden state at [CLS],
-dropout, and one linear head a finding: 13 with four classes and "No Finding" with two (blank, positive). No pooler.
+dropout, and one linear head per finding: 13 with four classes and "No Finding" with two (blank, positive). No pooler.
 
 The folder holds chexbert.pth as it circulates (a training checkpoint of a DataParallel module, optimiser state inside)
 and bert-base-uncased's vocab.txt; config.json only for a model of another size.
@@ -34,6 +34,8 @@ RENAME = {r"^module\.": "", r"^bert\.pooler\.": None, r"^bert\.embeddings\.(posi
 
 
 class CheXbert(nn.Module):
+    """BERT and a linear head per finding."""
+
     def __init__(self, config):
         super().__init__()
         self.bert = Bert(config)

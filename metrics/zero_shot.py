@@ -1,4 +1,4 @@
-"""What stage 1 is judged by: zero-shot recognition (AUROC a finding) and image ↔ sentence retrieval (R@K).
+"""What stage 1 is judged by: zero-shot recognition (AUROC per finding) and image ↔ sentence retrieval (R@K).
 
 AUROC is the probability that a random positive study scores above a random negative one, ties counting half
 (Mann–Whitney). R@K is the share of queries with at least one right answer among their K best; the share that a random
@@ -40,7 +40,7 @@ def auroc(scores, positive, counts=None):
 
 
 def roc_curve(scores, positive):
-    """(false positive rate, true positive rate), from (0, 0) to (1, 1), one point a distinct score."""
+    """(false positive rate, true positive rate), from (0, 0) to (1, 1), one point per distinct score."""
     scores, positive = np.asarray(scores), np.asarray(positive, bool)
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.diff(scores[order]) != 0, True)
@@ -80,10 +80,10 @@ def nanmean(rows):
 
 
 def retrieval(similarity, right, draws=DRAWS, seed=SEED):
-    """similarity (Q, G) and right (Q, G) bool → {"R@1": {"value", "low", "high", "chance"}, …};
-    every query has an answer.
+    """similarity (Q, G) and right (Q, G) bool → {"R@1": {"value", "low", "high", "chance"}, …}.
 
-    Ties are broken against us: a wrong answer with the same similarity stands before a right one.
+    Every query has a right answer. Ties are broken against us: a wrong answer with the same similarity stands before a
+    right one.
     """
     similarity, right = np.asarray(similarity), np.asarray(right, bool)
     best = np.where(right, similarity, -np.inf).max(-1)

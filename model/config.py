@@ -59,8 +59,7 @@ def config_values(config_class, json_object, only, optional=()):
 
 
 def plausible(value, kind, rate):
-    """Whether a config.json can mean this: sizes and factors are positive and bounded,
-    rates in [0, 1), NaN is neither."""
+    """Whether a config.json can mean this: sizes and factors are positive and bounded, rates in [0, 1); NaN is none."""
     if kind is tuple:
         return isinstance(value, tuple) and value != () and all(plausible(size, int, rate) for size in value)
     if type(value) is not kind or kind is bool:

@@ -88,6 +88,8 @@ class Extract(nn.Module):
 
 
 class Interacted(NamedTuple):
+    """What the queries read of either side; in Eq. (4) they meet."""
+
     v: torch.Tensor   # (B, L, d)   E^v, what the queries found in the picture
     c: torch.Tensor   # (B, L, d)   E^c, what they found in the clues
 

@@ -51,6 +51,8 @@ class MistralConfig:
         if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default" or scaling:
             raise UserError("scaled rotary positions are not supported; take another model")
         json_object["rope_theta"] = rope.get("rope_theta", json_object.get("rope_theta", 10000.0))
+
+        # What may be absent follows from the other sizes, as in the reference.
         json_object.setdefault("rms_norm_eps", 1e-6)
         if json_object.get("num_key_value_heads") is None:
             json_object["num_key_value_heads"] = json_object.get("num_attention_heads")
@@ -61,8 +63,9 @@ class MistralConfig:
         window = json_object.pop("sliding_window", 4096)
         if window is not None and (type(window) is not int or not 1 <= window < 2**31):
             raise UserError(f"sliding_window is {window!r}; take the config.json that belongs to the weights")
+
         values = config_values(cls, json_object, only={"model_type": "mistral", "hidden_act": "silu"},
-                                          optional=("tie_word_embeddings", "sliding_window"))
+                               optional=("tie_word_embeddings", "sliding_window"))
         return cls(**values, sliding_window=window)
 
     def to_json(self):

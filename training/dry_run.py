@@ -146,6 +146,7 @@ class Stage1Needs:
                 ("activations, BERT", bert_activations(self.bert, self.sentences, self.tokens, size)), *casts]
 
     def frozen(self, world):
+        """No row: stage 1 has no frozen layers to shard."""
         return []
 
 

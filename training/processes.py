@@ -112,14 +112,14 @@ class Gather(torch.autograd.Function):
         return gradient[dist.get_rank()]
 
 
-def gather(x, shares):
-    """Rows of all processes, (Σ shares, d); this process holds shares[rank] of them (or one stand-in for none)."""
-    if len(shares) == 1:
+def gather(x, sizes):
+    """Rows of all processes, (Σ sizes, d); this process holds sizes[rank] of them (or one stand-in for none)."""
+    if len(sizes) == 1:
         return x
-    mine = shares[dist.get_rank()]
-    padded = torch.cat([x[:mine], x.new_zeros(max(shares) - mine, *x.shape[1:])])
-    every = Gather.apply(padded + 0 * x.sum())      # a stand-in row stays in the graph, with no weight
-    return torch.cat([part[:share] for part, share in zip(every, shares)])
+    size = sizes[dist.get_rank()]
+    padded = torch.cat([x[:size], x.new_zeros(max(sizes) - size, *x.shape[1:])])
+    parts = Gather.apply(padded + 0 * x.sum())      # a stand-in row stays in the graph, with no weight
+    return torch.cat([part[:size] for part, size in zip(parts, sizes)])
 
 
 class Share:

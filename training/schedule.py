@@ -18,7 +18,7 @@ class Plan:
 
     def __init__(self, view_counts, processes, batch_size, accumulate, epochs, max_steps, seed, validate_every=1):
         self.view_counts, self.processes, self.seed = tuple(view_counts), processes, seed
-        self.batch_size, self.accumulate = batch_size * processes.world, accumulate
+        self.batch_size, self.accumulate = batch_size * processes.world, accumulate         # of all processes together
         self.steps_per_epoch = math.ceil(len(plan_epoch(view_counts, self.batch_size)) / accumulate)
         self.steps = min(self.steps_per_epoch * epochs, max_steps or math.inf)
         self.steps_to_validation = self.steps_per_epoch * validate_every

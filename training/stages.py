@@ -1,5 +1,8 @@
 """The two stages: what each builds, how it reads a batch, and the loss of one. The loop of train.py knows no more.
 
+`read` turns a batch into tensors, `step` gives its loss, `total` what is minimised, `figures` what the log tells beside
+it, `save` writes the checkpoint; `foundations` are the files that a stage is built on.
+
 A loss is sums over one process's share of a batch, with the numbers to divide them by (`trrg.Loss`). They add up over
 batches and processes; gradients need the numbers of the whole step beforehand, so a `Batch` knows its own.
 """
@@ -64,25 +67,28 @@ class Stage1:
         return [1] * len(studies)
 
     def read(self, share, visits):
-        """Collated visits → `Batch`: images (B, 3, H, W), ids and mask of the distinct sentences, and for the S
-        sentences drawn per study which of these it is, and its key, (S, B) both."""
+        """Collated visits → `Batch`: images (B, 3, H, W), ids and mask of the distinct sentences, and rows and keys.
+
+        S sentences are drawn per study: rows (S, B) tell where each stands among the distinct ones, keys (S, B) are
+        `text_key`'s.
+        """
         draws = list(zip(*visits["texts"]))                                                # S of B sentences
         distinct = list(dict.fromkeys(text for draw in draws for text in draw))            # short sentences repeat
         ids, mask = trrg.encode_words(self.model.wordpiece, distinct, self.model.config.sentence_tokens)
-        which = torch.tensor([[distinct.index(text) for text in draw] for draw in draws])
+        rows = torch.tensor([[distinct.index(text) for text in draw] for draw in draws])
         keys = torch.tensor([[text_key(text) for text in draw] for draw in draws])
 
         images = visits["images"].to(self.device, non_blocking=True)[:, 0]
-        inputs = images, *(x.to(self.device) for x in (ids, mask, which, keys))
+        inputs = images, *(x.to(self.device) for x in (ids, mask, rows, keys))
         return Batch(share, inputs, counts={"pairs": len(images) * share.weight}, cut=0)
 
     def step(self, model, batch):
         """Eq. (1) over the pairs of all processes → this process's part of it."""
-        images, ids, mask, which, keys = batch.inputs
+        images, ids, mask, rows, keys = batch.inputs
         v, t, tau = model(images, ids, mask)
-        # In fp32, for gradients are summed over processes. Not t[which]: on several threads the gradients of an index
+        # In fp32, for gradients are summed over processes. Not t[rows]: on several threads the gradients of an index
         # are added in any order.
-        v, t = gather(v.float(), batch.share.sizes), t.float().index_select(0, which.flatten())
+        v, t = gather(v.float(), batch.share.sizes), t.float().index_select(0, rows.flatten())
 
         losses = []
         for drawn, key in zip(t.split(len(images)), keys):
@@ -95,6 +101,7 @@ class Stage1:
         return AlignmentLoss(contrastive=torch.stack(losses).mean() * pairs, pairs=pairs)
 
     def total(self, loss):
+        """Eq. (1), the mean over the pairs."""
         return loss.contrastive / loss.pairs
 
     def figures(self, loss):
@@ -171,10 +178,11 @@ class Stage2:
 
     def step(self, model, batch):
         """Both terms of Eq. (5), of this process's share."""
-        loss = model(*batch.inputs, gather=partial(gather, shares=batch.share.sizes))
+        loss = model(*batch.inputs, gather=partial(gather, sizes=batch.share.sizes))
         return trrg.Loss(*(value * batch.share.weight for value in loss))
 
     def total(self, loss):
+        """Eq. (5), its terms the means over report tokens and over studies."""
         return self.model.total(loss)
 
     def figures(self, loss):

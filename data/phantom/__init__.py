@@ -108,8 +108,8 @@ _BRINGS = {
     "Enlarged Cardiomediastinum": {"Cardiomegaly": 0.15},
     "Atelectasis": {"Pleural Effusion": 0.2},
 }
-_NORMAL, _THIRD = 0.30, 0.55
-_LATERAL = 0.4                     # studies that have a lateral view beside the frontal one
+# Shares of the studies: without a finding; of the others, with a further one that came by itself; with a lateral view
+_NORMAL, _FURTHER, _LATERAL = 0.30, 0.55, 0.4
 
 
 def _deal(dice):
@@ -120,10 +120,12 @@ def _deal(dice):
         for other, probability in _BRINGS.get(chosen[0], {}).items():
             if dice.chance(probability):
                 chosen.append(other)
-        if dice.chance(_THIRD):
+        if dice.chance(_FURTHER):
             other = dice.pick(list(_OPENS), list(_OPENS.values()))
             if other not in chosen:
                 chosen.append(other)
+
+    # What takes the most room is placed first
     room = _Room(dice)
     order = ["Pneumothorax", "Pleural Effusion", "Cardiomegaly", "Edema"]
     chosen.sort(key=lambda name: order.index(name) if name in order else len(order))
@@ -214,6 +216,7 @@ def _devices(dice, findings):
         other = dice.pick(("tube", "feeding tube", "wires"))
         if other not in kinds:
             kinds.append(other)
+
     devices = []
     for kind in kinds:
         location = ""

@@ -15,6 +15,7 @@ PRESENT, ABSENT, UNCERTAIN = 1, 2, 3
 ZONED = {"Lung Opacity", "Lung Lesion", "Consolidation", "Pneumonia", "Atelectasis", "Fracture", "Pleural Other"}
 UNPLACED = {"Enlarged Cardiomediastinum", "Cardiomegaly"}
 
+
 def _words(*alternatives):
     """A pattern for any of the alternatives as whole words."""
     return re.compile(rf"\b(?:{'|'.join(alternatives)})\b")
