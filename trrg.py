@@ -27,20 +27,20 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from data.files import UserError
 from data.images import augment, read
-from data.prompts import clue_prompts
+from data.prompts import clue_prompts, flattened
 from data.reports import LABELS
 from data.tokenizers import SentencePiece, WordPiece
-from model.bert import Bert, BertConfig
-from model.checkpoint import load_state, read_file, save_file
+from model.bert import Bert, BertConfig, padded
+from model.checkpoint import load_state, save_file
 from model.clues import ClueBank, Clues, cosine
 from model.decode import generate
 from model.interaction import Interaction, disease_consistency
 from model.lora import TARGETS, add_lora
 from model.mistral import Mistral, MistralConfig
 from model.swin import Swin, SwinConfig
-from model.trained import as_bytes, as_tensor, base_header, configuration, configurations, in_base, read_base
+from model.trained import (as_bytes, as_tensor, base_header, configuration, configurations, in_base, read_base,
+                           read_trained)
 
 VARIANTS = ("base", "dci", "cmci", "trrg", "steered")
 # What `--variant steered` sets, the fifth rung, which is ours: clues in the sentences of the reports themselves, only
@@ -117,13 +117,9 @@ def contrastive_loss(v, t, tau, same=None):
 
 def encode_words(wordpiece, texts, max_tokens):
     """Sentences or prompts → WordPiece ids and mask (B, S): [CLS] … [SEP], at most `max_tokens`, right-padded."""
-    rows = []
-    for text in texts:
-        row = wordpiece.encode(text)
-        rows.append(torch.tensor(row if len(row) <= max_tokens else row[:max_tokens - 1] + row[-1:]))
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=wordpiece.pad_id)
-    lengths = torch.tensor([len(row) for row in rows])
-    return ids, torch.arange(ids.shape[1])[None] < lengths[:, None]
+    rows = [wordpiece.encode(text) for text in texts]
+    return padded([row if len(row) <= max_tokens else row[:max_tokens - 1] + row[-1:] for row in rows],
+                  wordpiece.pad_id)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -179,13 +175,12 @@ class TRRGConfig:
 @torch.no_grad()
 def encode_bank(alignment, prompts):
     """Every clue prompt through the frozen text encoder, once: [[prompt, …] per disease] → `ClueBank` with the c^i."""
-    texts = [text for wordings in prompts for text in wordings]
+    texts, diseases = flattened(prompts)
     ids, mask = encode_words(alignment.wordpiece, texts, alignment.config.sentence_tokens)
     ids, mask = ids.to(alignment.log_scale.device), mask.to(alignment.log_scale.device)
     tokens = alignment.eval().text_tokens(ids, mask)
-    disease = torch.tensor([i for i, wordings in enumerate(prompts) for _ in wordings], device=ids.device)
     return ClueBank(tokens=tokens[:, 1:].contiguous(), cls=tokens[:, 0].contiguous(), mask=mask[:, 1:].contiguous(),
-                    disease=disease, m=len(prompts), texts=texts)
+                    disease=torch.tensor(diseases, device=ids.device), m=len(prompts), texts=texts)
 
 
 class Prompt(NamedTuple):
@@ -474,10 +469,7 @@ def load(path, weights=None, device="cpu"):
     `weights`: where the language model's folder is now, if not where the header says. The header is kept as `.header`.
     Raises UserError for a file that is no checkpoint, does not fit, or was trained on another language model.
     """
-    tensors, header = read_file(path)
-    if header.get("stage") not in (1, 2):
-        raise UserError(f"{path}: a checkpoint without a stage; give a file that train.py wrote")
-
+    tensors, header = read_trained(path)
     if header["stage"] == 1:
         wordpiece = WordPiece(as_bytes(tensors.pop("wordpiece")), header["lower_case"])
 
@@ -488,8 +480,7 @@ def load(path, weights=None, device="cpu"):
     else:
         tokenizer = SentencePiece(as_bytes(tensors.pop("sentencepiece")))
         config = configuration(TRRGConfig, header["trrg"])
-        texts = header.get("prompts") or [text for wordings in clue_prompts(config.prompts_per_disease)
-                                          for text in wordings]      # older files do not hold them
+        texts = header.get("prompts") or flattened(clue_prompts(config.prompts_per_disease))[0]    # older files: none
         if not header["base"]["embedded"]:
             tensors.update(read_base(path, header["base"], weights))
 

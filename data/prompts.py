@@ -64,6 +64,12 @@ def clue_prompts(prompts_per_disease=None):
     return bank
 
 
+def flattened(bank):
+    """[[prompt, …] per disease] → all prompts, and the disease that each asks for, by its number."""
+    pairs = [(text, disease) for disease, texts in enumerate(bank) for text in texts]
+    return [text for text, _ in pairs], [disease for _, disease in pairs]
+
+
 def clue_sentences(reports, label, most=64):
     """The reports' own sentences as clue prompts: one list per disease, in CheXbert's order, as `clue_prompts` gives.
 

@@ -64,7 +64,7 @@ def swapped(model, own, studies, kind, labels=None):
     and "true" cannot be had. Raises UserError where all studies have the same labels.
     """
     if kind == "another":
-        others = shuffled_circle(len(studies)) if labels is None else of_other_findings(labels)
+        others = another_study(studies, any_views=True) if labels is None else of_other_findings(labels)
         return own.of(torch.tensor(others))
 
     bank = model.bank.disease.cpu()
@@ -82,13 +82,6 @@ def swapped(model, own, studies, kind, labels=None):
             texts = [model.bank.texts[prompt] for prompt in prompts[disease]]
             best[number, disease] = prompts[disease][fitting(texts, finding, study["report"])]
     return injected(own, torch.tensor(np.asarray(labels) == 1).float(), best)
-
-
-def shuffled_circle(n):
-    """For every study the number of another one."""
-    order = np.random.default_rng(0).permutation(n).tolist()
-    following = dict(zip(order, order[1:] + order[:1]))
-    return [following[number] for number in range(n)]
 
 
 def of_other_findings(labels):

@@ -23,8 +23,7 @@ from evaluation.recognition import zero_shot
 from evaluation.results import evaluate_texts
 from evaluation.task import Task
 from evaluation.writing import another_study, as_row, most_frequent_report, write_reports
-from model.checkpoint import read_file
-from model.trained import nearest
+from model.trained import nearest, read_trained
 from training.log import read_rows
 from training.processes import Processes
 
@@ -36,10 +35,7 @@ R2GENGPT_LENGTHS_IU = {"min_new_tokens": 40, "max_new_tokens": 100}
 
 def header_of(path):
     """What a checkpoint says of itself, without its weights. Raises UserError where it is none."""
-    header = read_file(path)[1]
-    if header.get("stage") not in (1, 2):
-        raise UserError(f"{path}: a checkpoint without a stage; give a file that train.py wrote")
-    return header
+    return read_trained(path)[1]
 
 
 @contextmanager

@@ -116,10 +116,8 @@ def token_probabilities(model, prompt, tokens):
 
     The plain model's probabilities: the decoding's penalties and beams chose the tokens, but do not enter here.
     """
-    report = model.language_model.embed(torch.tensor([tokens], device=prompt.embeds.device))
-    hidden = model.language_model.hidden(embeds=torch.cat([prompt.embeds, report.to(prompt.embeds)], 1))
-    start = prompt.embeds.shape[1] - 1                                   # the last prompt token predicts the first one
-    probabilities = model.language_model.logits(hidden[0, start:start + len(tokens)]).float().softmax(-1)
+    ids = torch.tensor([tokens], device=prompt.embeds.device)
+    probabilities = model.report_logits(prompt, ids, labels=ids).softmax(-1)
     best = probabilities.topk(3)
     return [(token, probabilities[i, token].item(), list(zip(best.indices[i].tolist(), best.values[i].tolist())))
             for i, token in enumerate(tokens)]

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 import trrg
-from data.prompts import clue_prompts, zero_shot_pairs
+from data.prompts import clue_prompts, flattened, zero_shot_pairs
 from data.reports import LABELS, sentences
 from evaluation.writing import over_batches
 from metrics.intervals import DRAWS, SEED
@@ -53,10 +53,9 @@ def auroc_so_far(alignment, prepared, studies, processes, batch_size=64):
 
 def clue_scores(alignment, v):
     """v_cls (N, d) → the diseases' scores by the clue prompts (N, m), as stage 2 chooses its clues."""
-    bank = clue_prompts(alignment.config.prompts_per_disease)
-    disease = torch.tensor([i for i, prompts in enumerate(bank) for _ in prompts])
-    cosines = cosine(v, embed_sentences(alignment, [text for prompts in bank for text in prompts]))
-    return disease_scores(cosines, disease, len(bank), alignment.tau.item())[0].numpy()
+    texts, diseases = flattened(clue_prompts(alignment.config.prompts_per_disease))
+    cosines = cosine(v, embed_sentences(alignment, texts))
+    return disease_scores(cosines, torch.tensor(diseases), len(LABELS), alignment.tau.item())[0].numpy()
 
 
 def recognise(alignment, prepared, studies, processes, batch_size, what="pictures"):

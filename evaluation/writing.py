@@ -62,15 +62,16 @@ def write_reports(model, prepared, studies, processes, batch_size=16, others=Non
     return over_batches(prepared, shown, model.pictures["crop"], batch_size, processes, what, work)
 
 
-def another_study(studies):
+def another_study(studies, any_views=False):
     """For every study the number of another one with as many views: a shuffled circle in each group of equal views.
 
-    A study whose number of views nobody shares keeps its own pictures.
+    A study whose number of views nobody shares keeps its own pictures. `any_views`: one circle of all, for what does
+    not depend on the number of views.
     """
     others = list(range(len(studies)))
     groups = {}
     for number in np.random.default_rng(0).permutation(len(studies)).tolist():
-        groups.setdefault(len(studies[number]["views"]), []).append(number)
+        groups.setdefault(0 if any_views else len(studies[number]["views"]), []).append(number)
     for group in groups.values():
         for number, other in zip(group, group[1:] + group[:1]):
             others[number] = other

@@ -1,8 +1,8 @@
 """Texts in batches, as CheXbert, BERTScore and RadGraph read them."""
 
-import torch
-from torch import nn
 from tqdm import tqdm
+
+from model.bert import padded
 
 
 def padded_batches(encoded, pad_id, device, what, batch_size=32, progress=True):
@@ -14,8 +14,5 @@ def padded_batches(encoded, pad_id, device, what, batch_size=32, progress=True):
     order = sorted(encoded, key=lambda text: len(encoded[text]))
     for start in tqdm(range(0, len(order), batch_size), what, unit="batch", disable=None if progress else True):
         texts = order[start : start + batch_size]
-        ids = nn.utils.rnn.pad_sequence([torch.tensor(encoded[text]) for text in texts], batch_first=True,
-                                        padding_value=pad_id)
-        lengths = torch.tensor([len(encoded[text]) for text in texts])
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        ids, mask = padded([encoded[text] for text in texts], pad_id)
         yield texts, ids.to(device), mask.to(device)

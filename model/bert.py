@@ -8,6 +8,7 @@ Shapes: B batch, T tokens, D hidden width, H heads.
 
 from dataclasses import asdict, dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -147,6 +148,13 @@ class Bert(nn.Module):
     def save_pretrained(self, folder):
         """Writes a folder that this class and transformers' BertModel read."""
         checkpoint.save_folder(folder, self, self.config.to_json())
+
+
+def padded(rows, pad_id):
+    """Lists of token ids → what `Bert` reads: ids (B, T), padded on the right, and mask (B, T), false at padding."""
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad_id)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, torch.arange(ids.shape[1]) < lengths[:, None]
 
 
 def init_weights(module):

@@ -10,8 +10,16 @@ from pathlib import Path
 import torch
 
 from data.files import UserError
-from model.checkpoint import digest
+from model.checkpoint import digest, read_file
 from model.mistral import Mistral
+
+
+def read_trained(path):
+    """(tensors, header) of the checkpoint of either stage. Raises UserError for any other file."""
+    tensors, header = read_file(path)
+    if header.get("stage") not in (1, 2):
+        raise UserError(f"{path}: a checkpoint without a stage; give a file that train.py wrote")
+    return tensors, header
 
 
 def as_tensor(data):
@@ -20,6 +28,7 @@ def as_tensor(data):
 
 
 def as_bytes(tensor):
+    """And back."""
     return tensor.numpy().tobytes()
 
 

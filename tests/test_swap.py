@@ -20,11 +20,11 @@ from evaluation.changed import (
     of_other_findings,
     outcomes,
     own_clues,
-    shuffled_circle,
     surprises,
     swapped,
 )
 from evaluation.verdicts import CLUES, PICTURES, what_it_reads
+from evaluation.writing import another_study
 from tests import runs, tiny
 from training.processes import Processes
 
@@ -59,7 +59,7 @@ def test_what_each_kind_of_swap_injects(place):
     with pytest.raises(UserError, match="same labels"):
         of_other_findings(labels[:1])
     unlabelled = swapped(model, own, studies, "another").disease
-    assert unlabelled.equal(own.disease[shuffled_circle(len(studies))])
+    assert unlabelled.equal(own.disease[another_study(studies, any_views=True)])
 
 
 def test_what_is_uncertain_is_neither_absent_nor_true():

@@ -18,7 +18,7 @@ from torch import nn
 
 import trrg
 from data.dataset import Prepared
-from data.prompts import clue_prompts
+from data.prompts import clue_prompts, flattened
 from data.tokenizers import SentencePiece, WordPiece
 from model.bert import Bert, BertConfig
 from model.config import read_config
@@ -161,7 +161,7 @@ class Stage2Needs:
         pieces_in, words_in = tokenizer_of(args.weights, SentencePiece), tokenizer_of(args.weights, WordPiece)
 
         # The model; the reports' own sentences are unknown here, so the hand-written prompts stand for them
-        prompts = [text for texts in clue_prompts(args.prompts_per_disease) for text in texts]
+        prompts, _ = flattened(clue_prompts(args.prompts_per_disease))
         r = max(len(words_in(text)) for text in prompts) - 1
         with torch.device("meta"):
             self.model = trrg.from_sizes(self.swin, self.mistral, config, d, bank=(len(prompts), r))
