@@ -8,7 +8,7 @@ hand-written severities and locations, after the idea of GLoRIA's prompt bank (w
 
 from collections import Counter
 
-from data.reports import LABELS
+from data.reports import LABELS, PRESENT
 
 READ = 20_000       # distinct sentences that a labeler is asked about; rarer ones are no wording of the reports' own
 
@@ -83,7 +83,7 @@ def clue_sentences(reports, label, most=64):
     for text, labels in zip(texts, label(texts)):
         named = [i for i, value in enumerate(labels) if value]
         for i in named:
-            if labels[i] == 1 and (LABELS[i] != "No Finding" or len(named) == 1) and len(bank[i]) < most:
+            if labels[i] == PRESENT and (LABELS[i] != "No Finding" or len(named) == 1) and len(bank[i]) < most:
                 bank[i].append(text)
     return [sentences or prompts for sentences, prompts in zip(bank, clue_prompts())]
 

@@ -12,6 +12,7 @@ LABELS = (
     "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia",
     "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices", "No Finding",
 )
+BLANK, PRESENT, ABSENT, UNCERTAIN = range(4)               # CheXbert's coding of a label
 
 # De-identification marks: runs of underscores (MIMIC-CXR) and of capital X (Open-i), with a possessive glued to them.
 MARK = re.compile(r"(?:_{2,}|X{4,})+(?:'[a-z]\b)?")

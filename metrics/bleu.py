@@ -31,17 +31,17 @@ def ngrams(words):
 def bleu_statistics(hypotheses, references):
     """(N, 10), per item: clipped matches of 1..4-grams, possible 1..4-grams, length, closest reference length."""
     rows = np.zeros((len(hypotheses), 2 * ORDERS + 2))
-    for row, hypothesis, several in zip(rows, hypotheses, references, strict=True):
-        words, others = hypothesis.split(), [reference.split() for reference in several]
+    for row, hypothesis, item_references in zip(rows, hypotheses, references, strict=True):
+        words, references_words = hypothesis.split(), [reference.split() for reference in item_references]
         length = len(words)
-        bounds = [ngrams(other) for other in others]
+        references_counts = [ngrams(reference_words) for reference_words in references_words]
         for k, counts in enumerate(ngrams(words)):
-            bound = bounds[0][k]
-            for more in bounds[1:]:
-                bound |= more[k]
+            bound = references_counts[0][k]
+            for further in references_counts[1:]:
+                bound |= further[k]
             row[k] = sum(min(counts[gram], bound[gram]) for gram in counts.keys() & bound.keys())
             row[ORDERS + k] = max(0, length - k)
-        row[-2:] = length, min((abs(len(other) - length), len(other)) for other in others)[1]
+        row[-2:] = length, min((abs(len(reference) - length), len(reference)) for reference in references_words)[1]
     return rows
 
 

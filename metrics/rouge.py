@@ -31,11 +31,11 @@ def common_length(a, b):
 def rouge_l(hypotheses, references):
     """(list of token strings, list of lists of token strings) → (corpus value, item values)."""
     values = []
-    for hypothesis, several in zip(hypotheses, references, strict=True):
-        words, others = hypothesis.split(" "), [reference.split(" ") for reference in several]
-        common = [common_length(words, other) for other in others]
+    for hypothesis, item_references in zip(hypotheses, references, strict=True):
+        words, references_words = hypothesis.split(" "), [reference.split(" ") for reference in item_references]
+        common = [common_length(words, reference_words) for reference_words in references_words]
         precision = max(common) / len(words)
-        recall = max(c / len(other) for c, other in zip(common, others))
-        both = precision and recall
-        values.append((1 + BETA**2) * precision * recall / (recall + BETA**2 * precision) if both else 0.0)
+        recall = max(length / len(reference_words) for length, reference_words in zip(common, references_words))
+        values.append((1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
+                      if precision and recall else 0.0)
     return float(np.mean(values)), values

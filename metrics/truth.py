@@ -7,7 +7,7 @@ positive. Side and severity are judged only where both sides have the finding an
 
 import numpy as np
 
-from data.reports import LABELS
+from metrics.clinical import CLASS_SETS
 from metrics.intervals import Measured
 
 SIDES = ("right", "left", "bilateral")
@@ -18,12 +18,12 @@ def side(location):
     return next((word for word in location.lower().split() if word in SIDES), "")
 
 
-def _agreements(found, known):
-    """(judged, right) pairs for side and severity: 4 numbers."""
-    known = {finding["finding"]: finding for finding in known}
+def _agreements(hypothesis, reference):
+    """[sides judged, sides right, severities judged, severities right] of one report's findings and the true ones."""
+    truths = {finding["finding"]: finding for finding in reference}
     counts = [0, 0, 0, 0]
-    for finding in found:
-        truth = known.get(finding["finding"])
+    for finding in hypothesis:
+        truth = truths.get(finding["finding"])
         if truth is None:
             continue
         true_side = side(truth["location"])
@@ -45,8 +45,7 @@ def truth_values(summed):
 
 def measure_truth(hypothesis_labels, reference_labels, hypothesis_findings, reference_findings):
     """Measured of label arrays (N, 14) and N lists of findings on either side."""
-    diseases = [i for i, name in enumerate(LABELS) if name != "No Finding"]
-    h, r = (np.asarray(labels)[:, diseases] == 1 for labels in (hypothesis_labels, reference_labels))
+    h, r = (np.asarray(labels)[:, CLASS_SETS["13"]] == 1 for labels in (hypothesis_labels, reference_labels))
     counts = [_agreements(*pair) for pair in zip(hypothesis_findings, reference_findings, strict=True)]
     return Measured(np.column_stack([(h & ~r).sum(1), (~h & r).sum(1), np.reshape(counts, (-1, 4)), np.ones(len(h))]),
                     truth_values)

@@ -65,8 +65,9 @@ TEXT_PACE = 0.1            # stage 1's text encoder, which has learned before (t
 
 
 def optimizer_for(parameters, lr, weight_decay, muon=False):
-    """AdamW on {name: parameter}; weight decay on matrices only, so not on biases, norms and the temperature.
+    """AdamW on {name: parameter}; weight decay on what has two dimensions or more, so not on biases, norms and τ.
 
+    These are the matrices, and with them tables (embeddings, Swin's relative position bias) and the learnable queries.
     For networks that start at random (the demo's), `muon` moves the matrices of all but stage 1's text side by Muon,
     and no tables. The learning rate of a group is "pace" times the common one, so that one schedule serves all.
     """

@@ -14,12 +14,11 @@ from tqdm import tqdm
 
 import trrg
 from data.phantom import label
-from data.reports import sentences
+from data.reports import PRESENT, sentences
 from model.clues import cosine
 from training.optimizer import optimizer_for, set_learning_rate
 from training.schedule import learning_rate
 
-PRESENT = 1                                # CheXbert's coding
 DEVICES = ("endotracheal", "nasogastric", "catheter", "pacemaker", "wire", "chest tube")
 
 

@@ -9,9 +9,8 @@ absent, as in the CheXpert labeler.
 import re
 from typing import NamedTuple
 
-from data.reports import LABELS
+from data.reports import ABSENT, BLANK, LABELS, PRESENT, UNCERTAIN
 
-PRESENT, ABSENT, UNCERTAIN = 1, 2, 3
 ZONED = {"Lung Opacity", "Lung Lesion", "Consolidation", "Pneumonia", "Atelectasis", "Fracture", "Pleural Other"}
 UNPLACED = {"Enlarged Cardiomediastinum", "Cardiomegaly"}
 
@@ -149,7 +148,7 @@ def label(text):
     severe or ""; location "", a side (right, left, bilateral), or a side and zone ("right lower zone").
     Choice: "No Finding" wants a word of health or absence; a text that says nothing at all is not a normal report.
     """
-    states = {name: 0 for name in LABELS}
+    states = {name: BLANK for name in LABELS}
     details = {}
     healthy = diseased = False
     for sentence in _sentences(text):
@@ -159,7 +158,7 @@ def label(text):
         shared = _place(NO_SIDE.sub(" ", sentence))
         for mention in mentions:
             name = mention.label
-            states[name] = max(states[name], mention.state, key=(0, ABSENT, UNCERTAIN, PRESENT).index)
+            states[name] = max(states[name], mention.state, key=(BLANK, ABSENT, UNCERTAIN, PRESENT).index)
             if mention.state == PRESENT:
                 severity, place = _modifiers(sentence, mentions, mention)
                 details.setdefault(name, []).append((severity, place if any(place) else shared))
