@@ -32,6 +32,7 @@ from data.files import UserError, whole_file
 from evaluation.labels import phantom_labeler, with_labels
 from evaluation.page import charts, gallery
 from evaluation.page.page import write_page
+from evaluation.page.training import samples_of
 from evaluation.results import Scoring, evaluate_texts
 from evaluation.writing import as_row, write_reports
 from metrics.intervals import with_intervals
@@ -282,19 +283,14 @@ def swapped(lines):
 
 
 def learned(log, most=6):
-    """The first sample's reports, evenly over the run, its findings marked."""
-    samples = [row for row in log if "sample" in row]
-    samples = [row for row in samples if row["sample"]["id"] == samples[0]["sample"]["id"]]
+    """The first study's reports, evenly over the run, findings marked; in the reference, against the last one."""
+    samples = next(iter(samples_of(log, phantom_labeler()).values()), None)
     if not samples:
         return None
     samples = [samples[i] for i in sorted({round(i) for i in np.linspace(0, len(samples) - 1, most)})]
-    rows, _ = with_labels([{"id": str(number), "hypothesis": row["sample"]["report"],
-                            "reference": row["sample"]["reference"]} for number, row in enumerate(samples)],
-                          phantom_labeler())
-    cards, _ = gallery.studies(rows, labeler=phantom_labeler())
     parts, y = [words("How it learned: one study’s report after each validation", 20, 32, "head", 18)], 68
-    told = [(f"step {row['step']:,}", card["h"]) for row, card in zip(samples, cards)]
-    for name, pieces in [*told, ("reference", cards[0]["r"])]:
+    told = [(f"step {sample.step:,}", sample.report) for sample in samples]
+    for name, pieces in [*told, ("reference", samples[-1].reference)]:
         drawn, below = flow([(text, kind) for text, kind, _ in pieces] or [("(empty)", "quiet")], 140, y, WIDTH - 160)
         parts += [words(name, 20, y, "quiet", 13), drawn]
         y = below + 12

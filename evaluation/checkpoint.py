@@ -88,9 +88,19 @@ def results_beside(args, results="eval"):
 def checkpoint_settings(header, args, prepared, studies):
     """What metrics.json says of the checkpoint and of the studies that it is evaluated on."""
     settings = {"checkpoint": str(args.ckpt), "sha256_16": file_digest(args.ckpt), "stage": header["stage"],
-                "trained_on": trained_on(header), "data": str(prepared.folder), "split": args.split, "n": len(studies),
+                "step": header.get("step"), "trained_on": trained_on(header), "data": str(prepared.folder), "split": args.split, "n": len(studies),
                 "torch": torch.__version__}
     return settings if args.limit is None else settings | {"limit": args.limit}
+
+
+def log_of(path, header):
+    """The rows of the log.jsonl beside a checkpoint; none where it is another run's.
+
+    A run's log has a validation at the checkpoint's step, with the figures that stand in the checkpoint.
+    """
+    rows, own = read_rows(Path(path).parent / "log.jsonl"), header.get("validation")
+    step = f"stage{header['stage']}", header.get("step")
+    return rows if own and any((row["stage"], row["step"], row.get("validation")) == (*step, own) for row in rows) else []
 
 
 # --- stage 1 ----------------------------------------------------------------------------------------------------------
@@ -110,7 +120,7 @@ def evaluate_alignment(args, header, processes):
     write_json(out / "metrics.json", metrics)
     known = metrics["zero_shot"]["auroc"] is not None
     write_alignment_page(out / "report.html", metrics, title=f"{args.ckpt}, {args.split}",
-                         log=read_rows(Path(args.ckpt).parent / "log.jsonl"), scores=scores if known else None,
+                         log=log_of(args.ckpt, header), scores=scores if known else None,
                          labels=[study["labels"] for study in studies] if known else None)
     print_zero_shot(metrics)
     print(f"\nwritten: metrics.json and report.html in {out}")
@@ -196,6 +206,6 @@ def evaluate_trrg(args, header, processes):
 
     metrics = evaluate_texts(rows, task.scoring, labels_from, against, floors=systems)
     task.write(metrics, task.checkpoint, rows, title=f"{args.ckpt}, {args.split}",
-               log=read_rows(task.path.parent / "log.jsonl"), maps=lambda i: written[i].maps,
+               log=log_of(args.ckpt, header), maps=lambda i: written[i].maps,
                pictures=lambda i: list(task.prepared.pictures(task.studies[i]).numpy()), source=task.source)
     print_floors(metrics)

@@ -16,8 +16,7 @@ from data.images import augment
 from data.prompts import clue_prompts
 from data.reports import LABELS
 from data.tokenizers import SentencePiece
-from evaluation import recognition
-from evaluation.checkpoint import source_of
+from evaluation import checkpoint, recognition
 from evaluation.output import write_json, write_labels
 from evaluation.writing import another_study, most_frequent_report
 from metrics.chexbert import CheXbert, Labeler
@@ -187,17 +186,26 @@ def changed(folder, change):
 
 
 def test_a_set_without_training_studies_and_a_torn_log(run, tmp_path, capsys):
-    """A kill may cut off the log's last line; the floor of the most frequent report is then left out."""
-    for name in ("data", "ckpt.safetensors"):
-        (shutil.copytree if name == "data" else shutil.copy)(run / name, tmp_path / name)
+    """A kill may cut off the log's last line; without training studies the most frequent report is no floor. The log is
+    of the checkpoint's run where it tells of the checkpoint's validation."""
+    tiny.write_run(tmp_path, step=8, validation={"loss": 1.5})
     changed(tmp_path / "data", lambda row: row["split"] == "test")
-    (tmp_path / "log.jsonl").write_text('{"stage": "stage2", "step": 1, "loss": 1.5}\n{"stage": "sta', encoding="utf-8")
+    sample = {"id": "val-0", "report": "Clear.", "reference": "No edema.", "clues": []}
+    rows = [{"stage": "stage2", "step": 8, **row} for row in ({"validation": {"loss": 1.5}}, {"sample": sample})]
+    log = "".join(json.dumps(row) + "\n" for row in rows) + '{"stage": "sta'
+    (tmp_path / "log.jsonl").write_text(log, encoding="utf-8")
     assert evaluate.main(["--ckpt", str(tmp_path / "ckpt.safetensors"), "--data", str(tmp_path / "data"),
                           "--draws", "5"]) == 0
     metrics = json.loads((tmp_path / "eval-test/metrics.json").read_text(encoding="utf-8"))
     assert list(metrics["floors"]) == ["permuted_pictures"]
     assert "no training studies" in capsys.readouterr().out
-    assert '<section id="training">' in (tmp_path / "eval-test/report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "eval-test/report.html").read_text(encoding="utf-8")
+    assert '<section id="training">' in page and '<section id="learned">' in page and "this checkpoint" in page
+
+    header = checkpoint.header_of(tmp_path / "ckpt.safetensors")
+    assert checkpoint.log_of(tmp_path / "ckpt.safetensors", header) == rows
+    for other in ({"step": 4}, {"validation": {"loss": 1.25}}, {"stage": 1}, {"validation": None}):
+        assert checkpoint.log_of(tmp_path / "ckpt.safetensors", {**header, **other}) == []
 
 
 def test_a_checkpoint_against_other_reports(run, tmp_path, capsys):
@@ -265,7 +273,7 @@ def test_chexbert_reads_both_sides_once(run, tmp_path, monkeypatch):
     ("r2gen", "iu_xray", "iu_xray"), ("r2gen", "demo", "demo"), (None, "mimic_cxr", "")])
 def test_published_rows_belong_to_the_data_not_to_the_preset(source, preset, data):
     prepared = SimpleNamespace(manifest={"options": {"source": source} if source else {}})
-    assert source_of({"preset": preset}, prepared) == data
+    assert checkpoint.source_of({"preset": preset}, prepared) == data
 
 
 def test_the_permuted_floor_shows_every_study_another_ones_pictures(run):

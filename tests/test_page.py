@@ -16,11 +16,12 @@ import pytest
 from data import phantom
 from data.reports import LABELS
 from evaluation.labels import phantom_labeler, with_labels
-from evaluation.page import charts, document, gallery, page, published, tables
+from evaluation.page import charts, document, gallery, page, published, tables, training
 from evaluation.results import Scoring, evaluate_texts
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)> <!--<script> & \"'\u2028\u2029 \ud800"
+LEARNED = "There is a small right pneumothorax. No edema. Moderate cardiomegaly."
 CUES = [("Clue: pneumothorax at the left apex", 0.5), (f"Clue: {HOSTILE}", 0.25)]
 
 
@@ -54,6 +55,12 @@ def written(tmp_path_factory):
     rows[0]["id"], rows[0]["hypothesis"] = HOSTILE, rows[0]["hypothesis"] + " " + HOSTILE
     log = [{"stage": "stage1", "step": step, "loss": 8.0 - step / 50, "tau": 0.07} for step in range(1, 120)]
     log.append({"stage": "stage1", "step": 119, "validation": {"loss": 6.0}})
+    metrics["settings"]["step"] = 20
+    for step, name, report in ((10, HOSTILE, HOSTILE), (10, "val-2", ""), (20, HOSTILE, LEARNED), (20, "val-2", "Clear."),
+                               (30, HOSTILE, "A moderate right pneumothorax. " + LEARNED)):
+        log.append({"stage": "stage2", "step": step, "sample": {
+            "id": name, "report": report, "reference": "There is a large left pneumothorax. Mild edema. " + HOSTILE,
+            "clues": [[f"Clue: {HOSTILE}", 0.352]]}})
     path = tmp_path_factory.mktemp("page") / "report.html"
     page.write_page(path, metrics, rows, title=f"Title {HOSTILE}", maps=maps, labeler=phantom_labeler(),
                     pictures=lambda i: [phantom.draw(picture, 64) for picture in studies[i].pictures], log=log,
@@ -212,7 +219,7 @@ def test_presses(written, tmp_path):
 
 def test_it_shows_every_part(written):
     text, _, metrics = written
-    for name in ("scores", "floors", "clinical", "findings", "gallery", "training", "settings"):
+    for name in ("scores", "floors", "clinical", "findings", "gallery", "learned", "training", "settings"):
         assert f'<section id="{name}">' in text
     assert re.search(r'<circle class="held-out"[^>]*><title>validation, step 119: 6</title>', text)
     assert f'{metrics["language"]["coco"]["BLEU-4"]["value"]:.3f}' in text
@@ -222,12 +229,33 @@ def test_it_shows_every_part(written):
     assert "Near its floor" in text                                             # these floors are the scores themselves
 
 
+def test_how_it_learned(written):
+    """Each validation's report of the same studies, marked as the gallery does; the reference against the checkpoint's."""
+    section = re.search('<section id="learned">(.*?)</section>', written[0], re.S)[1]
+    first, second = section.split("<h3>")[1:]
+    lines = [html.unescape(line) for line in re.findall(r"<dt>(.*?)</dd>", first)]
+    assert [line.partition("</dt>")[0] for line in lines] == [
+        "reference", "clues", "step 10", "step 20<small>this checkpoint</small>", "step 30"]
+    assert re.findall('<mark class="(\\w+)" title="([^"]+)">([^<]+)<', lines[3]) == [
+        ("differs", "differs: Pneumothorax", "There is a small right pneumothorax."),
+        ("denied", "denied: Edema", "No edema."), ("invented", "invented: Cardiomegaly", "Moderate cardiomegaly.")]
+    assert re.findall('<mark class="(\\w+)"', lines[0]) == ["differs", "missed"] and not re.search("<mark", lines[2])
+    assert "35 % " + HOSTILE[:52] in lines[1] and HOSTILE[:52] in lines[2]
+    assert second.startswith("val-2</h3>") and "<em>(empty)</em>" in second and second.count("<dt>") == 4
+
+
+def test_without_a_labeler_samples_are_shown_unmarked():
+    log = [{"stage": "stage2", "step": 1, "sample": {"id": "a", "report": "Edema.", "reference": "Clear.", "clues": []}}]
+    assert training.learned_section(training.samples_of(log), None).count("<dt>") == 2
+    assert training.samples_of(log)["a"] == [(1, [["Edema.", "", []]], [["Clear.", "", []]], [])]
+
+
 def test_absent_parts_are_left_out(tmp_path):
     rows = [row(0, "No effusion.", ["No effusion.", "Clear."]), row(1, "", "Heart is normal.")]
     metrics = evaluate_texts(rows, Scoring(("coco",), meteor_data=False, draws=5))
     page.write_page(tmp_path / "report.html", metrics, rows, title="texts")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert 'id="floors"' not in text and 'id="findings"' not in text and "METEOR" in text
+    assert not any(f'id="{name}"' in text for name in ("floors", "findings", "learned")) and "METEOR" in text
     assert [study["v"] for study in data_of(text)["studies"]] == [[], []] and "precision" not in text
 
 

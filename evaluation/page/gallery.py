@@ -98,13 +98,9 @@ def studies(rows, pictures=None, maps=None, labeler=None):
 
 def study(row, kinds, agree, similar, of_sentence, views, maps):
     """One study as JSON: a short name a field, since there are hundreds."""
-    def marked(which, text):
-        return [[piece, *(sentence_kind(row, which, of_sentence[piece], kinds) if piece in of_sentence else ("", []))]
-                for piece in sentences_of(text)]
-
     return {
         "id": str(row["id"]),
-        "h": marked("hypothesis", row["hypothesis"]), "r": marked("reference", reference_text(row)),
+        "h": marked(row, "hypothesis", kinds, of_sentence), "r": marked(row, "reference", kinds, of_sentence),
         "f": [[LABELS[i], kind, note] for i, (kind, note) in kinds.items()],
         "s": round(agree, 4), "l": round(similar, 4),
         "v": [thumbnail(view) for view in (() if views is None else views)],
@@ -114,6 +110,13 @@ def study(row, kinds, agree, similar, of_sentence, views, maps):
             "queries": quantised(maps["queries"]) if maps.get("queries") is not None else None,
             "cover": round(float(maps.get("cover", 1)), 4)},
     }
+
+
+def marked(row, which, kinds, of_sentence):
+    """One side of a row as [[sentence, kind or "", labels' names], …]; of_sentence: as `label_sentences` gives it."""
+    text = reference_text(row) if which == "reference" else row["hypothesis"]
+    return [[piece, *(sentence_kind(row, which, of_sentence[piece], kinds) if piece in of_sentence else ("", []))]
+            for piece in sentences_of(text)]
 
 
 def label_sentences(rows, labeler):

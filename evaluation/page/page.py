@@ -9,7 +9,7 @@ from evaluation.page import charts, gallery, tables
 from evaluation.page.charts import intervals, number
 from evaluation.page.document import paragraph, settings_section, write
 from evaluation.page.published import ROWS
-from evaluation.page.training import training_section
+from evaluation.page.training import learned_section, samples_of, training_section
 from evaluation.verdicts import headline, near_floor, nearly_alike, variety_lines
 from metrics.zero_shot import roc_curve
 
@@ -24,8 +24,8 @@ def write_page(path, metrics, rows, *, title, pictures=None, maps=None, labeler=
     metrics: as in metrics.json, parts may be absent. rows: as in reports.jsonl. pictures(i) → uint8 arrays (S, S) of
     row i, a view each, or None. maps(i) → {"clues": [(prompt, weight, (V, g, g))], "queries": (V, g, g) or None,
     "cover": the middle part of the picture's side that the grid lies over}, or None. labeler(texts) → [(14 labels, …)]
-    marks single sentences. log: the rows of log.jsonl. source: the data set whose published rows stand beside ours.
-    Raises OSError.
+    marks single sentences. log: the rows of the run's log.jsonl. source: the data set whose published rows stand
+    beside ours. Raises OSError.
     """
     settings, known = metrics.get("settings", {}), gallery.labelled(rows)
     shown, left = gallery.studies(rows, pictures, maps, labeler)
@@ -37,6 +37,8 @@ def write_page(path, metrics, rows, *, title, pictures=None, maps=None, labeler=
         if known:
             sections.append(("findings", "Findings", findings_section(metrics["clinical"], rows)))
     sections.append(("gallery", "Studies", gallery_section(shown, left, known, labeler)))
+    if samples := samples_of(log or (), labeler):
+        sections.append(("learned", "How it learned", how_it_learned(samples, settings.get("step"), labeler)))
     if log:
         sections.append(("training", "Training", training_section(log)))
     sections.append(("settings", "Settings", settings_section(settings)))
@@ -124,7 +126,6 @@ def findings_section(clinical, rows):
 
 
 def gallery_section(shown, left, known, labeler):
-    legend = "".join(f'<li><mark class="{kind}">{kind}</mark> {what}</li>' for kind, what in KINDS) if known else ""
     notes = []
     if left:
         notes.append(f"{len(shown)} of {len(shown) + left} studies: the best, worst and most disputed; "
@@ -133,10 +134,23 @@ def gallery_section(shown, left, known, labeler):
         notes.append("Findings are not marked: these reports carry no labels.")
     elif labeler is None:
         notes.append("Findings are marked for the whole report only: no labeler was at hand for single sentences.")
-    return ((f'<ul class="legend">{legend}</ul>' if legend else "") + "".join(paragraph(note, "note") for note in notes)
+    return (legend() * known + "".join(paragraph(note, "note") for note in notes)
             + '<form id="tools"></form><p id="count" role="status"></p><div id="cards"></div>'
             '<button id="more" hidden>Show more</button>'
             '<noscript><p class="warning">The studies are drawn by a script, which is off.</p></noscript>')
+
+
+def legend():
+    kinds = "".join(f'<li><mark class="{kind}">{kind}</mark> {what}</li>' for kind, what in KINDS)
+    return f'<ul class="legend">{kinds}</ul>'
+
+
+def how_it_learned(samples, step, labeler):
+    known = labeler is not None
+    return (paragraph("What the model wrote for the same studies of the val split (--samples) after each validation of "
+                      "stage 2, without a beam search." + " The reference is marked against this checkpoint’s report."
+                      * known)
+            + legend() * known + learned_section(samples, step))
 
 
 def zero_shot_section(found, scores, labels):

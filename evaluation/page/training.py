@@ -1,8 +1,11 @@
-"""How a checkpoint was trained, from the rows of its run's log.jsonl: curves over steps."""
+"""How a checkpoint was trained, from the rows of its run's log.jsonl: a study's report after each validation, and curves
+over steps."""
 
 from html import escape
+from typing import Any, NamedTuple
 
-from evaluation.page import charts
+from evaluation.labels import with_labels
+from evaluation.page import charts, gallery
 from evaluation.page.charts import number
 from evaluation.page.document import paragraph
 
@@ -11,6 +14,60 @@ PANELS = (("loss", "loss", "loss"), ("cross-entropy a token", "ce", None), ("L_D
           ("temperature τ", "tau", None), ("learning rate", "lr", None), ("gradient norm", "gradient_norm", None),
           ("studies a second", "studies_per_s", None))
 RAW = ("loss", "ce", "dc", "gradient_norm", "studies_per_s")           # noisy: a smoothed line over the raw one
+
+
+class Sample(NamedTuple):
+    """The report of a val study that a validation wrote; both texts in pieces, as `gallery.marked` has them."""
+
+    step: int
+    report: list
+    reference: list
+    clues: list[Any]                 # [(prompt, weight), …]
+
+
+def samples_of(log, labeler=None):
+    """{id of a val study: [its `Sample` after each validation]}; labeler(texts) → [(14 labels, findings or None), …]
+    marks findings."""
+    samples, rows = [(row["step"], row["sample"]) for row in log if "sample" in row], []
+    for _, sample in samples:
+        rows.append({"id": sample["id"], "hypothesis": sample["report"], "reference": sample["reference"]})
+    if labeler:
+        # Sides and severities of the reference as the labeler reads them: the log has its text alone
+        read = labeler([row["reference"] for row in rows])
+        rows = [{**row, "labels": {"reference": list(labels)}, "findings": {"reference": findings}}
+                for row, (labels, findings) in zip(rows, read, strict=True)]
+        rows, _ = with_labels(rows, labeler)
+    of_sentence = gallery.label_sentences(rows, labeler) if labeler else {}
+
+    found = {}
+    for (step, sample), row in zip(samples, rows):
+        kinds = gallery.finding_kinds(row) if labeler else {}
+        report, reference = (gallery.marked(row, side, kinds, of_sentence) for side in ("hypothesis", "reference"))
+        found.setdefault(sample["id"], []).append(Sample(step, report, reference, sample["clues"]))
+    return found
+
+
+def learned_section(samples, step):
+    """Per val study its reference, its clues, and its report after each validation; `step`: the checkpoint's."""
+    parts = []
+    for name, of_study in samples.items():
+        # What is marked in the reference, and which clues: as the checkpoint has them, whose step may not be the last
+        own = next((sample for sample in of_study if sample.step == step), of_study[-1])
+        clues = "; ".join(f"{100 * weight:.0f} % {prompt.removeprefix('Clue: ')}" for prompt, weight in own.clues)
+        lines = [("reference", marks(own.reference)), *([("clues", escape(clues))] if clues else [])]
+        lines += [(f"step {sample.step:,}" + "<small>this checkpoint</small>" * (sample is own and sample.step == step),
+                   marks(sample.report)) for sample in of_study]
+        lines = "".join(f'<dt>{told}</dt><dd class="report">{text}</dd>' for told, text in lines)
+        parts.append(f"<h3>{escape(str(name))}</h3><dl>{lines}</dl>")
+    return "".join(parts)
+
+
+def marks(pieces):
+    """A text in pieces as `gallery.marked` has them → HTML, as page.js draws it in the gallery."""
+    if not pieces:
+        return "<em>(empty)</em>"
+    return " ".join(f'<mark class="{kind}" title="{escape(kind)}: {escape(", ".join(labels))}">{escape(text)}</mark>'
+                    if kind else escape(text) for text, kind, labels in pieces)
 
 
 def training_section(log):
