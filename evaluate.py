@@ -207,6 +207,7 @@ def evaluate(args, given):
     with checkpoint.one_voice() as processes:
         header = checkpoint.header_of(args.ckpt)
         refuse_unread(args, given, header["stage"])
+        checkpoint.take_threads(header)
         if args.image:
             image.report_on_images(args, header, processes)
         elif args.list:

@@ -43,7 +43,7 @@ from metrics import score
 from training import demo
 from training.dry_run import dry_run
 from training.features import cache_features
-from training.log import Clock, Log, module_table, next_commands, sample_text, summary
+from training.log import Clock, Log, module_table, next_commands, sample_text, summary, threads_told
 from training.optimizer import optimizer_for, set_learning_rate
 from training.options import arguments, of_stage
 from training.processes import Processes, Share, Stopped, StopSignal, distributed, last_words
@@ -73,12 +73,12 @@ MOST_SKIPPED = 3           # steps in a row that may go without an update becaus
 class Run:
     """One stage from its newest state, or from the start, to its end."""
 
-    def __init__(self, stage, plan, args, processes, settings, timetable, say):
+    def __init__(self, stage, plan, args, processes, settings, timetable, say, features):
         self.stage, self.plan, self.args, self.processes, self.timetable = stage, plan, args, processes, timetable
         self.settings, self.say, self.device, self.lead = settings, say, processes.device, processes.rank == 0
 
         self.model, prepared, crop = stage.model.train(), stage.prepared, stage.model.pictures["crop"]
-        features = (cache_features(self.model, prepared, args.run / ".features.tmp", processes)
+        features = (cache_features(self.model, prepared, features, processes)
                     if stage.number == 2 and args.cache_features else None)
         self.train = Visits(prepared, prepared.split("train"), stage.number, crop, args.seed, args.sentences, features)
         self.val = Visits(prepared, prepared.split("val"), stage.number, crop, None, args.sentences, features)
@@ -327,6 +327,9 @@ def train(args, processes):
                         "or leave it out")
     if args.shard:
         fsdp()                                             # where it can't be had, say so now, not after stage 1
+    if args.shard and args.samples:
+        say("--shard: the language model is nowhere whole, so validations of stage 2 show no reports (--samples)")
+    say(threads_told(args.threads))
     timetable = Timetable(parts(args), say)
     lock, writing = processes.lead_first(lambda: ready(args, timetable)) or (None, None)
 
@@ -366,7 +369,12 @@ def train_stage(stage_class, args, processes, prepared, timetable, say):
 
     torch.manual_seed(args.seed)
     timetable.begin(stage_class.name)
-    Run(stage_class(args, processes, prepared), plan, args, processes, settings, timetable, say).fit()
+    features = args.run / ".features.tmp"
+    try:
+        Run(stage_class(args, processes, prepared), plan, args, processes, settings, timetable, say, features).fit()
+    finally:
+        if processes.rank == 0:
+            features.unlink(missing_ok=True)               # the others read what they have mapped
     timetable.end()
 
 

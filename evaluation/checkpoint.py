@@ -25,6 +25,7 @@ from evaluation.task import Task
 from evaluation.writing import another_study, as_row, most_frequent_report, write_reports
 from model.trained import nearest, read_trained
 from training.log import read_rows
+from training.options import PRESETS
 from training.processes import Processes
 
 # The closest peer's knobs (R2GenGPT, scripts/*): they move BLEU by points, so they are never mixed in unnamed.
@@ -49,6 +50,12 @@ def one_voice():
             raise SystemExit(2) from None
         raise
     processes.close()
+
+
+def take_threads(header):
+    """From now on as many threads of the CPU as the checkpoint's preset trains with; 0: torch's own choice."""
+    if threads := PRESETS.get(header.get("preset"), {}).get("threads"):
+        torch.set_num_threads(threads)
 
 
 def decoding_of(header, args):
@@ -88,8 +95,9 @@ def results_beside(args, results="eval"):
 def checkpoint_settings(header, args, prepared, studies):
     """What metrics.json says of the checkpoint and of the studies that it is evaluated on."""
     settings = {"checkpoint": str(args.ckpt), "sha256_16": file_digest(args.ckpt), "stage": header["stage"],
-                "step": header.get("step"), "trained_on": trained_on(header), "data": str(prepared.folder), "split": args.split, "n": len(studies),
-                "torch": torch.__version__}
+                "step": header.get("step"), "trained_on": trained_on(header), "data": str(prepared.folder),
+                "split": args.split, "n": len(studies), "torch": torch.__version__,
+                "threads": torch.get_num_threads()}
     return settings if args.limit is None else settings | {"limit": args.limit}
 
 
@@ -98,9 +106,9 @@ def log_of(path, header):
 
     A run's log has a validation at the checkpoint's step, with the figures that stand in the checkpoint.
     """
-    rows, own = read_rows(Path(path).parent / "log.jsonl"), header.get("validation")
-    step = f"stage{header['stage']}", header.get("step")
-    return rows if own and any((row["stage"], row["step"], row.get("validation")) == (*step, own) for row in rows) else []
+    rows = read_rows(Path(path).parent / "log.jsonl")
+    own = {"stage": f"stage{header['stage']}", "step": header.get("step"), "validation": header.get("validation")}
+    return rows if own in rows else []
 
 
 # --- stage 1 ----------------------------------------------------------------------------------------------------------

@@ -249,11 +249,11 @@ def save_file(path, tensors, header):
 
 
 def save_folder(folder, module, config):
-    """Writes a module as Hugging Face lays it out: config.json and model.safetensors."""
-    write_safetensors(Path(folder) / "model.safetensors", module.state_dict(), {"format": "pt"})
+    """Writes a module as Hugging Face lays it out: config.json, then model.safetensors. Where that is, all is there."""
     with whole_file(Path(folder) / "config.json") as file:
         json.dump(config, file, indent=2)
         file.write("\n")
+    write_safetensors(Path(folder) / "model.safetensors", module.state_dict(), {"format": "pt"})
 
 
 def write_safetensors(path, tensors, metadata):

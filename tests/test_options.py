@@ -131,6 +131,14 @@ def test_one_value_on_the_command_line_is_for_both_stages():
     assert (of_stage(args, 2).lr, of_stage(args, 2).epochs, of_stage(args, 2).stage) == (0.5, epochs, 2)
 
 
+def test_two_values_are_one_per_stage():
+    args = arguments(["--epochs", "34", "5", "--optimizer", "muon", "adamw"])
+    assert args.epochs == (34, 5) and (of_stage(args, 1).optimizer, of_stage(args, 2).optimizer) == ("muon", "adamw")
+    for argv in (["--epochs", "34", "5", "--stage", "2"], ["--epochs", "3", "4", "5"]):
+        with pytest.raises(UserError, match="^--epochs .*: takes one value, or where both stages run one for stage 1"):
+            arguments(argv)
+
+
 def test_a_run_that_goes_on_is_asked_for_what_its_stage_reads():
     first, second = (same_again(of_stage(arguments(["--variant", "cmci"]), number)) for number in (1, 2))
     assert first["--sentences"] == 4 and "--variant" not in first and first["--prompts-per-disease"] == 0

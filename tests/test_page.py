@@ -56,8 +56,8 @@ def written(tmp_path_factory):
     log = [{"stage": "stage1", "step": step, "loss": 8.0 - step / 50, "tau": 0.07} for step in range(1, 120)]
     log.append({"stage": "stage1", "step": 119, "validation": {"loss": 6.0}})
     metrics["settings"]["step"] = 20
-    for step, name, report in ((10, HOSTILE, HOSTILE), (10, "val-2", ""), (20, HOSTILE, LEARNED), (20, "val-2", "Clear."),
-                               (30, HOSTILE, "A moderate right pneumothorax. " + LEARNED)):
+    for step, name, report in ((10, HOSTILE, HOSTILE), (10, "val-2", ""), (20, HOSTILE, LEARNED),
+                               (20, "val-2", "Clear."), (30, HOSTILE, "A moderate right pneumothorax. " + LEARNED)):
         log.append({"stage": "stage2", "step": step, "sample": {
             "id": name, "report": report, "reference": "There is a large left pneumothorax. Mild edema. " + HOSTILE,
             "clues": [[f"Clue: {HOSTILE}", 0.352]]}})
@@ -230,7 +230,8 @@ def test_it_shows_every_part(written):
 
 
 def test_how_it_learned(written):
-    """Each validation's report of the same studies, marked as the gallery does; the reference against the checkpoint's."""
+    """Each validation's report of the same studies, marked as in the gallery; the reference against the checkpoint's.
+    """
     section = re.search('<section id="learned">(.*?)</section>', written[0], re.S)[1]
     first, second = section.split("<h3>")[1:]
     lines = [html.unescape(line) for line in re.findall(r"<dt>(.*?)</dd>", first)]
@@ -245,7 +246,8 @@ def test_how_it_learned(written):
 
 
 def test_without_a_labeler_samples_are_shown_unmarked():
-    log = [{"stage": "stage2", "step": 1, "sample": {"id": "a", "report": "Edema.", "reference": "Clear.", "clues": []}}]
+    sample = {"id": "a", "report": "Edema.", "reference": "Clear.", "clues": []}
+    log = [{"stage": "stage2", "step": 1, "sample": sample}]
     assert training.learned_section(training.samples_of(log), None).count("<dt>") == 2
     assert training.samples_of(log)["a"] == [(1, [["Edema.", "", []]], [["Clear.", "", []]], [])]
 

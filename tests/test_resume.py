@@ -336,6 +336,7 @@ def test_a_finished_run_says_so_at_once_and_fresh_starts_over(whole, tmp_path):
     (["--batch-size", "5"], "--batch-size was 6, now 5"),
     (["--seed", "3"], "--seed was 0, now 3"),
     (["--optimizer", "muon"], "--optimizer was adamw, now muon"),
+    (["--validate-every", "2"], "--validate-every was 1, now 2"),
     (["--same-sentence-positives"], "--same-sentence-positives was False, now True"),
     (["--stage", "2", "--variant", "cmci"], "--variant was trrg, now cmci"),
     (["--stage", "2", "--stage1", "other"], "the stage-1 checkpoint was"),

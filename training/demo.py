@@ -84,8 +84,9 @@ def wait_for(process, weights):
     if process is not None:
         process.join()
         if process.exitcode:
-            raise UserError(f"{weights}: the language model's pre-training ended early (exit code {process.exitcode}); "
-                            "run the command again")
+            how = f"killed by signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
+            raise UserError(f"{weights}: the language model's pre-training ended early ({how}); what stage 1 learned "
+                            "is kept: run the command again")
 
 
 def encoders(folder, prepared, seed):
@@ -132,8 +133,11 @@ def language_model(folder, prepared, seed):
         vocab_size=len(pieces), hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=32, sliding_window=None))
     teach_writing(mistral, pieces, reports, seed)
-    pieces.save_pretrained(folder / "mistral")
-    mistral.save_pretrained(folder / "mistral")
+    try:
+        pieces.save_pretrained(folder / "mistral")
+        mistral.save_pretrained(folder / "mistral")
+    except OSError as error:
+        sys.exit(f"{folder / 'mistral'}: {error.strerror}")        # one line; `wait_for` says what to do
 
 
 @torch.no_grad()

@@ -90,6 +90,15 @@ def read_rows(path):
     return rows
 
 
+def threads_told(chosen):
+    """How many threads of the CPU each process takes, and who chose so; `chosen`: --threads."""
+    used = torch.get_num_threads()
+    told = f"{used} thread{'s' * (used != 1)} of the CPU per process (--threads)"
+    if chosen == 1:
+        return f"{told}: small networks gain little by a second, and lose much by it beside another program"
+    return told if chosen else f"{told}: torch's own choice"
+
+
 def peak_memory(device):
     """Bytes at most in use: of the GPU, or of this process."""
     if device.type == "cuda":

@@ -148,7 +148,7 @@ TABLE = {
         Option("select", STAGE_2, dict(choices=FIGURES), "loss",
                "its figure; the scores are of written reports, protocol coco", same=True),
         Option("validate_every", EVERY, dict(type=at_least(int, 1), metavar="EPOCHS"), None,
-               "from one look at the val split to the next"),
+               "from one look at the val split to the next", same="later"),
         Option("samples", EVERY, NATURAL, 1, "val studies whose report is shown at every validation of stage 2 beside "
                "its reference, but with --shard; stage 1 shows the AUROC so far; 0: neither"),
         Option("val_reports", SCORES, COUNT, 200, "reports to write for it, of fixed studies", same=True)),
@@ -164,11 +164,11 @@ TABLE = {
         Option("embed_base", STAGE_2, SWITCH, None, "keep the language model in the checkpoint", same="later")),
 }
 OPTIONS = {option.name: option for group in TABLE.values() for option in group}
-PER_STAGE = ("epochs", "batch_size", "lr", "optimizer", "validate_every")    # on the command line one value, for both
+PER_STAGE = ("epochs", "batch_size", "lr", "optimizer", "validate_every")    # on the command line one value, or two
 
 
 def arguments(argv=None, description=__doc__):
-    """The command line → settings; `epochs`, `batch_size`, `lr` and `optimizer` are (stage 1, stage 2).
+    """The command line → settings; those of PER_STAGE are (stage 1, stage 2).
 
     Raises UserError, also for an option that nothing in this run would read.
     """
@@ -183,13 +183,17 @@ def arguments(argv=None, description=__doc__):
     # With a name for every option there already, argparse sets what is given, and no default
     given = vars(parser(defaults, description).parse_args(argv, argparse.Namespace(**dict.fromkeys(OPTIONS))))
     given = {name: value for name, value in given.items() if value is not None}
-    pairs = {name: (given[name], given[name]) for name in PER_STAGE if name in given}
+    pairs = {name: (given[name][0], given[name][-1]) for name in PER_STAGE if name in given}
     args = argparse.Namespace(**{**defaults, **given, **pairs})
 
     for name in given:
         if not OPTIONS[name].reader.reads(args):
             raise UserError(f"{flag(name)}: only {OPTIONS[name].reader.who} reads it, and there is none in this run; "
                             "leave it out")
+    for name in PER_STAGE:
+        if len(given.get(name, ())) > (2 if args.stage is None else 1):
+            raise UserError(f"{flag(name)} {' '.join(map(str, given[name]))}: takes one value, or where both stages "
+                            "run one for stage 1 and one for stage 2")
     for name, bound, written in (("lora_dropout", 1, "1"), ("clue_dropout", 1, "1"), ("seed", 2**63, "2**63")):
         if getattr(args, name) >= bound:
             raise UserError(f"{flag(name)} {getattr(args, name)}: must be below {written}")
@@ -220,8 +224,9 @@ def parser(defaults, description):
         group = result.add_argument_group(title)
         for option in options:
             flags = [flag(option.name), *["--run-dir"] * (option.name == "run")]
+            several = {"nargs": "+"} if option.name in PER_STAGE else {}
             group.add_argument(*flags, default=defaults[option.name], help=help_of(option, defaults[option.name]),
-                               **option.kind)
+                               **option.kind, **several)
     return result
 
 
@@ -229,7 +234,8 @@ def help_of(option, default):
     if default in (None, []) or option.kind is FLAG:
         return option.help
     if option.name in PER_STAGE:
-        return f"{option.help} (default: {default[0]} for stage 1, {default[1]} for stage 2)"
+        return (f"{option.help}; two values: one per stage "
+                f"(default: {default[0]} for stage 1, {default[1]} for stage 2)")
     return f"{option.help} (default: {', '.join(map(str, default)) if isinstance(default, list) else default})"
 
 

@@ -1,5 +1,5 @@
-"""How a checkpoint was trained, from the rows of its run's log.jsonl: a study's report after each validation, and curves
-over steps."""
+"""How a checkpoint was trained, from the rows of its run's log.jsonl: reports after each validation, curves over steps.
+"""
 
 from html import escape
 from typing import Any, NamedTuple

@@ -1,12 +1,17 @@
-"""The demo's whole time, this commit and another one turn about: wall, CPU seconds and the largest process.
+"""The demo's whole time, this commit and another one turn about, by command: wall and CPU minutes, and memory.
+
+"largest" is the largest process, "together" what all processes of a command held at one moment, pages that they share
+counted once (PSS of /proc, a few times a second; "-" where there is no /proc).
 
     git worktree add ../old 871f017
     python -m tests.bench.demo --against ../old
-    ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 python -m tests.bench.demo --against ../old
+    ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 \\
+        python -m tests.bench.demo --against ../old
 """
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,36 +20,66 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (["train.py"], ["evaluate.py", "--ckpt", "runs/demo/ckpt.safetensors"])
+PROC = Path("/proc")
 
 
-def timed(root):
-    """Both commands of a checkout in a new folder → (wall, CPU seconds of all processes, GB of the largest one)."""
-    with tempfile.TemporaryDirectory() as folder:
-        start, before = time.perf_counter(), os.times()
-        largest = 0
-        for script, *words in COMMANDS:
-            process = subprocess.Popen([sys.executable, str(root / script), *words], cwd=folder,
-                                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode:
-                sys.exit(f"{root / script}: exit code {process.returncode}")
-            largest = max(largest, usage.ru_maxrss * 1024 / 1e9)
-        after = os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return time.perf_counter() - start, cpu, largest
+def together(pid):
+    """Bytes that a process and all below it hold now, shared pages counted once; 0 where /proc does not tell."""
+    parents = {}
+    for path in PROC.glob("[0-9]*/stat"):
+        if text := read(path):
+            parents[int(path.parent.name)] = int(text.rpartition(")")[2].split()[1])       # a name may hold brackets
+    family, more = set(), {pid}
+    while more:
+        family |= more
+        more = {child for child, parent in parents.items() if parent in more} - family
+    found = [re.search(r"^Pss: +(\d+) kB", read(PROC / str(one) / "smaps_rollup"), re.M) for one in family]
+    return sum(int(match[1]) * 1024 for match in found if match)
+
+
+def read(path):
+    """A file's text; nothing where its process has ended."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def timed(command, folder):
+    """A command in a folder → (wall, CPU seconds of all processes, bytes of the largest one, and of all together)."""
+    start, most = time.perf_counter(), 0
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+        most = max(most, together(process.pid))
+        time.sleep(0.25)
+    _, status, usage = ended
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)}: exit code {process.returncode}")
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, most
+
+
+def line(name, command, wall, cpu, largest, most):
+    gigabytes = f"{most / 1e9:.2f}" if most else "-"
+    return f"{name:<10} {command:<12}{wall / 60:>10.2f}{cpu / 60:>10.2f}{largest / 1e9:>12.2f}{gigabytes:>12}"
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--against", type=Path, required=True, help="a checkout of the commit to compare with")
+    p.add_argument("--against", type=Path, help="a checkout of the commit to compare with; default: none")
     p.add_argument("--rounds", type=int, default=1)
     args = p.parse_args()
-    print("commit        wall min    CPU min         GB", flush=True)
+    checkouts = {"the other": args.against.resolve()} if args.against else {}
+    print("commit     command       wall min   CPU min  largest GB together GB", flush=True)
     for _ in range(args.rounds):
-        for name, root in (("the other", args.against.resolve()), ("this", ROOT)):
-            wall, cpu, largest = timed(root)
-            print(f"{name:<10}{wall / 60:>12.2f}{cpu / 60:>11.2f}{largest:>11.2f}", flush=True)
+        for name, root in (checkouts | {"this": ROOT}).items():
+            figures = []
+            with tempfile.TemporaryDirectory() as folder:
+                for script, *words in COMMANDS:
+                    figures.append(timed([sys.executable, str(root / script), *words], folder))
+                    print(line(name, script, *figures[-1]), flush=True)
+            walls, cpus, *memory = zip(*figures)
+            print(line(name, "both", sum(walls), sum(cpus), *map(max, memory)), flush=True)
 
 
 if __name__ == "__main__":
