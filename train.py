@@ -1,7 +1,8 @@
 """Trains TRRG.
 
     python train.py                                                    the demo: its data, base weights, both stages
-    torchrun --nproc_per_node 4 train.py --stage 1                     the same on 4 processes (GPUs, or gloo on CPUs)
+    python train.py --epochs 34 5 --run runs/longer                    for longer: 34 epochs of stage 1, 5 of stage 2
+    torchrun --nproc_per_node 4 train.py --stage 1                     the demo on 4 processes (GPUs, or gloo on CPUs)
     torchrun --nproc_per_node 4 train.py --preset mimic_cxr --stage 1  the paper's settings
     torchrun --nproc_per_node 4 train.py --preset mimic_cxr --stage 2
     python train.py --preset mimic_cxr --dry-run                       parts, shapes, memory and time,

@@ -208,6 +208,16 @@ def test_a_set_without_training_studies_and_a_torn_log(run, tmp_path, capsys):
         assert checkpoint.log_of(tmp_path / "ckpt.safetensors", {**header, **other}) == []
 
 
+def test_as_many_threads_as_the_preset_trains_with(monkeypatch):
+    """On two cores two threads at small networks, beside another program, took up to 24 times as long as one."""
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(checkpoint, "PRESETS", {"small": {"threads": 1}, "large": {"threads": 0}})
+    for header in ({"preset": "small"}, {"preset": "large"}, {"preset": "unknown"}, {}):
+        checkpoint.take_threads(header)
+    assert chosen == [1]
+
+
 def test_a_checkpoint_against_other_reports(run, tmp_path, capsys):
     command = ["--ckpt", str(run / "ckpt.safetensors"), "--draws", "20", "--protocol", "coco", "--labeler", "phantom"]
     assert evaluate.main([*command, "--out", str(tmp_path / "one")]) == 0

@@ -65,6 +65,10 @@ def told_to_stop():
     stop_beside(signal.SIGTERM, once_written="mistral/config.json")
 
 
+def killed():
+    stop_beside(signal.SIGKILL)
+
+
 def die_as(file):
     """Kills the process of the language model before this file of it has its name."""
     small()
@@ -123,19 +127,21 @@ def assert_same(folder, other):
         assert runs.same_weights(folder / f"{name}.safetensors", other / f"{name}.safetensors"), name
 
 
-@pytest.mark.parametrize("hook, code", [(interrupted, 130), (told_to_stop, 143)])
-def test_stopped_beside_stage_1(undisturbed, tmp_path, hook, code):
+@pytest.mark.parametrize("hook, code, step", [(interrupted, 130, 3), (told_to_stop, 143, 3),
+                                              (killed, -signal.SIGKILL, 1)])
+def test_stopped_beside_stage_1(undisturbed, tmp_path, hook, code, step):
     """Its process ends with the run; nothing of it is used, and both go on to the same bits."""
     folder, argv = undisturbed
     out, err = demo_of(tmp_path, argv, hook, code)
-    assert err.splitlines()[-1].startswith("stage1: told to stop after step 3 of 4; the same command goes on")
+    told = err.splitlines()[-1].startswith("stage1: told to stop after step 3 of 4; the same command goes on")
+    assert told == (code > 0)
     pid = int(out.partition("language model ")[2].split()[0])
     end = time.monotonic() + 10
     while alive(pid) and time.monotonic() < end:
         time.sleep(0.01)
     assert not alive(pid) and not (tmp_path / "weights" / "mistral" / "model.safetensors").exists()
     out, _ = demo_of(tmp_path, argv)
-    assert "the base language model, beside stage 1" in out and "stage1: going on after step 3 of 4" in out
+    assert "the base language model, beside stage 1" in out and f"stage1: going on after step {step} of 4" in out
     assert_same(tmp_path, folder)
 
 

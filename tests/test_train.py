@@ -22,7 +22,7 @@ from data.dataset import PictureFile
 from tests import runs, tiny
 from tests.runs import ROOT
 from training import schedule
-from training.log import read_rows
+from training.log import read_rows, threads_told
 from training.optimizer import optimizer_for
 from training.options import arguments
 from training.state import newest_state
@@ -305,6 +305,16 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_named(toy, one, tmp_path
         err = fails(capfd, [*toy[1], "--weights", tmp_path / "weights", "--stage", stage, *of_stage[stage],
                             "--run", tmp_path / "run"])
         assert f"{folder / file}: has " in err and f" tokens, but {folder / 'config.json'} has room for 100;" in err
+
+
+def test_the_threads_are_told_in_words(monkeypatch):
+    told = []
+    for chosen, used in ((1, 1), (3, 3), (0, 8)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: used)
+        told.append(threads_told(chosen))
+    assert told == ["1 thread of the CPU per process (--threads): small networks gain little by a second, and lose "
+                    "much by it beside another program", "3 threads of the CPU per process (--threads)",
+                    "8 threads of the CPU per process (--threads): torch's own choice"]
 
 
 def test_the_learning_rate_by_hand():

@@ -2,7 +2,7 @@
 """
 
 from html import escape
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from evaluation.labels import with_labels
 from evaluation.page import charts, gallery
@@ -22,22 +22,23 @@ class Sample(NamedTuple):
     step: int
     report: list
     reference: list
-    clues: list[Any]                 # [(prompt, weight), …]
+    clues: list                      # [(prompt, weight), …]
 
 
 def samples_of(log, labeler=None):
     """{id of a val study: [its `Sample` after each validation]}; labeler(texts) → [(14 labels, findings or None), …]
     marks findings."""
-    samples, rows = [(row["step"], row["sample"]) for row in log if "sample" in row], []
-    for _, sample in samples:
-        rows.append({"id": sample["id"], "hypothesis": sample["report"], "reference": sample["reference"]})
-    if labeler:
+    samples = [(row["step"], row["sample"]) for row in log if "sample" in row]
+    rows = [{"id": sample["id"], "hypothesis": sample["report"], "reference": sample["reference"]}
+            for _, sample in samples]
+    of_sentence = {}
+    if labeler and rows:
         # Sides and severities of the reference as the labeler reads them: the log has its text alone
         read = labeler([row["reference"] for row in rows])
         rows = [{**row, "labels": {"reference": list(labels)}, "findings": {"reference": findings}}
                 for row, (labels, findings) in zip(rows, read, strict=True)]
         rows, _ = with_labels(rows, labeler)
-    of_sentence = gallery.label_sentences(rows, labeler) if labeler else {}
+        of_sentence = gallery.label_sentences(rows, labeler)
 
     found = {}
     for (step, sample), row in zip(samples, rows):
