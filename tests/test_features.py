@@ -66,7 +66,7 @@ def stop_in_the_third_step():
     Stage2.read = stopping
 
 
-@pytest.mark.parametrize("world, workers", [(1, 0), (2, 1)])
+@pytest.mark.parametrize("world, workers", [(1, 1), (2, 0)])
 def test_stopped_and_gone_on(tuning, tmp_path, world, workers):
     argv = [*tuning, "--batch-size", 8 // world]
     finish(argv, tmp_path / "reference", world)
