@@ -52,7 +52,7 @@ def stage(kind, model, **args):
 
 # Where a step of stage 2 waits for the GPU, and why that stays: the head's product is for labelled tokens alone, so
 # their number must be known, which costs a launch and spares the products of all pads.
-LABELLED = {("trrg.py", "expect"): 1, ("trrg.py", "forward"): 1}
+LABELLED = {("trrg.py", "report_logits"): 1, ("trrg.py", "forward"): 1}
 
 # What the host sends in a step: the words of the prompt's frame, the bounds of a configuration.
 CONSTANTS = {"assemble", "_text", "clue_words"}
