@@ -120,12 +120,22 @@ def parser():
     # Labels of texts.
     g = p.add_argument_group("clinical scores (labels in a file of reports come first)")
     read_in("reports stage2 swap",
-            g.add_argument("--chexbert", metavar="DIR", help="label texts with CheXbert: folder of chexbert.pth and "
-                                                             "vocab.txt"),
+            g.add_argument("--chexbert", metavar="DIR", help="label texts with CheXbert, and SembScore: folder of "
+                                                             "chexbert.pth and vocab.txt"),
             g.add_argument("--labeler", choices=("phantom",), help="label texts with the phantom's own rules"))
     read_in("reports stage2",
             g.add_argument("--labels-only", action="store_true",
                            help="write labels.csv (and the reports of a checkpoint), score nothing"))
+
+    # Networks that read both texts.
+    g = p.add_argument_group("scores that networks give", "SembScore by --chexbert; with all three folders RadCliQ "
+                             "too, of which lower is better, and 1 / mean beside it")
+    read_in("scores",
+            g.add_argument("--bertscore", metavar="DIR",
+                           help="folder as Hugging Face lays it out, of DistilBERT, RoBERTa or BERT; never trust it "
+                                "alone: a flipped negation still scores about .9"),
+            g.add_argument("--radgraph", metavar="DIR",
+                           help="folder of radgraph.tar.gz or radgraph-xl.tar.gz, and vocab.txt"))
     return p
 
 

@@ -1,9 +1,9 @@
 """A checkpoint over a split of a data set: the reports of stage 2 with their scores and floors, or the recognition and
 retrieval of stage 1.
 
-    SplitTask             data, studies, decoding, labeler: all that is asked for, checked before any work
+    SplitTask             data, studies, decoding, networks: all that is asked for, checked before any work
     → write_reports       of the model, and of the model that is shown other studies' pictures
-    → a table of systems  {the model, its floors}: rows, then labelled rows
+    → a table of systems  {the model, its floors}: rows, then rows with labels and with the networks' scores
     → evaluate_texts      one set of figures per system
     → Task.write          metrics.json, reports.jsonl, report.html
 """
@@ -140,11 +140,11 @@ def evaluate_alignment(args, header, processes):
 class SplitTask(Task):
     """A `Task` on the studies of a split, whose reports a model still has to write."""
 
-    def __init__(self, args, header, device, results="eval"):
+    def __init__(self, args, header, results="eval"):
         self.prepared, self.studies = split_of(header, args)
         source = source_of(header, self.prepared)
-        super().__init__(args, Path(args.ckpt), results_beside(args, results), source, device)
-        if self.labels_only and not self.labeler:
+        super().__init__(args, Path(args.ckpt), results_beside(args, results), source)
+        if self.labels_only and not args.chexbert and not self.labeler:
             raise UserError(f"{self.prepared.folder}: --labels-only needs a labeler of its texts; name --chexbert DIR "
                             "or --labeler phantom")
 
@@ -176,7 +176,8 @@ class SplitTask(Task):
 def evaluate_trrg(args, header, processes):
     """A stage-2 checkpoint: its reports, their scores, and the floors that a model blind to the picture would reach."""
     # Everything that can be refused is refused before the weights are read.
-    task = SplitTask(args, header, processes.device)
+    task = SplitTask(args, header)
+    processes.lead_first(lambda: task.load_networks(processes.device))           # the first process alone reads texts
     model = trrg.load(args.ckpt, weights=args.weights, device=processes.device)
     job = model, task.prepared, task.studies, processes, task.batch_size
 
@@ -210,6 +211,7 @@ def evaluate_trrg(args, header, processes):
     if task.labeler:
         labelled = {name: task.labelled(rows, task.path) for name, rows in systems.items()}
         systems, labels_from = {name: rows for name, (rows, _) in labelled.items()}, labelled["model"][1]
+    systems = task.scored(systems)
     rows, against = systems.pop("model"), systems.pop("against", None)
 
     metrics = evaluate_texts(rows, task.scoring, labels_from, against, floors=systems)

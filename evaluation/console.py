@@ -1,7 +1,7 @@
 """What evaluate.py prints: the figures of metrics.json as tables of text."""
 
 from data.reports import LABELS
-from evaluation.verdicts import FLOORS, KINDS, changed, headline, near_floor, nearly_alike, variety_lines
+from evaluation.verdicts import FLOORS, KINDS, beside_floors, changed, near_floor, nearly_alike, variety_lines
 from metrics.clinical import AVERAGES, CLASS_SETS, PARTS, UNCERTAIN
 
 
@@ -39,6 +39,11 @@ def print_metrics(metrics):
         print("\nTruth, against the known findings")
         table(["", "", "of"], [[name.replace("_", " "), figure(cell), str(cell["n"])]
                                for name, cell in metrics["truth"].items()])
+    if "model_based" in metrics:
+        print("\nScores that networks give")
+        table(["", ""], [[name, figure(cell)] for name, cell in metrics["model_based"].items()])
+        if any(name.startswith("BERTScore") for name in metrics["model_based"]):
+            print("  a flipped negation hardly moves BERTScore: it never stands alone")
     if "against" in metrics:
         print_differences(metrics["against"])
 
@@ -60,7 +65,7 @@ def print_clinical(clinical):
 
 
 def print_differences(against):
-    """Differences of language and truth, and of F1 in the clinical grid; metrics.json has all."""
+    """Differences of language, truth and networks' scores, and of F1 in the clinical grid; metrics.json has all."""
     rows = [(f"{name} ({protocol})", cell)
             for protocol, scores in against["language"].items() for name, cell in scores.items()]
     if "clinical" in against:
@@ -68,6 +73,7 @@ def print_differences(against):
         rows += [(f"F1, {average}, {name} classes, uncertain as {uncertain}", grid[average][name][uncertain]["f1"])
                  for average in AVERAGES for name in CLASS_SETS for uncertain in UNCERTAIN]
     rows += [(name.replace("_", " "), cell) for name, cell in against.get("truth", {}).items()]
+    rows += against.get("model_based", {}).items()
     print("\nDifference from the other reports, paired bootstrap")
     table(["", "the other", "difference", "p, two-sided"], [
         [name, "-" if cell["other"] is None else f"{cell['other']:.4f}",
@@ -77,8 +83,8 @@ def print_differences(against):
 
 def print_floors(metrics):
     """The score beside its floors, and which of them it does not clear."""
-    figures = headline(metrics)
-    floors = {FLOORS[name]: headline(scores) for name, scores in metrics["floors"].items()}
+    figures = beside_floors(metrics)
+    floors = {FLOORS[name]: beside_floors(scores) for name, scores in metrics["floors"].items()}
     print("\nFloors: what texts score that have nothing to do with the picture")
     table(["", "this model", *floors], [[name, figure(cell), *(figure(floor[name]) for floor in floors.values())]
                                         for name, cell in figures.items()])

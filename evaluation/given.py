@@ -1,4 +1,4 @@
-"""Given texts (--reports): read, labelled, scored, compared. No model, no GPU, and no torch unless CheXbert labels."""
+"""Given texts (--reports): read, labelled, scored, compared. No model, and no torch unless a network reads them."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ def score_reports(args):
     path = Path(args.reports)
     rows = read_pairs(path, args.section)
     task = Task(args, path, args.out or path.parent / f"eval-{path.stem}")
+    task.load_networks()
     rows, labels_from = task.labelled(rows, path)
 
     if task.labels_only:
@@ -28,5 +29,7 @@ def score_reports(args):
         if labels_from and not theirs:
             raise UserError(f"{task.against}: holds no labels, though {path} does; name --chexbert or --labeler")
 
-    metrics = evaluate_texts(rows, task.scoring, labels_from, against)
+    systems = task.scored({"own": rows, "against": against} if against else {"own": rows})
+    rows = systems["own"]
+    metrics = evaluate_texts(rows, task.scoring, labels_from, systems.get("against"))
     task.write(metrics, {"reports": str(path), "sha256_16": file_digest(path)}, rows, title=str(path))

@@ -1,18 +1,16 @@
-"""Labels of texts: who reads them, and rows that carry them.
+"""Labels and scores of texts: who reads them, and rows that carry them.
 
 A row is {"id", "hypothesis": text, "reference": text or list of texts}, a line of reports.jsonl, and may hold, for
 either side ("hypothesis", "reference"),
     "labels":    14 values in CheXbert's order and coding
     "findings":  [{"finding", "severity", "location"}], where they are known
-With several references the first is the one that labels are read from.
+With several references the first is the one that labels are read from. A row that networks have scored also holds
+    "scores":    {name: value}, as metrics/model_based.py gives them for this pair of texts
 """
 
-from pathlib import Path
 from typing import Callable, NamedTuple
 
 import numpy as np
-
-from data.files import file_digest
 
 SIDES = ("hypothesis", "reference")
 
@@ -22,7 +20,6 @@ class Labeler(NamedTuple):
 
     name: str        # as "labels_from" in metrics.json
     read: Callable
-    settings: dict   # what metrics.json's settings say of it
 
     def __call__(self, texts):
         return self.read(texts)
@@ -32,19 +29,12 @@ def phantom_labeler():
     """The phantom's own rules, which know severity and side as well."""
     from data.phantom import label  # with its drawing code, which scoring given texts should not have to load
 
-    return Labeler("phantom rules", lambda texts: [label(text) for text in texts], {})
+    return Labeler("phantom rules", lambda texts: [label(text) for text in texts])
 
 
-def chexbert_labeler(folder, device="cpu"):
-    """The CheXbert model of a folder. Raises UserError."""
-    import torch  # which scoring given texts should not have to load
-
-    from metrics import chexbert
-
-    reader = chexbert.Labeler.from_pretrained(folder, device)
-    settings = {"chexbert": str(folder), "chexbert_sha256_16": file_digest(Path(folder) / chexbert.FILE),
-                "vocabulary_sha256_16": file_digest(Path(folder) / "vocab.txt"), "torch": torch.__version__}
-    return Labeler("CheXbert", lambda texts: [(labels, None) for labels in reader(texts)], settings)
+def chexbert_labeler(chexbert):
+    """The same of a metrics.chexbert.Labeler, which knows no findings."""
+    return Labeler("CheXbert", lambda texts: [(labels, None) for labels in chexbert(texts)])
 
 
 def references_of(row):
@@ -92,3 +82,15 @@ def with_labels(rows, labeler):
     if len(missing) == len(sides) * len(rows):
         return labelled, f"{labeler.name} for the {' and the '.join(sorted(sides))}, given otherwise"
     return labelled, f"{labeler.name} where not given"
+
+
+def with_scores(systems, models):
+    """{name: rows} of systems, the `models`' scores (metrics.model_based.ModelScores) in every row.
+
+    All systems at once, so that what several of them write is read once.
+    """
+    rows = [row for of_system in systems.values() for row in of_system]
+    scores = models([row["hypothesis"] for row in rows], [references_of(row) for row in rows])
+    scored = iter([{**row, "scores": {name: round(float(values[number]), 6) for name, values in scores.items()}}
+                   for number, row in enumerate(rows)])
+    return {name: [next(scored) for _ in of_system] for name, of_system in systems.items()}

@@ -1,4 +1,4 @@
-"""The figures of metrics.json: language, clinical and truth, each with its interval, and paired differences.
+"""The figures of metrics.json: language, clinical, truth and networks' scores, with intervals and paired differences.
 
 `evaluate_texts` is the one way from texts to figures; scoring given reports and scoring a checkpoint both go through
 it. Several systems that wrote reports on the same studies are measured side by side; what a row is: labels.py.
@@ -18,6 +18,7 @@ from metrics import CLEANINGS, PROTOCOLS, measure, prepare
 from metrics.clinical import measure_clinical, supports
 from metrics.intervals import DRAWS, LEVEL, SEED, differences, with_intervals
 from metrics.meteor_data import JAR, TABLE, find_data, read_lexicon
+from metrics.radcliq import measure_scores
 from metrics.truth import judged, measure_truth
 
 DISEASES = [i for i, name in enumerate(LABELS) if name != "No Finding"]
@@ -35,7 +36,7 @@ class Scoring(NamedTuple):
 
 
 def evaluate_texts(rows, scoring=Scoring(), labels_from=None, against=None, floors=None):
-    """{"settings", "language", "clinical", "truth", "variety", "floors", "against"} of rows.
+    """{"settings", "language", "clinical", "truth", "model_based", "variety", "floors", "against"} of rows.
 
     Parts without data are left out. labels_from: `with_labels`' answer, for all systems; None leaves the clinical part
     out. against: another system's rows, with the same ids and references. floors: {name: rows}. Every figure is
@@ -69,6 +70,7 @@ def measure_systems(systems, scoring, folder, labelled):
 
     # Truth is judged where the findings of both sides are known, in all systems or in none.
     known = labelled and all(len(row.get("findings", {})) == 2 for rows in systems.values() for row in rows)
+    scored = all("scores" in row for rows in systems.values() for row in rows)
     measured = {}
     for name, rows in systems.items():
         parts = {("language", protocol): measure(*prepared[name, protocol], lexicon) for protocol in scoring.protocols}
@@ -78,12 +80,15 @@ def measure_systems(systems, scoring, folder, labelled):
         if known:
             findings = [[row["findings"][side] for row in rows] for side in SIDES]
             parts["truth",] = measure_truth(*labels, *findings)
+        if scored:
+            parts["model_based",] = measure_scores({score: [row["scores"][score] for row in rows]
+                                                    for score in rows[0]["scores"]})
         measured[name] = parts
     return measured
 
 
 def figures_of(rows, parts, scoring, labels_from):
-    """{"language", "clinical", "truth"} of one system, every figure with its interval."""
+    """{"language", "clinical", "truth", "model_based"} of one system, every figure with its interval."""
     result = nested({path: with_intervals(part, scoring.draws, scoring.seed) for path, part in parts.items()})
     if "clinical" in result:
         result["clinical"] = clinical_part(result["clinical"], labels_from)
@@ -97,7 +102,7 @@ def figures_of(rows, parts, scoring, labels_from):
 
 
 def compared(parts, other_parts, scoring, labels_from):
-    """{"language", "clinical", "truth"} of the differences between two systems, pair by pair."""
+    """{"language", "clinical", "truth", "model_based"} of the differences between two systems, pair by pair."""
     result = nested({path: differences(part, other_parts[path], scoring.draws, scoring.seed)
                      for path, part in parts.items()})
     if "clinical" in result:

@@ -31,9 +31,10 @@ from metrics.truth import measure_truth
 
 def evaluate_swaps(args, header, processes):
     """--swap: metrics.json, reports.jsonl and report.html of a stage-2 checkpoint. Raises UserError."""
-    task = SplitTask(args, header, processes.device, results="swap")
+    task = SplitTask(args, header, results="swap")
     if len(task.studies) < 2:
         raise UserError(f"{task.prepared.folder}: one study has no other to swap with; evaluate on more of them")
+    task.load_networks(processes.device)
     labels = true_labels(task, processes)
     if labels is not None and header["variant"] != "base":
         of_other_findings(labels)                           # what can't be swapped is said before any report is written

@@ -2,21 +2,22 @@
 
 from data.files import UserError, file_digest
 from evaluation.console import print_metrics
-from evaluation.labels import chexbert_labeler, missing_labels, phantom_labeler, with_labels
+from evaluation.labels import chexbert_labeler, missing_labels, phantom_labeler, with_labels, with_scores
 from evaluation.output import check_rexrank, results_folder, write_json, write_labels, write_rexrank, write_rows
 from evaluation.page.page import write_page
 from evaluation.pairs import read_pairs
 from evaluation.results import PROTOCOLS, Scoring
+from metrics.meteor_data import find_data
 
 
 class Task:
-    """The settings of one evaluation. All that can be refused is refused here, before any work is done.
+    """The settings of one evaluation. All that can be refused is refused here or by `load_networks`, before any work.
 
     args: evaluate.py's command line. path: the file that is evaluated, a checkpoint or reports. out: the results'
     folder. source: the data set that the studies are of ("phantom", "iu_xray", "mimic_cxr"), as far as it is known.
     """
 
-    def __init__(self, args, path, out, source="", device="cpu"):
+    def __init__(self, args, path, out, source=""):
         self.path, self.source, self.labels_only = path, source, args.labels_only
         self.out, self.rexrank = results_folder(out, path, args.against), args.rexrank
         check_rexrank(args.rexrank, path, args.against)
@@ -25,14 +26,27 @@ class Task:
         self.against_rows = read_pairs(args.against, args.section) if args.against else None
         protocols = PROTOCOLS if args.protocol == "both" else (args.protocol,)
         cleaning = args.cleaning or ("mimic" if source == "mimic_cxr" else "iu")
+        if args.meteor_data:
+            find_data(args.meteor_data)
         self.scoring = Scoring(protocols, cleaning, args.reference_words, args.meteor_data, args.draws, args.seed)
 
         # The phantom's rules read any drawn report right, so a phantom's are always labelled.
-        self.labeler = None
-        if args.chexbert:
-            self.labeler = chexbert_labeler(args.chexbert, device)
-        elif args.labeler or source == "phantom":
-            self.labeler = phantom_labeler()
+        rules = not args.chexbert and (args.labeler or source == "phantom")
+        self.labeler = phantom_labeler() if rules else None
+
+        # The networks that read texts, and the folders they are in.
+        folders = {"chexbert": args.chexbert, "bertscore": args.bertscore, "radgraph": args.radgraph}
+        self.folders = {name: folder for name, folder in folders.items() if folder}
+        self.models = None
+
+    def load_networks(self, device=None):
+        """Reads the folders of the networks, where any is named, onto the GPU if there is one. Raises UserError."""
+        if self.folders:
+            from metrics.model_based import ModelScores  # with torch, which scoring given texts does without
+
+            self.models = ModelScores.from_pretrained(**self.folders, device=device)
+        if "chexbert" in self.folders:
+            self.labeler = chexbert_labeler(self.models.chexbert)
 
     def labelled(self, rows, path):
         """(rows with labels on both sides, where these come from), or (rows, None) where nothing labels them."""
@@ -45,10 +59,22 @@ class Task:
                             "labels; add them, or name --chexbert or --labeler")
         return rows, None if missing else "given"
 
+    def scored(self, systems):
+        """{name: rows} with the scores of the networks, where there are any."""
+        return with_scores(systems, self.models) if self.models else systems
+
     def settings(self):
-        """What metrics.json says of the other reports and of the labeler."""
-        against = {"against": str(self.against), "against_sha256_16": file_digest(self.against)} if self.against else {}
-        return against | (self.labeler.settings if self.labeler else {})
+        """What metrics.json says of the other reports and of the networks that read texts."""
+        settings = {}
+        if self.against:
+            settings |= {"against": str(self.against), "against_sha256_16": file_digest(self.against)}
+        if self.models:
+            import torch
+
+            settings["torch"] = torch.__version__
+            settings |= {name: {"folder": str(self.folders[name]), **{file.name: file_digest(file) for file in files}}
+                         for name, files in self.models.files.items()}
+        return settings
 
     def write(self, metrics, settings, rows, **page):
         """Writes metrics.json, reports.jsonl and report.html, and prints the tables."""

@@ -14,7 +14,7 @@ FEW = 0.1                              # distinct reports per report, below whic
 
 
 def headline(metrics):
-    """{name: cell} of the figures that a page opens with and that floors are compared by, as far as they are known."""
+    """{name: cell} of the figures that a page opens with and that floors are judged by, as far as they are known."""
     figures = {f"{name} ({protocol})": scores[name] for protocol, scores in metrics.get("language", {}).items()
                for name in ("BLEU-4", "CIDEr")}
     if "clinical" in metrics:
@@ -22,6 +22,11 @@ def headline(metrics):
         figures |= {f"{average} F1, 14 classes, uncertain as positive": grid[average]["14"]["positive"]["f1"]
                     for average in ("micro", "macro")}
     return figures | {name.replace("_", " "): cell for name, cell in metrics.get("truth", {}).items()}
+
+
+def beside_floors(metrics):
+    """{name: cell} of all the figures that stand beside floors."""
+    return headline(metrics) | metrics.get("model_based", {})
 
 
 def near_floor(metrics):

@@ -21,6 +21,7 @@ from metrics.intervals import Measured
 from metrics.meteor import meteor_from, meteor_statistics
 from metrics.meteor_data import find_data, read_lexicon
 from metrics.ptb import tokenize
+from metrics.radcliq import measure_scores
 from metrics.rouge import rouge_l
 
 PROTOCOLS = ("coco", "r2gen")
@@ -76,15 +77,18 @@ def measure(hypotheses, references, lexicon):
     return Measured(np.concatenate(blocks, axis=1), values)
 
 
-def score(hypotheses, references, protocol="coco", meteor_data=None, cleaning="iu", reference_words=None):
+def score(hypotheses, references, protocol="coco", meteor_data=None, cleaning="iu", reference_words=None, models=None):
     """Corpus scores of texts against texts or lists of texts.
 
     {"BLEU-1": …, "BLEU-4", "METEOR" or "METEOR (exact+stem)", "ROUGE-L", "CIDEr"}.
 
     Fractions, CIDEr as pycocoevalcap gives it. `meteor_data` is METEOR's folder; None looks for an installed
-    pycocoevalcap, False uses none. Raises UserError.
+    pycocoevalcap, False uses none. `models` (metrics/model_based.py: ModelScores) adds the scores that networks give.
+    Raises UserError.
     """
-    hypotheses, references = prepare(hypotheses, references, protocol, cleaning, reference_words)
-    lexicon = read_lexicon(None if meteor_data is False else find_data(meteor_data))
-    measured = measure(hypotheses, references, lexicon)
-    return {name: float(value) for (name,), value in measured.values(measured.statistics.sum(0)).items()}
+    prepared = prepare(hypotheses, references, protocol, cleaning, reference_words)
+    parts = [measure(*prepared, read_lexicon(None if meteor_data is False else find_data(meteor_data)))]
+    if models:
+        parts.append(measure_scores(models(hypotheses, references, progress=False)))
+    return {name: float(value) for part in parts
+            for (name,), value in part.values(part.statistics.sum(0)).items()}

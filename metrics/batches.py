@@ -2,7 +2,15 @@
 
 from tqdm import tqdm
 
+from data.files import UserError
 from model.bert import padded
+
+
+def check_vocabulary(tokenizer, size, folder, spare=False):
+    """Raises UserError where a vocabulary is torn, or another model's. With `spare` the model may know ids beyond it."""
+    if len(tokenizer) > size or len(tokenizer) < size and not spare:
+        raise UserError(f"{folder}: {len(tokenizer):,} pieces in the vocabulary, but the model knows {size:,}; "
+                        "take the files that belong together, and whole")
 
 
 def padded_batches(encoded, pad_id, device, what, batch_size=32, progress=True):

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from data.bpe import ByteBPE
 from data.files import UserError
 from data.tokenizers import WordPiece
-from metrics.batches import padded_batches
+from metrics.batches import check_vocabulary, padded_batches
 from model import bert, checkpoint
 from model.bert import Bert, BertConfig
 from model.config import read_config
@@ -131,9 +131,7 @@ class BertScorer:
         if not 0 < layer <= config.num_hidden_layers:
             raise UserError(f"{folder}: has {config.num_hidden_layers} layers, so none of number {layer}")
         tokenizer = (ByteBPE if model_type == "roberta" else WordPiece).from_pretrained(folder)
-        if len(tokenizer) > config.vocab_size:
-            raise UserError(f"{folder}: {len(tokenizer)} pieces in the vocabulary, but the model knows "
-                            f"{config.vocab_size}; take the files that belong together")
+        check_vocabulary(tokenizer, config.vocab_size, folder, spare=not published)
         baseline = published.baseline if published and published.layer == layer else None
         return cls(load_encoder(folder, encoder), tokenizer, layer, published.name if published else
                    Path(folder).resolve().name, baseline, device)
@@ -156,7 +154,7 @@ class BertScorer:
         pairs = list(dict.fromkeys((hypothesis, reference)
                                    for hypothesis, of_item in zip(hypotheses, lists, strict=True)
                                    for reference in of_item))
-        encoded = {text: self.encode(text) for pair in pairs for text in pair}
+        encoded = {text: self.encode(text) for text in dict.fromkeys(text for pair in pairs for text in pair)}
         weights = self.idf([encoded[text] for of_item in lists for text in of_item]) if idf else Counter()
         unseen = log(sum(map(len, lists)) + 1) if idf else 1.0
 

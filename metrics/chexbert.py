@@ -22,7 +22,7 @@ from torch import nn
 
 from data.reports import LABELS
 from data.tokenizers import WordPiece, read_bytes
-from metrics.batches import padded_batches
+from metrics.batches import check_vocabulary, padded_batches
 from model import checkpoint
 from model.bert import Bert, BertConfig
 from model.config import read_config
@@ -76,6 +76,7 @@ class Labeler:
         tokenizer = WordPiece(read_bytes(folder, "vocab.txt"), lower_case=True)
         config = (read_config(BertConfig, folder) if (folder / "config.json").is_file()
                   else BertConfig(vocab_size=len(tokenizer)))
+        check_vocabulary(tokenizer, config.vocab_size, folder)
         model = checkpoint.load_file(lambda: CheXbert(config), folder / FILE, RENAME, torch.float32)
         return cls(model, tokenizer, device)
 
@@ -88,7 +89,7 @@ class Labeler:
     @torch.inference_mode()
     def read(self, texts, batch_size=32, progress=True):
         """One Reading per text. Equal texts are read once."""
-        encoded = {text: self.encode(text) for text in texts if text not in self.readings}
+        encoded = {text: self.encode(text) for text in dict.fromkeys(texts) if text not in self.readings}
         for batch, ids, mask in padded_batches(encoded, self.tokenizer.pad_id, self.device, "CheXbert", batch_size,
                                                progress):
             cls = self.model.bert(ids, mask)[:, 0]

@@ -14,6 +14,7 @@ Traps
 - Its BLEU-2 is that of fast_bleu on one pair, with smoothing, on words at blanks: no other BLEU-2 of this project. v1
   gives it no weight.
 - Runs of blanks in a text are one blank to its BERTScore.
+- Below 0, which only reports close to their references reach, 1 / RadCliQ would say the opposite: there it is left out.
 """
 
 from collections import Counter
@@ -22,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metrics.intervals import Measured
+from metrics.intervals import Measured, measure_means
 
 STANDARD = ("radgraph", "BERTScore (distilroberta-base, layer 5, no idf, rescaled)")
 
@@ -70,22 +71,29 @@ def radcliq(version, parts):
     return (np.asarray(parts) - means) / scales @ np.asarray(weights) + intercept
 
 
-def measure_radcliq(radgraph, bertscore, similarity, hypotheses, references, models=STANDARD):
-    """Measured of both versions of N pairs of texts, from their three other scores, (N,) each.
+def radcliq_scores(radgraph, bertscore, similarity, hypotheses, references, models=STANDARD):
+    """{name: (N,)} of both versions for N pairs of texts, from their three other scores, (N,) each.
 
     models: the names of RadGraph's model and of the BERTScore, for the name of the value.
     """
     bleu = [bleu_2(*pair) for pair in zip(hypotheses, references, strict=True)]
     parts = np.column_stack([radgraph, bertscore, similarity, bleu])
-    note = "" if tuple(models) == STANDARD else f"; not as published: {', '.join(models)}"
+    other = [model for model, standard in zip(models, STANDARD) if model != standard]
+    note = f"; not as published: {', '.join(other)}" if other else ""
+    return {f"{version} (lower is better{note})": radcliq(version, parts) for version in VERSIONS}
+
+
+def measure_scores(scores):
+    """Measured of {name: (N,)}, scores of N pairs: their means, and beside that of a RadCliQ its inverse."""
+    means = measure_means(scores)
 
     def values(summed):
         figures = {}
-        for i, version in enumerate(VERSIONS):
-            mean = summed[..., i] / summed[..., -1]
-            figures[f"{version} (lower is better{note})",] = mean
-            with np.errstate(divide="ignore"):
-                figures[f"1 / {version} (higher is better{note})",] = 1 / mean
+        for (name,), mean in means.values(summed).items():
+            figures[name,] = mean
+            if name.startswith("RadCliQ"):
+                with np.errstate(divide="ignore"):
+                    figures["1 / " + name.replace("lower", "higher", 1),] = np.where(mean > 0, 1 / mean, np.nan)
         return figures
 
-    return Measured(np.column_stack([*(radcliq(version, parts) for version in VERSIONS), np.ones(len(parts))]), values)
+    return Measured(means.statistics, values)

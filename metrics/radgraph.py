@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from data.files import UserError
 from data.tokenizers import WordPiece
-from metrics.batches import padded_batches
+from metrics.batches import check_vocabulary, padded_batches
 from model import checkpoint
 from model.bert import BertConfig
 from model.config import read_config
@@ -86,6 +86,7 @@ class RadGraph:
         tokenizer = WordPiece.from_pretrained(folder)
         bert_config = (read_config(BertConfig, folder) if (folder / "config.json").is_file()
                        else BertConfig(vocab_size=len(tokenizer)))
+        check_vocabulary(tokenizer, bert_config.vocab_size, folder)
 
         config, vocabulary, weights = read_archive(path)
         prefix = dataset_prefix(vocabulary, present[0], path)

@@ -114,7 +114,7 @@ def test_a_folder_as_published_has_no_config(folder, tmp_path, monkeypatch):
 
 
 def test_loaded_once_a_run_and_no_text_read_twice(folder, monkeypatch):
-    label, read = chexbert_labeler(str(folder[0])), []
+    label, read = chexbert_labeler(Labeler.from_pretrained(folder[0])), []
     encode = Labeler.encode
     monkeypatch.setattr(Labeler, "encode", lambda self, text: read.append(text) or encode(self, text))
     first = label(["no effusion", "heart"])

@@ -168,6 +168,7 @@ def test_one_image_prints_its_report_and_clues(run, capsys):
      "--out does nothing beside --image"),
     (["--ckpt", "{run}/ckpt.safetensors", "--labels-only"], "needs a labeler"),
     (["--ckpt", "{run}/ckpt.safetensors", "--chexbert", "{run}/nowhere"], "nowhere"),
+    (["--ckpt", "{run}/ckpt.safetensors", "--meteor-data", "{run}/nowhere"], "nowhere"),
     (["--ckpt", "{run}/ckpt.safetensors", "--against", "{run}/nothing.jsonl"], "nothing.jsonl"),
     (["--ckpt", "{run}/stage1.safetensors", "--against", "{run}/nothing.jsonl"], "--against wants the file of stage 2"),
     (["--ckpt", "{run}/ckpt.safetensors", "--out", "{run}/frontal.png"], "name another folder with --out"),
@@ -266,7 +267,7 @@ def test_chexbert_reads_both_sides_once(run, tmp_path, monkeypatch):
     assert len(loaded) == 1 and len(read) == len(texts) and {*tiny.REPORTS, "No pneumothorax."} <= texts
     metrics = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))
     assert metrics["clinical"]["labels_from"] == "CheXbert" and "clinical" in metrics["floors"]["permuted_pictures"]
-    assert {"chexbert", "chexbert_sha256_16", "vocabulary_sha256_16", "torch"} <= metrics["settings"].keys()
+    assert metrics["settings"]["chexbert"].keys() == {"folder", "chexbert.pth", "vocab.txt"}
     rows = [json.loads(line) for line in (tmp_path / "out/reports.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["labels"]["reference"] for row in rows] == load(folder)([row["reference"] for row in rows],
                                                                         progress=False)

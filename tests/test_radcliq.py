@@ -6,7 +6,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.preprocessing import StandardScaler
 
 from metrics.intervals import with_intervals
-from metrics.radcliq import STANDARD, VERSIONS, bleu_2, measure_radcliq, radcliq
+from metrics.radcliq import STANDARD, VERSIONS, bleu_2, measure_scores, radcliq, radcliq_scores
 
 
 def test_bleu_2_by_hand():
@@ -44,12 +44,21 @@ def test_values_are_those_of_the_published_pipeline(version):
 def test_names_say_the_direction_and_whether_it_is_the_published_one():
     scores = np.array([0.2, 0.4]), np.array([0.3, 0.5]), np.array([0.4, 0.6])
     texts = ["no effusion .", "heart"], ["an effusion .", "the heart"]
-    figures = with_intervals(measure_radcliq(*scores, *texts), draws=50)
+    figures = with_intervals(measure_scores(radcliq_scores(*scores, *texts)), draws=50)
     assert list(figures) == ["RadCliQ-v0 (lower is better)", "1 / RadCliQ-v0 (higher is better)",
                              "RadCliQ-v1 (lower is better)", "1 / RadCliQ-v1 (higher is better)"]
     value = figures["RadCliQ-v1 (lower is better)"]["value"]
     parts = np.column_stack([*scores, [bleu_2(*pair) for pair in zip(*texts)]])
     assert value == pytest.approx(radcliq("RadCliQ-v1", parts).mean())
     assert figures["1 / RadCliQ-v1 (higher is better)"]["value"] == pytest.approx(1 / value)
-    other = measure_radcliq(*scores, *texts, models=("radgraph-xl", STANDARD[1]))
-    assert all("not as published: radgraph-xl" in name for (name,) in other.of_items())
+    other = radcliq_scores(*scores, *texts, models=("radgraph-xl", STANDARD[1]))
+    assert all(name.endswith("(lower is better; not as published: radgraph-xl)") for name in other)
+
+
+def test_the_inverse_of_what_is_not_above_0_is_left_blank():
+    """Nearer to 0 would be better from below, and worse from above."""
+    figures = with_intervals(measure_scores({"RadCliQ-v1 (lower is better)": np.array([-1.5, -0.5]),
+                                             "SembScore": np.array([-1.5, -0.5])}), draws=20)
+    assert figures["RadCliQ-v1 (lower is better)"]["value"] == figures["SembScore"]["value"] == -1
+    assert figures.pop("1 / RadCliQ-v1 (higher is better)") == {"value": None, "low": None, "high": None}
+    assert len(figures) == 2

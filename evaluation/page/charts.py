@@ -31,18 +31,19 @@ def bar(cell, cls=""):
 
 
 def intervals(cells, classes):
-    """Figures one below the other as dots with intervals, on one axis from 0 to the highest of them."""
+    """Figures one below the other as dots with intervals, on one axis from 0, or the lowest, to the highest of them."""
     width, line = 260, 15
     known = [cell for cell in cells if cell["value"] is not None]
     if not known:
         return ""
-    top = max(cell["high"] for cell in known) or 1
+    bottom, top = min(0, *(cell["low"] for cell in known)), max(0, *(cell["high"] for cell in known))
+    scale = (width - 12) / ((top - bottom) or 1)
     parts = []
     for row, (cell, cls) in enumerate(zip(cells, classes)):
         y = line * (row + 0.5)
         parts.append(f'<path class="rail" d="M6 {y}H{width - 6}"/>')
         if cell["value"] is not None:
-            value, low, high = (6 + (width - 12) * max(0, cell[key]) / top for key in ("value", "low", "high"))
+            value, low, high = (6 + scale * (cell[key] - bottom) for key in ("value", "low", "high"))
             parts.append(f'<g class="{cls}"><path class="range" d="M{low:.1f} {y}H{high:.1f}"/>'
                          f'<circle cx="{value:.1f}" cy="{y}" r="4"/></g>')
     return svg(width, line * len(cells), "".join(parts), "intervals")

@@ -82,6 +82,8 @@ def tiles(metrics):
 
 def scores_section(metrics, source):
     parts = [tables.score_table(metrics, source)]
+    if "model_based" in metrics:
+        parts.append("<h3>Scores that networks give</h3>" + tables.model_based_table(metrics["model_based"]))
     protocols = metrics.get("settings", {}).get("protocols", {})
     parts += [paragraph(f"<b>{escape(name)}</b>: {escape(text)}.", "note") for name, text in protocols.items()]
     parts.append(paragraph("Small figures: 95 % interval over studies. A row counts one way only, so figures of "

@@ -7,12 +7,17 @@ from evaluation.page.charts import bar, intervals, number
 from evaluation.page.gallery import confusion
 from evaluation.page.published import AGAIN, ROWS
 from evaluation.results import DISEASES
-from evaluation.verdicts import FLOORS, headline
+from evaluation.verdicts import FLOORS, beside_floors
 from metrics.clinical import CLASS_SETS, PARTS, UNCERTAIN
 
 LANGUAGE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "METEOR", "CIDEr")   # the papers' order
 COUNTED = {"coco": "full references, Penn Treebank tokens",
            "r2gen": "R2Gen’s cleaning, the stop counts, references cut"}
+MODEL_BASED = {"SembScore": "cosine of the two texts’ vectors in CheXbert",
+               "BERTScore": "F1 of matched tokens; a flipped negation hardly moves it, so it never stands alone",
+               "RadGraph-F1": "entities and relations that both texts name",
+               "RadCliQ": "errors as a radiologist would count them, predicted from the scores above and a BLEU-2",
+               "1 / RadCliQ": "of the mean, as ReXrank prints it"}
 # The cells of the clinical grid that published rows come nearest to: 14 labels, uncertain as negative.
 BESIDE = ("macro", "micro", "example")
 
@@ -77,11 +82,18 @@ def clinical_grid(grid):
     return table(header, rows, "grid")
 
 
+def model_based_table(scores):
+    """The scores that networks give, one per row, and what each is."""
+    notes = {name: note for name in scores for start, note in MODEL_BASED.items() if name.startswith(start)}
+    rows = [("own", [escape(name), figure(cell), notes[name]]) for name, cell in scores.items()]
+    return table(["", "this run", "what it is"], rows, "scores")
+
+
 def floors_table(metrics):
-    """Every headline figure beside what texts reach that have nothing to do with the picture."""
-    floors = {name: headline(scores) for name, scores in metrics["floors"].items()}
+    """Headline figures and networks' scores, beside those of texts that have nothing to do with the picture."""
+    floors = {name: beside_floors(scores) for name, scores in metrics["floors"].items()}
     rows = []
-    for name, cell in headline(metrics).items():
+    for name, cell in beside_floors(metrics).items():
         cells = [cell, *(scores[name] for scores in floors.values())]
         rows.append(("", [escape(name), *map(figure, cells), intervals(cells, ["own", "floor-a", "floor-b"])]))
     keys = [f'<span class="key {cls}"></span>{escape(FLOORS[name])}'

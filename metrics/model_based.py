@@ -1,0 +1,71 @@
+"""Scores that networks read from pairs of texts: SembScore, BERTScore, RadGraph-F1, and RadCliQ of all three.
+
+    models = ModelScores.from_pretrained(chexbert=DIR, bertscore=DIR, radgraph=DIR)      # any of them; read once
+    models(hypotheses, references)                                    # {name: (N,)}, pair by pair
+    metrics.score(hypotheses, references, models=models)              # their means beside BLEU and the rest
+
+The files of this folder with those names define the scores and tell their traps. With several references each score is
+the best that a reference gives.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from metrics.bertscore import BertScorer
+from metrics.chexbert import FILE, Labeler
+from metrics.radcliq import radcliq_scores
+from metrics.radgraph import ARCHIVES, RadGraph
+from model.checkpoint import weight_files
+
+SEMBSCORE = "SembScore (CheXbert vectors)"
+
+
+class ModelScores:
+    """Up to three networks and the scores that they give: all three together give RadCliQ as well."""
+
+    def __init__(self, chexbert=None, bertscore=None, radgraph=None, files=None):
+        """A chexbert.Labeler, a BertScorer and a RadGraph, or None. files: {one of these names: files it came from}."""
+        self.chexbert, self.bertscore, self.radgraph, self.files = chexbert, bertscore, radgraph, files or {}
+
+    @classmethod
+    def from_pretrained(cls, chexbert=None, bertscore=None, radgraph=None, device=None):
+        """Reads the folders that are named, onto the GPU where there is one. Raises UserError."""
+        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        networks, files = {}, {}
+        if chexbert:
+            networks["chexbert"] = Labeler.from_pretrained(chexbert, device)
+            files["chexbert"] = [Path(chexbert) / FILE, Path(chexbert) / "vocab.txt"]
+        if bertscore:
+            networks["bertscore"] = BertScorer.from_pretrained(bertscore, device)
+            files["bertscore"] = weight_files(bertscore)
+        if radgraph:
+            networks["radgraph"] = RadGraph.from_pretrained(radgraph, device)
+            files["radgraph"] = [Path(radgraph) / ARCHIVES[networks["radgraph"].model_name],
+                                 Path(radgraph) / "vocab.txt"]
+        return cls(**networks, files=files)
+
+    def __call__(self, hypotheses, references, progress=True):
+        """{name: (N,)} of N texts and their references, each a text or a list of texts. Equal texts are read once."""
+        lists = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
+        pairs = [(text, reference) for text, of_text in zip(hypotheses, lists, strict=True) for reference in of_text]
+        sides = list(zip(*pairs))
+        first = np.cumsum([0, *map(len, lists[:-1])])                   # where the pairs of each text begin
+
+        scores, parts = {}, {}
+        if self.chexbert:
+            parts["similarity"] = scores[SEMBSCORE] = self.chexbert.similarity(*sides, progress=progress)
+        if self.bertscore:
+            parts["bertscore"] = scores[self.bertscore.name()] = self.bertscore(*sides, progress=progress)[:, 2]
+        if self.radgraph:
+            levels = self.radgraph.scores(*sides, progress=progress)
+            scores |= {f"RadGraph-F1, {level} ({self.radgraph.model_name})": f1 for level, f1 in levels.items()}
+            parts["radgraph"] = levels["combined"]
+        best = {name: np.maximum.reduceat(values, first) for name, values in scores.items()}
+
+        if len(parts) == 3:
+            lower = radcliq_scores(**parts, hypotheses=sides[0], references=sides[1],
+                                   models=(self.radgraph.model_name, self.bertscore.name()))
+            best |= {name: np.minimum.reduceat(values, first) for name, values in lower.items()}
+        return best
