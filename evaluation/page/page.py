@@ -82,8 +82,6 @@ def tiles(metrics):
 
 def scores_section(metrics, source):
     parts = [tables.score_table(metrics, source)]
-    if "model_based" in metrics:
-        parts.append("<h3>Scores that networks give</h3>" + tables.model_based_table(metrics["model_based"]))
     protocols = metrics.get("settings", {}).get("protocols", {})
     parts += [paragraph(f"<b>{escape(name)}</b>: {escape(text)}.", "note") for name, text in protocols.items()]
     parts.append(paragraph("Small figures: 95 % interval over studies. A row counts one way only, so figures of "
@@ -97,6 +95,8 @@ def scores_section(metrics, source):
         parts.append(paragraph("Rows below ours are other papers’, and users’ own runs of released code (dashed). The "
                                "protocol of each is what it <em>appears</em> to be: few papers state it. A blank is a "
                                "figure we have no source for.", "note"))
+    if "model_based" in metrics:
+        parts.append("<h3>Scores that networks give</h3>" + tables.model_based_table(metrics["model_based"]))
     return "".join(parts)
 
 

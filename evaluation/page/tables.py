@@ -15,7 +15,10 @@ COUNTED = {"coco": "full references, Penn Treebank tokens",
            "r2gen": "R2Gen’s cleaning, the stop counts, references cut"}
 MODEL_BASED = {"SembScore": "cosine of the two texts’ vectors in CheXbert",
                "BERTScore": "F1 of matched tokens; a flipped negation hardly moves it, so it never stands alone",
-               "RadGraph-F1": "entities and relations that both texts name",
+               "RadGraph-F1, simple": "entities that both texts name",
+               "RadGraph-F1, partial": "entities, and whether they have a relation",
+               "RadGraph-F1, complete": "entities with their relations",
+               "RadGraph-F1, combined": "mean of the F1 of entities and that of relations, as RadCliQ takes it",
                "RadCliQ": "errors as a radiologist would count them, predicted from the scores above and a BLEU-2",
                "1 / RadCliQ": "of the mean, as ReXrank prints it"}
 # The cells of the clinical grid that published rows come nearest to: 14 labels, uncertain as negative.
