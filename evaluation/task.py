@@ -37,15 +37,21 @@ class Task:
         # The networks that read texts, and the folders they are in.
         folders = {"chexbert": args.chexbert, "bertscore": args.bertscore, "radgraph": args.radgraph}
         self.folders = {name: folder for name, folder in folders.items() if folder}
-        self.models = None
+        self.models, self.networks = None, {}
 
     def load_networks(self, device=None):
         """Reads the folders of the networks, where any is named, onto the GPU if there is one. Raises UserError."""
-        if self.folders:
-            from metrics.model_based import ModelScores  # with torch, which scoring given texts does without
+        if not self.folders:
+            return
+        import torch  # which scoring given texts does without
 
-            self.models = ModelScores.from_pretrained(**self.folders, device=device)
-        if "chexbert" in self.folders:
+        from metrics.model_based import ModelScores
+
+        self.models = ModelScores.from_pretrained(**self.folders, device=device)
+        self.networks = {"torch": torch.__version__}
+        for name, files in self.models.files.items():
+            self.networks[name] = {"folder": str(self.folders[name]), **{file.name: file_digest(file) for file in files}}
+        if self.models.chexbert:
             self.labeler = chexbert_labeler(self.models.chexbert)
 
     def labelled(self, rows, path):
@@ -65,16 +71,8 @@ class Task:
 
     def settings(self):
         """What metrics.json says of the other reports and of the networks that read texts."""
-        settings = {}
-        if self.against:
-            settings |= {"against": str(self.against), "against_sha256_16": file_digest(self.against)}
-        if self.models:
-            import torch
-
-            settings["torch"] = torch.__version__
-            settings |= {name: {"folder": str(self.folders[name]), **{file.name: file_digest(file) for file in files}}
-                         for name, files in self.models.files.items()}
-        return settings
+        against = {"against": str(self.against), "against_sha256_16": file_digest(self.against)} if self.against else {}
+        return against | self.networks
 
     def write(self, metrics, settings, rows, **page):
         """Writes metrics.json, reports.jsonl and report.html, and prints the tables."""

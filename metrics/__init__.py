@@ -30,16 +30,8 @@ CLEANINGS = {"iu": (clean_r2gen_iu, 60), "mimic": (clean_r2gen_mimic, 100),
              "r2gengpt-mimic": (clean_r2gengpt_mimic, 100)}
 
 
-def prepare(hypotheses, references, protocol="coco", cleaning="iu", reference_words=None):
-    """Token strings of both sides: (list of texts, list of texts or lists of texts) → (list, list of lists).
-
-    `cleaning` (iu, mimic, r2gengpt-mimic) and `reference_words` (None: as the cleaning's data set has it) belong to
-    "r2gen". Raises UserError for sides that do not match.
-    """
-    if protocol not in PROTOCOLS:
-        raise UserError(f"protocol {protocol!r} is not known; take one of {', '.join(PROTOCOLS)}")
-    if cleaning not in CLEANINGS:
-        raise UserError(f"cleaning {cleaning!r} is not known; take one of {', '.join(CLEANINGS)}")
+def reference_lists(hypotheses, references):
+    """Texts or lists of texts → a list of texts per hypothesis. Raises UserError for sides that do not match."""
     if len(hypotheses) != len(references):
         raise UserError(f"{len(hypotheses)} hypotheses and {len(references)} references; give a reference, or a list "
                         "of them, per hypothesis")
@@ -50,6 +42,20 @@ def prepare(hypotheses, references, protocol="coco", cleaning="iu", reference_wo
     for i, (hypothesis, texts) in enumerate(zip(hypotheses, lists)):
         if not isinstance(hypothesis, str) or not texts or not all(isinstance(text, str) for text in texts):
             raise UserError(f"pair {i + 1}: a hypothesis is one text and a reference a text or a list of texts")
+    return lists
+
+
+def prepare(hypotheses, references, protocol="coco", cleaning="iu", reference_words=None):
+    """Token strings of both sides: (list of texts, list of texts or lists of texts) → (list, list of lists).
+
+    `cleaning` (iu, mimic, r2gengpt-mimic) and `reference_words` (None: as the cleaning's data set has it) belong to
+    "r2gen". Raises UserError for sides that do not match.
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(f"protocol {protocol!r} is not known; take one of {', '.join(PROTOCOLS)}")
+    if cleaning not in CLEANINGS:
+        raise UserError(f"cleaning {cleaning!r} is not known; take one of {', '.join(CLEANINGS)}")
+    lists = reference_lists(hypotheses, references)
 
     if protocol == "coco":
         return list(map(tokenize, hypotheses)), [list(map(tokenize, texts)) for texts in lists]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from metrics import reference_lists
 from metrics.bertscore import BertScorer
 from metrics.chexbert import FILE, Labeler
 from metrics.radcliq import radcliq_scores
@@ -42,14 +43,16 @@ class ModelScores:
             files["bertscore"] = weight_files(bertscore)
         if radgraph:
             networks["radgraph"] = RadGraph.from_pretrained(radgraph, device)
-            files["radgraph"] = [Path(radgraph) / ARCHIVES[networks["radgraph"].model_name],
-                                 Path(radgraph) / "vocab.txt"]
+            files["radgraph"] = [Path(radgraph) / ARCHIVES[networks["radgraph"].model_name]]
         return cls(**networks, files=files)
 
     def __call__(self, hypotheses, references, progress=True):
-        """{name: (N,)} of N texts and their references, each a text or a list of texts. Equal texts are read once."""
-        lists = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
-        pairs = [(text, reference) for text, of_text in zip(hypotheses, lists, strict=True) for reference in of_text]
+        """{name: (N,)} of N texts and their references, each a text or a list of texts. Equal texts are read once.
+
+        Raises UserError for sides that do not match.
+        """
+        lists = reference_lists(hypotheses, references)
+        pairs = [(text, reference) for text, of_text in zip(hypotheses, lists) for reference in of_text]
         sides = list(zip(*pairs))
         first = np.cumsum([0, *map(len, lists[:-1])])                   # where the pairs of each text begin
 

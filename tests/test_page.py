@@ -330,6 +330,9 @@ def test_charts_survive_odd_numbers():
     assert np.allclose(charts.smoothed(straight.tolist()), straight)
     assert charts.smoothed([(1, inf), *straight.tolist(), (60, nan)]) == charts.smoothed(straight.tolist())
     assert len(charts.thinned([(i, 0) for i in range(10_000)])) <= charts.POINTS
+    below = [{"value": -0.5, "low": -1.0, "high": -0.25}, {"value": 0.5, "low": 0.0, "high": 1.0}]
+    drawn = charts.intervals(below, ["a", "b"])
+    assert re.findall(r'cx="([\d.]+)"', drawn) == ["68.0", "192.0"] and "M6.0 7.5H99.0" in drawn    # from -1 to 1
     assert charts.bar({"value": None}) == "" and charts.number(-0.5) == "−0.500"
 
 
