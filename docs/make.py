@@ -5,6 +5,7 @@
     first.svg               one study: its pictures with a clue's heat map, its clues, its report beside the reference
     gallery[-dark].webp     two studies of report.html, where there is a Chromium
     ladder.svg, swaps.svg   what the experiments measured, with 95 % intervals over all seeds' studies
+    scarce.svg, mix.svg     the same over the share of reports that stage 2 reads, and of the clues that are right
     learned.svg             the report of one study that stays the same, after each validation
     curves.svg              the losses of both stages
 
@@ -37,7 +38,8 @@ from evaluation.results import Scoring, evaluate_texts
 from evaluation.writing import as_row, write_reports
 from metrics.intervals import with_intervals
 from tests.browser import CHROME, Browser
-from tests.experiments.measures import SWAPS, measured
+from tests.experiments.grid import SCARCE
+from tests.experiments.measures import MIXES, SWAPS, measured
 from tests.experiments.tables import joined
 from training.log import read_rows
 from training.processes import Processes
@@ -51,6 +53,7 @@ text { fill: #1d2327; font-family: system-ui, -apple-system, "Segoe UI", Roboto,
 .invented, .wrong { fill: #b3261e; text-decoration: underline wavy; } .wrong { font-weight: 700; }
 .missed, .denied { fill: #8a5a00; text-decoration: underline dashed; }
 .rail { fill: #e8ebe9; } .fill { fill: #1f6f8b; } .other { fill: #77777f; } .whisker { stroke: #1d2327; fill: none; }
+path.joined { fill: none; stroke-width: 2; } path.fill { stroke: #1f6f8b; } path.other { stroke: #77777f; }
 .zero { stroke: #5d6870; stroke-dasharray: 3 3; fill: none; }
 .chart .grid { stroke: #e8ebe9; } path.train { fill: none; stroke: #1f6f8b; } path.raw { opacity: .28; }
 path.line { stroke-width: 2; } circle.held-out { fill: #a2611c; } path.held-out { fill: none; stroke: #a2611c; }
@@ -59,7 +62,7 @@ path.line { stroke-width: 2; } circle.held-out { fill: #a2611c; } path.held-out 
   .differs { fill: #96b8f5; } .invented, .wrong { fill: #ff9a90; } .missed, .denied { fill: #efc35c; }
   .rail { fill: #2b3338; } .fill { fill: #6bbcd6; } .other { fill: #a3a3ad; } .whisker { stroke: #e4e8ea; }
   .zero { stroke: #9aa6ad; } .chart .grid { stroke: #2b3338; } path.train { stroke: #6bbcd6; }
-  circle.held-out { fill: #dfa15f; } path.held-out { stroke: #dfa15f; }
+  path.fill { stroke: #6bbcd6; } path.other { stroke: #a3a3ad; } circle.held-out { fill: #dfa15f; } path.held-out { stroke: #dfa15f; }
 }"""
 
 
@@ -141,6 +144,40 @@ def bars(groups, title, subtitle, line=30):
             y += line * len(group)
     parts += [words(name, 20, top + line * number + 18) for number, (name, _, _) in enumerate(rows)]
     return drawing(top + line * len(rows) + 16, title, "".join(parts))
+
+
+def lines_over(ticks, series, title, subtitle):
+    """[(name, colour class, [{figure: cell} per tick, None where there is none])] as lines, a panel per figure."""
+    panel, top, height = (WIDTH - 20) / len(FIGURES), 118, 190
+    parts = [words(title, 20, 32, "head", 18), words(subtitle, 20, 54, "quiet", 13)]
+    for number, (name, cls, _) in enumerate(series):
+        parts += [f'<rect class="{cls}" x="{20 + 150 * number}" y="68" width="14" height="14" rx="2"/>',
+                  words(name, 40 + 150 * number, 80, "", 13)]
+
+    for column, name in enumerate(FIGURES):
+        left, width = 20 + column * panel, panel - 60
+        known = [cells[name] for _, _, points in series for cells in points if cells]
+        low, high = min(cell["low"] for cell in known), max(cell["high"] for cell in known)
+        x = [left + width * (i + 0.5) / len(ticks) for i in range(len(ticks))]
+        parts.append(words(f"{name} ↑" if name == "micro F1" else f"{name} per report ↓", left, top - 12, "quiet", 12))
+        parts += [words(tick, place - 12, top + height + 18, "quiet", 12) for tick, place in zip(ticks, x)]
+
+        # A number stands above its point where it is the highest there, else below
+        highest = [max((cells[name]["value"] for cells in at_tick if cells), default=None)
+                   for at_tick in zip(*(points for _, _, points in series))]
+        for _, cls, points in series:
+            path = []
+            for place, cells, most in zip(x, points, highest):
+                if cells:
+                    y = {key: top + height * (high - cells[name][key]) / ((high - low) or 1)
+                         for key in ("value", "low", "high")}
+                    path.append(f"{place:.1f} {y['value']:.1f}")
+                    parts += [f'<path class="whisker" d="M{place:.1f} {y["low"]:.1f}V{y["high"]:.1f}"/>',
+                              f'<circle class="{cls}" cx="{place:.1f}" cy="{y["value"]:.1f}" r="4"/>',
+                              words(f"{cells[name]['value']:.3f}", place + 6,
+                                    y["value"] + (-8 if cells[name]["value"] == most else 16), "", 11)]
+            parts.append(f'<path class="{cls} joined" d="M{"L".join(path)}"/>')
+    return drawing(top + height + 36, title, "".join(parts))
 
 
 # --- the pictures -----------------------------------------------------------------------------------------------------
@@ -282,6 +319,26 @@ def swapped(lines):
     return bars(groups, title, seeds_of(lines, several=True)) if groups else None
 
 
+def scarce(lines):
+    """base and steered over the share of the training reports that stage 2 reads; None where nothing of it ran."""
+    shares = {f"{percent} %": f"-of-{percent}" for percent in SCARCE} | {"100 %": ""}
+    series = [(variant, cls, [cells(lines, variant + suffix) for suffix in shares.values()])
+              for variant, cls in (("steered", "fill"), ("base", "other"))]
+    if any(points[:-1] == [None] * len(SCARCE) for _, _, points in series):
+        return None
+    return lines_over(shares, series, "From how few reports on do clues pay?", f"share of the training reports that "
+                      f"stage 2 reads, of which stage 1 has read all; {seeds_of(lines).split(';')[0]}")
+
+
+def mix(lines):
+    """Reports over the share of right clues, a line per variant; None where nothing of it ran."""
+    series = [(variant, cls, [cells(lines, f"{variant}-{kind}") for kind in MIXES])
+              for variant, cls in (("steered", "fill"), ("dci", "other"))]
+    series = [one for one in series if any(one[2])]
+    return lines_over([kind.removeprefix("mix-") + " %" for kind in MIXES], series, "What right clues are worth",
+                      f"share of the clues that are right; {seeds_of(lines).split(';')[0]}") if series else None
+
+
 def learned(log, most=6):
     """The first study's reports, evenly over the run, findings marked; in the reference, against the last one."""
     samples = next(iter(samples_of(log, phantom_labeler()).values()), None)
@@ -332,7 +389,9 @@ def make(args):
     for name, picture, missing in (("learned.svg", learned(log), "the log holds no sample reports"),
                                    ("curves.svg", loss_curves(log), "the log holds no losses"),
                                    ("ladder.svg", ladder(lines), f"{args.results} holds no ladder"),
-                                   ("swaps.svg", swapped(lines), f"{args.results} holds no swaps")):
+                                   ("swaps.svg", swapped(lines), f"{args.results} holds no swaps"),
+                                   ("scarce.svg", scarce(lines), f"{args.results} holds no few reports"),
+                                   ("mix.svg", mix(lines), f"{args.results} holds no mixed clues")):
         if picture:
             save(args.out / name, picture)
         else:

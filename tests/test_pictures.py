@@ -9,7 +9,8 @@ import pytest
 from data.files import whole_file
 from docs import make
 from tests import tiny
-from tests.experiments.measures import COUNTS, SWAPS
+from tests.experiments.grid import SCARCE
+from tests.experiments.measures import COUNTS, MIXES, SWAPS
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,8 @@ def run(tmp_path_factory):
              for step, text in ((40, "Moderate <cardiomegaly> & more."), (80, "There is a large left pneumothorax."))]
     with whole_file(folder / "log.jsonl") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    names = ["base", "dci", "cmci", "trrg", *(f"dci-{kind}" for kind in SWAPS)]
+    names = ["base", "dci", "cmci", "trrg", *(f"dci-{kind}" for kind in (*SWAPS, *MIXES)),
+             *(f"{variant}-of-{percent}" for variant in ("base", "steered") for percent in SCARCE)]
     with whole_file(folder / "results.jsonl") as file:
         file.writelines(json.dumps({"name": name, "seed": seed, "studies": dict.fromkeys(COUNTS, "10213")}) + "\n"
                         for name in names for seed in (0, 1))
@@ -37,7 +39,8 @@ def test_every_picture_is_made(run, tmp_path, monkeypatch, capsys):
     command = ["--ckpt", str(run / "ckpt.safetensors"), "--results", str(run / "results.jsonl"), "--out", str(tmp_path)]
     assert make.main(command) == 0
     texts = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
-    assert set(texts) == {"first.svg", "learned.svg", "curves.svg", "ladder.svg", "swaps.svg"}
+    assert set(texts) == {"first.svg", "learned.svg", "curves.svg", "ladder.svg", "swaps.svg", "scarce.svg",
+                          "mix.svg"}
     assert "gallery.webp: not made" in capsys.readouterr().out
     for name, text in texts.items():
         ElementTree.fromstring(text)
@@ -46,6 +49,8 @@ def test_every_picture_is_made(run, tmp_path, monkeypatch, capsys):
     assert texts["first.svg"].count("<image") == 4                                           # two views, a map on each
     assert "step 40" in texts["learned.svg"] and "&lt;cardiomegaly&gt;" in texts["learned.svg"]
     assert texts["ladder.svg"].index("row 0: base") < texts["ladder.svg"].index("dci: clues, raw")
+    assert texts["scarce.svg"].count("<circle") == len(make.FIGURES) * (2 * len(SCARCE) + 1)       # base alone has 100 %
+    assert texts["mix.svg"].count("<circle") == len(make.FIGURES) * len(MIXES)
     assert "2 seeds" in texts["ladder.svg"] and texts["swaps.svg"].count('class="zero"') == len(make.FIGURES)
 
 
@@ -56,7 +61,7 @@ def test_what_has_no_source_is_named(run, tmp_path, monkeypatch, capsys):
                str(tmp_path / "log.jsonl"), "--out", str(tmp_path / "out")]
     assert make.main(command) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["first.svg"]
-    assert capsys.readouterr().out.count("not made") == 5
+    assert capsys.readouterr().out.count("not made") == 7
 
 
 def test_other_data_is_refused(run, tmp_path, capsys):
