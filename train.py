@@ -1,17 +1,16 @@
 """Trains TRRG.
 
-    python train.py                                                    the demo: its data, base weights, both stages
-    python train.py --epochs 34 5 --run runs/longer                    for longer: 34 epochs of stage 1, 5 of stage 2
-    torchrun --nproc_per_node 4 train.py --stage 1                     the demo on 4 processes (GPUs, or gloo on CPUs)
-    torchrun --nproc_per_node 4 train.py --preset mimic_cxr --stage 1  the paper's settings
-    torchrun --nproc_per_node 4 train.py --preset mimic_cxr --stage 2
-    python train.py --preset mimic_cxr --dry-run                       parts, shapes, memory and time,
-                                                                       without any weights
+    python train.py                                          the demo: its data, weights, both stages
+    python train.py --epochs 34 5 --run runs/longer          for longer: 34 epochs of stage 1, 5 of 2
+    torchrun --nproc_per_node 4 train.py                     on 4 processes: GPUs, or CPUs with gloo
+    torchrun --nproc_per_node 4 train.py --preset mimic_cxr  the paper's settings
+    python train.py --preset mimic_cxr --dry-run             parts, shapes, memory and time; needs no
+                                                             weights
 
-Running a command again goes on where it stopped; SIGTERM and Ctrl-C save first. One process and several are the same
-code path: a batch is planned for all processes together, each takes its share, and every loss is divided by what the
-whole batch holds. Exit codes: 0 done, 2 a mistake of the user (one line on stderr), 128 + signal where it was told to
-stop, 1 anything else.
+Running a command again goes on where it stopped; SIGTERM and Ctrl-C save first. One process and
+several are the same code path: a batch is planned for all processes together, each takes its share,
+and every loss is a mean over the whole batch. Exit codes: 0 done, 2 a mistake of the user (one line
+on stderr), 128 + signal where it was told to stop, 1 anything else.
 """
 
 from data.command import plain_output, stop_in_one_line

@@ -9,11 +9,39 @@ import sys
 from data.files import UserError
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """What `--help` prints: paragraphs as they stand in a docstring, then an option per line where there is room, with
+    its default, unless that is none or the text names it.
+    """
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=32)
+
+    def _fill_text(self, text, width, indent):
+        fill = super()._fill_text if "\n" in text else argparse.HelpFormatter._fill_text.__get__(self)
+        return fill(text, width, indent)
+
+    def _get_help_string(self, action):
+        none = action.default is False or action.default in (None, [], argparse.SUPPRESS)
+        return action.help if none or "default" in action.help else f"{action.help} (default: %(default)s)"
+
+
 class Parser(argparse.ArgumentParser):
     """A mistake on the command line is a mistake of the user: one line, as all others."""
 
+    def __init__(self, **settings):
+        super().__init__(**{"formatter_class": Help, **settings})
+
     def error(self, message):
         raise UserError(f"{message}; --help lists all options")
+
+
+def described(doc):
+    """A command's docstring for `Parser`: its first two paragraphs, what it does and how it is called, stand before the
+    options, and the rest after them.
+    """
+    paragraphs = doc.strip().split("\n\n")
+    return {"description": "\n\n".join(paragraphs[:2]), "epilog": "\n\n".join(paragraphs[2:])}
 
 
 def at_least(kind, low):

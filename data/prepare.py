@@ -1,12 +1,14 @@
-"""Turns a source into a prepared data set (data/dataset.py describes the three files): every picture decoded once.
+"""Turns a source into a prepared data set: three files (see data/dataset.py), every picture decoded once.
 
-    python -m data.prepare openi     --raw DIR --out datasets/iu_xray         Open-i's or Kaggle's IU X-Ray
-    python -m data.prepare r2gen     --raw DIR --out datasets/iu_xray         R2Gen's annotation.json and images/
-    python -m data.prepare mimic_cxr --raw DIR --out datasets/mimic_cxr       MIMIC-CXR-JPG and the report texts
-    python -m data.prepare csv       --raw DIR --out datasets/mine            your own: one table and its pictures
-    python -m data.prepare phantom   --out datasets/demo                      drawn pictures with reports that fit
+    python -m data.prepare openi     --raw DIR --out datasets/iu_xray    Open-i's or Kaggle's IU X-Ray
+    python -m data.prepare r2gen     --raw DIR --out datasets/iu_xray    R2Gen's annotation.json, images/
+    python -m data.prepare mimic_cxr --raw DIR --out datasets/mimic_cxr  MIMIC-CXR-JPG, the report texts
+    python -m data.prepare csv       --raw DIR --out datasets/mine       yours: one table, its pictures
+    python -m data.prepare phantom   --out datasets/demo                 drawn pictures, fitting reports
+    python -m data.prepare csv --help                                    the options of that source
 
-Every line that it prints is also in manifest.json: what was found (beside the published counts), what was left out.
+Every line that it prints is also in manifest.json: what was found (beside the published counts), what
+was left out and why.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from data.command import Parser, at_least, plain_output, stop_in_one_line
+from data.command import Parser, at_least, described, plain_output, stop_in_one_line
 
 if __name__ == "__main__":
     stop_in_one_line("stopped; the same command goes on from here")
@@ -102,20 +104,23 @@ def _digest(path):
 
 
 def _parser():
-    parser = Parser(prog="python -m data.prepare", description=__doc__.splitlines()[0])
-    sources = parser.add_subparsers(dest="source", required=True, metavar="{openi,r2gen,mimic_cxr,csv,phantom}")
+    parser = Parser(prog="python -m data.prepare", usage="python -m data.prepare SOURCE [--raw DIR] --out DIR "
+                    "[option ...]", **described(__doc__))
+    sources = parser.add_subparsers(dest="source", required=True, title="sources", metavar="SOURCE",
+                                    prog="python -m data.prepare")
 
     def source(name, plan, text, size=256):
         """The command of one source, with the options that several sources have; `plan` is its function above."""
         command = sources.add_parser(name, help=text, description=text, argument_default=argparse.SUPPRESS)
         command.set_defaults(plan=plan, default_size=size, text_only=False)
-        command.add_argument("--out", required=True, type=Path, help="folder of the prepared data set")
-        command.add_argument("--size", type=at_least(int, 1),
-                             help=f"pixels per side; a crop needs fewer (default: {size})")
-        command.add_argument("--workers", type=at_least(int, 1), help=f"processes (default: {CORES})")
         if name != "phantom":
-            command.add_argument("--raw", required=True, type=Path, help="folder of the download")
-            command.add_argument("--views", type=at_least(int, 1),
+            command.add_argument("--raw", required=True, type=Path, metavar="DIR", help="folder of the download")
+        command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the prepared data set")
+        command.add_argument("--size", type=at_least(int, 1), metavar="N",
+                             help=f"pixels per side; models read a crop of it (default: {size})")
+        command.add_argument("--workers", type=at_least(int, 1), metavar="N", help=f"processes (default: {CORES})")
+        if name != "phantom":
+            command.add_argument("--views", type=at_least(int, 1), metavar="N",
                                  help="at most so many pictures per study (default: 2)")
             command.add_argument("--text-only", action="store_true", help="write no pictures, only the two other files")
         if name in ("openi", "mimic_cxr"):
@@ -124,8 +129,9 @@ def _parser():
         return command
 
     command = source("openi", _openi, "Indiana University chest X-rays, from Open-i or from Kaggle")
-    command.add_argument("--split-from", type=Path, default=None, help="R2Gen's annotation.json, whose split to take")
-    command.add_argument("--seed", type=at_least(int, 0),
+    command.add_argument("--split-from", type=Path, default=None, metavar="FILE",
+                         help="R2Gen's annotation.json, whose split to take")
+    command.add_argument("--seed", type=at_least(int, 0), metavar="N",
                          help="of the 70/10/20 split, without --split-from (default: 0)")
     source("r2gen", _r2gen, "R2Gen's annotation.json with images/")
     command = source("mimic_cxr", _mimic_cxr, "MIMIC-CXR-JPG with the reports of MIMIC-CXR")
@@ -133,12 +139,12 @@ def _parser():
                          help="an example is a study with its views, or, as R2Gen counts, one image (default: studies)")
     command = source("csv", _csv, "your own: the one .csv in --raw with the columns id, report, pictures (parted by ;) "
                      "and, where there are any, split, patient and the 14 labels")
-    command.add_argument("--seed", type=at_least(int, 0),
+    command.add_argument("--seed", type=at_least(int, 0), metavar="N",
                          help="of the 70/10/20 split, without a column split (default: 0)")
     command = source("phantom", _phantom, "drawn chest X-rays with reports that fit", size=128)
     command.add_argument("--studies", type=at_least(int, 1), nargs=3, default=[2000, 300, 500],
                          metavar=("TRAIN", "VAL", "TEST"), help="studies per split (default: 2000 300 500)")
-    command.add_argument("--seed", type=at_least(int, 0), help="of everything drawn (default: 0)")
+    command.add_argument("--seed", type=at_least(int, 0), metavar="N", help="of everything drawn (default: 0)")
     return parser
 
 

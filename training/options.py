@@ -10,7 +10,7 @@ from typing import Any, Callable, NamedTuple
 import torch
 
 import trrg
-from data.command import Parser, at_least
+from data.command import Parser, at_least, described
 from data.files import UserError
 from model.lora import LINEAR, TARGETS
 from model.trained import configuration
@@ -41,19 +41,24 @@ class Reader(NamedTuple):
     reads: Callable                  # settings → whether it is there to read the option
 
 
+def built(args):
+    """The configuration that says what a variant is built of."""
+    return trrg.TRRGConfig(variant=args.variant)
+
+
 EVERY = Reader("every run", lambda args: True)
 STAGE_1 = Reader("stage 1", lambda args: args.stage != 2)
 STAGE_2 = Reader("stage 2", lambda args: args.stage != 1)
 ALONE_2 = Reader("a run of --stage 2 alone", lambda args: args.stage == 2)
-CLUES = Reader("stage 2 of a variant with clues", lambda args: args.stage != 1 and args.variant != "base")
+CLUES = Reader("stage 2 of a variant with clues", lambda args: args.stage != 1 and built(args).clues)
 PROMPTS = Reader("stage 1, or stage 2 of a variant with clues and --clue-bank prompts,",
-                 lambda args: args.stage != 2 or args.variant != "base" and args.clue_bank == "prompts")
+                 lambda args: args.stage != 2 or built(args).clues and args.clue_bank == "prompts")
 SENTENCES = Reader("stage 2 with --clue-bank sentences",
                    lambda args: CLUES.reads(args) and args.clue_bank == "sentences")
 WORDS = Reader("stage 2 with --clue-form words or both", lambda args: CLUES.reads(args) and args.clue_form != "tokens")
 QUERIES = Reader("stage 2 of the variants cmci and trrg",
-                 lambda args: args.stage != 1 and args.variant in ("cmci", "trrg"))
-CONSISTENCY = Reader("stage 2 of the variant trrg", lambda args: args.stage != 1 and args.variant == "trrg")
+                 lambda args: args.stage != 1 and built(args).interaction)
+CONSISTENCY = Reader("stage 2 of the variant trrg", lambda args: args.stage != 1 and built(args).consistency)
 ADAPTERS = Reader("stage 2 with a --lora-rank above 0", lambda args: args.stage != 1 and args.lora_rank > 0)
 SCORES = Reader("stage 2 with --select BLEU-4 or CIDEr", lambda args: args.stage != 1 and args.select != "loss")
 GPU = Reader("a GPU", lambda args: torch.cuda.is_available())
@@ -78,90 +83,100 @@ class Option(NamedTuple):
     same: bool | str = False
 
 
-SWITCH, COUNT, NATURAL = dict(action=argparse.BooleanOptionalAction), dict(type=at_least(int, 1)), \
-    dict(type=at_least(int, 0))
-NUMBER, FOLDER, FLAG = dict(type=at_least(float, 0)), dict(type=Path), dict(action="store_true")
+COUNT, NATURAL = dict(type=at_least(int, 1), metavar="N"), dict(type=at_least(int, 0), metavar="N")
+NUMBER, FOLDER = dict(type=at_least(float, 0), metavar="X"), dict(type=Path, metavar="DIR")
+SWITCH, FLAG = dict(action=argparse.BooleanOptionalAction), dict(action="store_true")
 OPTIMIZERS, FIGURES = ("adamw", "muon"), ("loss", "BLEU-4", "CIDEr")
 
 TABLE = {
     "what to run": (
         Option("preset", EVERY, dict(metavar="|".join(PRESETS)), "demo", "settings to start from"),
         Option("variant", STAGE_2, dict(choices=trrg.VARIANTS), "trrg",
-               "rung of Table 2, or steered: ours, clues in words", same=True),
+               "a row of the paper's Table 2, or steered, which is ours: clues in words", same=True),
         Option("stage", EVERY, dict(type=int, choices=(1, 2)), None, "one stage alone (default: both)"),
+        Option("epochs", EVERY, COUNT, None, "times that every study is visited", same=True),
         Option("data", EVERY, FOLDER, Path("datasets"), "prepared data set"),
         Option("weights", EVERY, FOLDER, Path("weights"),
-               "folder with swin/, bert/, mistral/ in Hugging Face's layout"),
-        Option("run", EVERY, FOLDER, Path("runs"), "where results go; torchrun mistakes --run for an option of its "
-               "own: there, say --run-dir"),
-        Option("stage1", ALONE_2, FOLDER, None, "stage-1 checkpoint to start from (default: RUN/stage1.safetensors)"),
-        Option("fresh", EVERY, FLAG, False, "start over, whatever the run's folder holds"),
+               "folder with swin/, bert/ and mistral/ as published"),
+        Option("run", EVERY, FOLDER, Path("runs"), "where results go; beside torchrun, which takes --run for an "
+               "option of its own, say --run-dir"),
         Option("dry_run", EVERY, FLAG, False, "print parts, shapes, memory and FLOPs of a step, and stop"),
+        Option("fresh", EVERY, FLAG, False, "start over, whatever the run's folder holds"),
+        Option("stage1", ALONE_2, dict(type=Path, metavar="FILE"), None,
+               "stage-1 checkpoint to start from (default: RUN/stage1.safetensors)"),
         Option("seed", EVERY, NATURAL, 0, "of everything that is drawn", same=True)),
     "the method": (
-        Option("k", CLUES, dict(type=int, choices=range(1, 15), metavar="K"), 3, "injected clues", same=True),
-        Option("queries", QUERIES, COUNT, None, "L, learnable queries", same=True),
+        Option("k", CLUES, dict(type=int, choices=range(1, 15), metavar="K"), 3, "clues per study", same=True),
+        Option("queries", QUERIES, COUNT, None, "L, the number of learnable queries", same=True),
         Option("views", STAGE_2, dict(choices=("concat", "mean")), "concat",
                "how the views of a study become one sequence", same=True),
         Option("prompts_per_disease", PROMPTS, NATURAL, 0,
-               "1 is the paper's form, 0 the whole bank; stage 1 keeps it for its evaluation", same="later"),
-        Option("clue_threshold", CLUES, NUMBER, 0.0, "mask lighter clues out; 0 masks none", same=True),
-        Option("clue_bank", CLUES, dict(choices=("prompts", "sentences")), "prompts", "hand-written prompts (the "
-               "paper) or the sentences in which the training reports say it", same=True),
-        Option("chexbert", SENTENCES, dict(type=Path, metavar="DIR"), None, "what reads those sentences' "
-               "diseases, where they are not the phantom's: folder of chexbert.pth and vocab.txt"),
+               "of the hand-written bank: 1 is the paper's form, 0 takes all; in stage 1 for its evaluation",
+               same="later"),
+        Option("clue_threshold", CLUES, NUMBER, 0.0, "leave out clues of a lower weight; 0: none", same=True),
+        Option("clue_bank", CLUES, dict(choices=("prompts", "sentences")), "prompts", "what clues are taken from: "
+               "hand-written prompts (the paper), or sentences of the training reports", same=True),
+        Option("chexbert", SENTENCES, dict(type=Path, metavar="DIR"), None, "for --clue-bank sentences of "
+               "real reports: CheXbert, which labels them, a folder of chexbert.pth and vocab.txt"),
         Option("clue_form", CLUES, dict(choices=("tokens", "words", "both")), "tokens",
                "what the language model reads of a clue: encoded tokens (the paper), its words, or both", same=True),
         Option("clue_sureness", WORDS, dict(nargs=2, type=at_least(float, 0), metavar=("LIKELY", "CERTAIN")), [],
-               'weights from which a clue in words is led by "likely" and "certain", below by "possible"; without them '
-               "nothing is said", same=True),
+               'a clue in words begins with "certain" where its weight is at least CERTAIN, with "likely" where it is '
+               'at least LIKELY, else with "possible"; without this option, with none of them', same=True),
         Option("clue_dropout", CLUES, NUMBER, 0.0, "share of the training studies that are shown no clue", same=True),
         Option("dc_pull", CONSISTENCY, dict(choices=("both", "picture", "contrast")), "both", "what Eq. (4) moves: "
                "both sides (as printed), the picture's alone, or Eq. (1) in its place", same=True),
         Option("dc_weight", CONSISTENCY, NUMBER, 1.0, "weight of L_DC, Eq. (5)", same=True),
-        Option("lora_rank", STAGE_2, NATURAL, None, "0: literally frozen", same=True),
-        Option("lora_alpha", ADAPTERS, NUMBER, None, "scale of the adapters, times their rank", same=True),
-        Option("lora_dropout", ADAPTERS, NUMBER, None, "before the adapters", same=True),
+        Option("lora_rank", STAGE_2, NATURAL, None, "rank of the adapters on the language model; 0: none, all frozen",
+               same=True),
+        Option("lora_alpha", ADAPTERS, NUMBER, None, "the adapters are scaled by alpha / rank", same=True),
+        Option("lora_dropout", ADAPTERS, NUMBER, None, "dropout before the adapters", same=True),
         Option("lora_targets", ADAPTERS, dict(nargs="+", choices=LINEAR, metavar="LAYER"), None,
                f"layers with an adapter, of {', '.join(LINEAR)}", same=True),
-        Option("same_sentence_positives", STAGE_1, SWITCH, None, "equal sentences of a batch are positives", same=True),
-        Option("sentences", STAGE_1, COUNT, None, "sentences drawn per visit of a study, each with a loss of its own "
-               "(1: the paper)", same=True),
-        Option("report_tokens", STAGE_2, COUNT, None, "longer reports are cut in training, and counted", same=True),
-        Option("max_new_tokens", STAGE_2, COUNT, None, "longest report to write, kept in the checkpoint", same="later"),
-        Option("repetition_penalty", STAGE_2, dict(type=at_least(float, 1)), None,
-               "the same; 1 is none", same="later")),
+        Option("same_sentence_positives", STAGE_1, SWITCH, None,
+               "Eq. (1): equal sentences of a batch are positives too",
+               same=True),
+        Option("sentences", STAGE_1, COUNT, None,
+               "sentences drawn whenever a study is visited, each with a loss of its "
+               "own; the paper: 1", same=True),
+        Option("report_tokens", STAGE_2, COUNT, None, "longest report to train on; longer ones are cut, and counted",
+               same=True),
+        Option("max_new_tokens", STAGE_2, COUNT, None, "longest report to write; kept in the checkpoint", same="later"),
+        Option("repetition_penalty", STAGE_2, dict(type=at_least(float, 1), metavar="X"), None,
+               "on tokens that the report already has, in writing; 1: none; kept in the checkpoint", same="later")),
     "optimisation": (
-        Option("epochs", EVERY, COUNT, None, "times that every study is visited", same=True),
         Option("max_steps", EVERY, COUNT, None, "stop after so many optimiser steps (default: all epochs)", same=True),
         Option("batch_size", EVERY, COUNT, None, "studies per process", same=True),
-        Option("accumulate", EVERY, COUNT, 1, "batches per step", same=True),
+        Option("accumulate", EVERY, COUNT, 1, "batches per optimiser step", same=True),
         Option("lr", EVERY, NUMBER, None, "learning rate after the warm-up", same=True),
         Option("optimizer", EVERY, dict(choices=OPTIMIZERS), None,
                "muon is for small networks that start at random", same=True),
         Option("weight_decay", EVERY, NUMBER, 0.05, "on matrices only", same=True),
-        Option("warm_up", EVERY, NUMBER, 0.03, "fraction of the steps", same=True),
-        Option("clip", EVERY, dict(type=at_least(float, 1e-9)), 1.0, "longest gradient", same=True),
-        Option("cache_features", STAGE_2, SWITCH, False, "encode every picture once, without random crops and jitter, "
-               "and keep its tokens in a file in RUN (100 kB per picture at the paper's sizes)", same=True)),
+        Option("warm_up", EVERY, NUMBER, 0.03, "share of the steps in which the learning rate rises", same=True),
+        Option("clip", EVERY, dict(type=at_least(float, 1e-9), metavar="X"), 1.0,
+               "a longer gradient is scaled down to this norm", same=True),
+        Option("cache_features", STAGE_2, SWITCH, False, "encode every picture once, in a file in RUN (100 kB per "
+               "picture at the paper's sizes), so without random crops and jitter", same=True)),
     "which checkpoint is kept (the val split decides, never the test split)": (
         Option("select", STAGE_2, dict(choices=FIGURES), "loss",
-               "its figure; the scores are of written reports, protocol coco", same=True),
+               "the figure that decides: the loss, or a score of written reports (protocol coco)", same=True),
         Option("validate_every", EVERY, dict(type=at_least(int, 1), metavar="EPOCHS"), None,
-               "from one look at the val split to the next", same="later"),
-        Option("samples", EVERY, NATURAL, 1, "val studies whose report is shown at every validation of stage 2 beside "
-               "its reference, but with --shard; stage 1 shows the AUROC so far; 0: neither"),
-        Option("val_reports", SCORES, COUNT, 200, "reports to write for it, of fixed studies", same=True)),
+               "from one validation to the next", same="later"),
+        Option("samples", EVERY, NATURAL, 1, "val studies whose report every validation of stage 2 shows beside its "
+               "reference (not with --shard); in stage 1, above 0 shows the AUROC so far"),
+        Option("val_reports", SCORES, COUNT, 200, "reports to write for that score, always of the same studies",
+               same=True)),
     "the machine": (
         Option("precision", EVERY, dict(choices=("auto", "bf16", "fp32")), "auto", "auto: bf16 on a GPU", same=True),
-        Option("checkpointing", EVERY, SWITCH, False, "recompute activations, to save memory"),
+        Option("checkpointing", EVERY, SWITCH, False, "compute activations again in the backward pass, to save memory"),
         Option("shard", STAGE_2, SWITCH, False, "spread the frozen language model over the processes"),
-        Option("deterministic", GPU, SWITCH, True, "the same bits again on a GPU too; a little slower"),
-        Option("threads", EVERY, NATURAL, None, "of the CPU, per process; 0: as many as torch takes. To small networks "
-               "a second thread gives little, and takes much beside another program"),
-        Option("workers", EVERY, NATURAL, None, "processes that load pictures, for each process that trains"),
-        Option("save_every", EVERY, COUNT, None, "steps between states"),
-        Option("embed_base", STAGE_2, SWITCH, None, "keep the language model in the checkpoint", same="later")),
+        Option("deterministic", GPU, SWITCH, True, "the same bits in every run on a GPU too; a little slower"),
+        Option("threads", EVERY, NATURAL, None, "CPU threads per process; 0: as many as PyTorch takes. Small networks "
+               "gain little from a second one"),
+        Option("workers", EVERY, NATURAL, None, "processes that load pictures, per training process"),
+        Option("save_every", EVERY, COUNT, None, "steps from one saved state to the next"),
+        Option("embed_base", STAGE_2, SWITCH, None, "keep the language model's base weights in the checkpoint",
+               same="later")),
 }
 OPTIONS = {option.name: option for group in TABLE.values() for option in group}
 PER_STAGE = ("epochs", "batch_size", "lr", "optimizer", "validate_every")    # on the command line one value, or two
@@ -172,13 +187,14 @@ def arguments(argv=None, description=__doc__):
 
     Raises UserError, also for an option that nothing in this run would read.
     """
-    first = Parser(add_help=False)
-    first.add_argument("--preset", default="demo")
-    first.add_argument("--variant")
-    first = first.parse_known_args(argv)[0]
-    if first.preset not in PRESETS:
-        raise UserError(f"--preset {first.preset}: no such preset; there are {', '.join(PRESETS)}")
-    defaults = defaults_of(first.preset, first.variant)
+    # The defaults, which follow from these two
+    preset_parser = Parser(add_help=False)
+    preset_parser.add_argument("--preset", default="demo")
+    preset_parser.add_argument("--variant")
+    chosen = preset_parser.parse_known_args(argv)[0]
+    if chosen.preset not in PRESETS:
+        raise UserError(f"--preset {chosen.preset}: no such preset; there are {', '.join(PRESETS)}")
+    defaults = defaults_of(chosen.preset, chosen.variant)
 
     # With a name for every option there already, argparse sets what is given, and no default
     given = vars(parser(defaults, description).parse_args(argv, argparse.Namespace(**dict.fromkeys(OPTIONS))))
@@ -219,7 +235,8 @@ def defaults_of(preset, variant):
 
 def parser(defaults, description):
     """The table for argparse; its help names every default."""
-    result = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result = Parser(usage="python train.py [--preset NAME] [--variant NAME] [--run DIR] [option ...]",
+                    add_help=False, **described(description))
     for title, options in TABLE.items():
         group = result.add_argument_group(title)
         for option in options:
@@ -227,6 +244,7 @@ def parser(defaults, description):
             several = {"nargs": "+"} if option.name in PER_STAGE else {}
             group.add_argument(*flags, default=defaults[option.name], help=help_of(option, defaults[option.name]),
                                **option.kind, **several)
+    group.add_argument("-h", "--help", action="help", help="this text")
     return result
 
 
