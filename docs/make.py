@@ -30,6 +30,7 @@ import trrg
 from data.command import Parser, plain_output
 from data.dataset import Prepared
 from data.files import UserError, whole_file
+from data.phantom.labeler import BOTH, SEVERITY, SIDES
 from evaluation.labels import phantom_labeler, with_labels
 from evaluation.page import charts, gallery
 from evaluation.page.page import write_page
@@ -46,6 +47,7 @@ from training.processes import Processes
 
 WIDTH, LOOKED_AT = 960, 200            # of a picture in px; test studies among which the shown ones are looked for
 FIGURES = ("micro F1", "invented", "missed")
+WORDS_FOR = {**dict(SEVERITY), **dict(SIDES), "both": BOTH}    # "severe", of a disagreement, is written "large" as well
 STYLE = """
 text { fill: #1d2327; font-family: system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
 .paper { fill: #ffffff; } .quiet, .tick { fill: #5d6870; } .head { font-weight: 600; } .tick { font-size: 11px; }
@@ -198,27 +200,34 @@ def written_studies(args):
 
 
 def telling(studies):
-    """The studies, most telling first: frontal and lateral, one thing wrong, and as much as possible right.
+    """The studies, most telling first: frontal and lateral, one wrong word, all else right, many findings, none of
+    them stated twice, few words.
 
     Devices stand back: their label says that there is one, not which.
     """
     def order(one):
         labels, kinds = [label for label, _, _ in one[1]["f"]], [kind for _, kind, _ in one[1]["f"]]
-        wrong = sum(1 + note.count(";") for _, kind, note in one[1]["f"] if kind != "match")
-        return (len(one[0]["views"]) != 2, "differs" not in kinds, abs(wrong - 1), "Support Devices" in labels,
-                -len(kinds))
+        pieces = marked(one[1])
+        return (len(one[0]["views"]) != 2, [kind for _, kind in pieces].count("wrong") != 1,
+                sum(kind not in ("match", "differs") for kind in kinds), kinds.count("differs"),
+                "Support Devices" in labels, -len(kinds),
+                sum(len(stated) for _, _, stated in one[1]["h"]) - len(kinds), len(pieces))
     return sorted(studies, key=order)
 
 
 def marked(card):
-    """The generated report as [(text, class)], a wrong side or severity marked as the one wrong word."""
+    """The generated report as [(word, class)]. Of a finding on another side or of another severity, what says so is
+    "wrong" and the rest of the sentence right; where no word says it, the whole sentence "differs".
+    """
     notes = {label: note for label, kind, note in card["f"] if kind == "differs"}
     pieces = []
     for sentence, kind, labels in card["h"]:
-        wrong = {part.split(",")[0].strip().lower() for label in labels for part in notes.get(label, "").split(";")}
-        for word in sentence.split():
-            bad = any(word.lower().startswith(start) for start in wrong if start)
-            pieces.append((word, "wrong" if bad else "match" if kind == "differs" else kind))
+        stated = {part.split(",")[0].strip() for label in labels for part in notes.get(label, "").split(";")}
+        spans = [match.span() for name in stated & WORDS_FOR.keys()
+                 for match in WORDS_FOR[name].finditer(sentence.lower())]
+        for word in re.finditer(r"\S+", sentence):
+            wrong = any(start < word.end() and word.start() < end for start, end in spans)
+            pieces.append((word.group(), "wrong" if wrong else "match" if spans and kind == "differs" else kind))
     return pieces
 
 

@@ -75,3 +75,30 @@ def test_the_one_wrong_word_is_marked():
             "h": [["Nodule, moderate in size.", "differs", ["Lung Lesion"]], ["Clear.", "", []]]}
     assert make.marked(card) == [("Nodule,", "match"), ("moderate", "wrong"), ("in", "match"), ("size.", "match"),
                                  ("Clear.", "")]
+
+
+def card(note, *sentences, kind="differs"):
+    """A card with one finding that differs; `sentences` state it, and a last one nothing."""
+    return {"f": [["Pleural Effusion", kind, note]],
+            "h": [*([sentence, kind, ["Pleural Effusion"]] for sentence in sentences), ["The lung is clear.", "", []]]}
+
+
+@pytest.mark.parametrize("note, sentence, wrong", [
+    ("severe, not moderate", "A large left effusion.", ["large"]), ("mild, not severe", "Effusion, small.", ["small."]),
+    ("mild, not severe", "Mildly blunted left angle.", ["Mildly"]), ("left, not right", "A left effusion.", ["left"]),
+    ("both, not left", "Right and left effusions.", ["Right", "and", "left"]),
+    ("left, not right; severe, not mild", "Large left effusion.", ["Large", "left"]),
+    ("no severity, not mild", "Left effusion.", [])])
+def test_the_wrong_word_is_marked_whatever_word_says_it(note, sentence, wrong):
+    pieces = make.marked(card(note, sentence))
+    assert [word for word, kind in pieces if kind == "wrong"] == wrong
+    others = {kind for word, kind in pieces[:len(sentence.split())] if word not in wrong}
+    assert others <= ({"match"} if wrong else {"differs"}) and {kind for _, kind in pieces[-4:]} == {""}
+
+
+def test_the_first_picture_shows_one_wrong_word():
+    cards = [card("no severity, not mild", "Left effusion."), card("", "Left effusion.", kind="invented"),
+             card("severe, not mild", "Large effusion.", "Effusion, large."),
+             card("severe, not mild", "Large effusion.")]
+    studies = [({"views": [0, 1]}, one) for one in cards] + [({"views": [0]}, cards[3])]
+    assert make.telling(studies)[0] == studies[3]
