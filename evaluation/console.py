@@ -6,10 +6,19 @@ from metrics.clinical import AVERAGES, CLASS_SETS, PARTS, UNCERTAIN
 
 
 def figure(cell, digits=4):
-    """A figure with its interval: value [low, high]."""
+    """A figure with its interval: value [low, high]; the value alone where no interval is known."""
     if cell["value"] is None:
         return "-"
-    return f"{cell['value']:.{digits}f} [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"
+    value = f"{cell['value']:.{digits}f}"
+    return value if cell["low"] is None else f"{value} [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"
+
+
+def signed(cell):
+    """The same of a difference, with its sign."""
+    if cell["difference"] is None:
+        return "-"
+    value = f"{cell['difference']:+.4f}"
+    return value if cell["low"] is None else f"{value} [{cell['low']:+.4f}, {cell['high']:+.4f}]"
 
 
 def table(header, rows):
@@ -77,7 +86,7 @@ def print_differences(against):
     print("\nDifference from the other reports, paired bootstrap")
     table(["", "the other", "difference", "p, two-sided"], [
         [name, "-" if cell["other"] is None else f"{cell['other']:.4f}",
-         "-" if cell["difference"] is None else f"{cell['difference']:+.4f} [{cell['low']:+.4f}, {cell['high']:+.4f}]",
+         signed(cell),
          "-" if cell["p"] is None else f"{cell['p']:.3f}"] for name, cell in rows])
 
 
@@ -112,7 +121,9 @@ def print_swaps(metrics):
 
 
 def difference(cell):
-    return "-" if cell["difference"] is None else f"{changed(cell)} ({cell['p']:.3f})"
+    if cell["difference"] is None:
+        return "-"
+    return changed(cell) + ("" if cell["p"] is None else f" ({cell['p']:.3f})")
 
 
 def print_zero_shot(metrics):

@@ -114,5 +114,7 @@ def clear(change, up):
 def changed(change):
     if change["difference"] is None:
         return "nothing that can be told"
-    value, low, high = (round(change[key], 3) + 0.0 for key in ("difference", "low", "high"))     # + 0.0: never "-0"
+    if change["low"] is None:
+        return f"{round(change['difference'], 3) + 0.0:+.3f}"                                      # + 0.0: never "-0"
+    value, low, high = (round(change[key], 3) + 0.0 for key in ("difference", "low", "high"))
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"

@@ -14,7 +14,8 @@ Traps
 - Its BLEU-2 is that of fast_bleu on one pair, with smoothing, on words at blanks: no other BLEU-2 of this project. v1
   gives it no weight.
 - Runs of blanks in a text are one blank to its BERTScore.
-- Below 0, which only reports close to their references reach, 1 / RadCliQ would say the opposite: there it is left out.
+- Below 0, which only reports close to their references reach, 1 / RadCliQ would say the opposite: there it is left out,
+  and so is the interval where a draw of the bootstrap comes there, for 1 / RadCliQ then has no bound.
 """
 
 from collections import Counter
@@ -92,8 +93,8 @@ def measure_scores(scores):
         for (name,), mean in means.values(summed).items():
             figures[name,] = mean
             if name.startswith("RadCliQ"):
-                with np.errstate(divide="ignore"):
-                    figures["1 / " + name.replace("lower", "higher", 1),] = np.where(mean > 0, 1 / mean, np.nan)
+                positive = np.all(mean > 0)                 # of all draws at once
+                figures["1 / " + name.replace("lower", "higher", 1),] = 1 / mean if positive else mean * np.nan
         return figures
 
     return Measured(means.statistics, values)

@@ -15,8 +15,9 @@ import pytest
 
 from data import phantom
 from data.reports import LABELS
+from evaluation import console, verdicts
 from evaluation.labels import phantom_labeler, with_labels
-from evaluation.page import charts, document, gallery, page, published, tables, training
+from evaluation.page import charts, document, gallery, page, published, swaps, tables, training
 from evaluation.results import Scoring, evaluate_texts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -315,6 +316,18 @@ def test_five_hundred_studies_stay_below_ten_megabytes():
         r["hypothesis"] = r["reference"] = " ".join([r["reference"]] * 2)
     shown, _ = gallery.studies(rows, pictures.get, maps, phantom_labeler())
     assert all(len(study["v"]) == 2 for study in shown) and len(document.in_script(shown)) / len(rows) * 500 < 8e6
+
+
+def test_figures_without_an_interval_and_beside_it_are_drawn():
+    """A rare score may have no value in any draw; the macro F1 of a few studies may lie above all of its draws."""
+    alone, beside = {"value": 0.5, "low": None, "high": None}, {"value": 0.6, "low": 0.2, "high": 0.4}
+    for drawn in (charts.intervals([alone, beside], ["own", "floor-a"]), charts.bar(alone), charts.bar(beside)):
+        assert all(0 <= float(x) <= 260 for x in re.findall(r'(?:[MH]|cx=")([0-9.-]+)', drawn))
+    assert charts.swaps(["one", "other"], [("side", [alone, alone])])
+    assert console.figure(alone) == "0.5000" and tables.figure(alone) == "0.500<small>–––</small>"
+    change = {"difference": -0.0001, "low": None, "high": None, "p": None}
+    assert console.signed(change) == "-0.0001"
+    assert console.difference(change) == verdicts.changed(change) == swaps.difference(change).split("<")[0] == "+0.000"
 
 
 def test_charts_survive_odd_numbers():

@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LinearRegression
 from sklearn.preprocessing import StandardScaler
 
-from metrics.intervals import with_intervals
+from metrics.intervals import differences, with_intervals
 from metrics.radcliq import STANDARD, VERSIONS, bleu_2, measure_scores, radcliq, radcliq_scores
 
 
@@ -62,3 +62,13 @@ def test_the_inverse_of_what_is_not_above_0_is_left_blank():
     assert figures["RadCliQ-v1 (lower is better)"]["value"] == figures["SembScore"]["value"] == -1
     assert figures.pop("1 / RadCliQ-v1 (higher is better)") == {"value": None, "low": None, "high": None}
     assert len(figures) == 2
+
+
+def test_an_inverse_whose_draws_reach_0_has_no_interval():
+    """RadCliQ of .1 [-1, 1.2]: its inverse is 10, and as large as one likes."""
+    scores = {"RadCliQ-v1 (lower is better)": np.array([-1.0, 1.2])}
+    own, other = measure_scores(scores), measure_scores({"RadCliQ-v1 (lower is better)": np.array([1.0, 1.0])})
+    cell = with_intervals(own, draws=50)["1 / RadCliQ-v1 (higher is better)"]
+    assert cell == {"value": pytest.approx(10), "low": None, "high": None}
+    cell = differences(own, other, draws=50)["1 / RadCliQ-v1 (higher is better)"]
+    assert cell == {"other": 1, "difference": pytest.approx(9), "low": None, "high": None, "p": None}

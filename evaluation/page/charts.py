@@ -12,6 +12,12 @@ def number(value, digits=3):
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
+def ends(cell):
+    """(value, low, high) of a figure; without an interval it is as short as the value."""
+    value = cell["value"]
+    return value, *(value if cell[key] is None else cell[key] for key in ("low", "high"))
+
+
 def svg(width, height, body, cls="", label=""):
     role = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
     return f'<svg class="{cls}" viewBox="0 0 {width} {height}" {role}>{body}</svg>'
@@ -22,7 +28,7 @@ def bar(cell, cls=""):
     if cell["value"] is None:
         return ""
     width, height = 120, 14
-    x, low, high = (width * min(max(cell[key], 0), 1) for key in ("value", "low", "high"))
+    x, low, high = (width * min(max(end, 0), 1) for end in ends(cell))
     y = height / 2
     return svg(width, height, f'<rect class="rail" width="{width}" height="{height}" rx="2"/>'
                f'<rect class="fill" width="{x:.1f}" height="{height}" rx="2"/>'
@@ -33,17 +39,17 @@ def bar(cell, cls=""):
 def intervals(cells, classes):
     """Figures one below the other as dots with intervals, on one axis from 0, or the lowest, to the highest of them."""
     width, line = 260, 15
-    known = [cell for cell in cells if cell["value"] is not None]
+    known = [end for cell in cells if cell["value"] is not None for end in ends(cell)]
     if not known:
         return ""
-    bottom, top = min(0, *(cell["low"] for cell in known)), max(0, *(cell["high"] for cell in known))
+    bottom, top = min(0, *known), max(0, *known)              # a value may lie beside its interval: macro F1 of a few
     scale = (width - 12) / ((top - bottom) or 1)
     parts = []
     for row, (cell, cls) in enumerate(zip(cells, classes)):
         y = line * (row + 0.5)
         parts.append(f'<path class="rail" d="M6 {y}H{width - 6}"/>')
         if cell["value"] is not None:
-            value, low, high = (6 + scale * (cell[key] - bottom) for key in ("value", "low", "high"))
+            value, low, high = (6 + scale * (end - bottom) for end in ends(cell))
             parts.append(f'<g class="{cls}"><path class="range" d="M{low:.1f} {y}H{high:.1f}"/>'
                          f'<circle cx="{value:.1f}" cy="{y}" r="4"/></g>')
     return svg(width, line * len(cells), "".join(parts), "intervals")
@@ -162,13 +168,13 @@ def swaps(names, figures):
 
     for column, (title, cells) in enumerate(figures):
         left, right = label + column * panel + 8, label + (column + 1) * panel - 8
-        known = [cell for cell in cells if cell["value"] is not None]
+        known = [end for cell in cells if cell["value"] is not None for end in ends(cell)]
         parts.append(f'<text class="title" x="{left}" y="12">{escape(title)}</text>')
         if not known:
             continue
 
         # Each figure has a scale of its own, from the lowest to the highest of its intervals.
-        low, high = min(cell["low"] for cell in known), max(cell["high"] for cell in known)
+        low, high = min(known), max(known)
         margin = 0.05 * (high - low) or 0.5
         low, high = low - margin, high + margin
 
@@ -183,7 +189,8 @@ def swaps(names, figures):
             y = top + line * (row + 0.5)
             p = cell.get("change", {}).get("p")
             cls = "own" if row == 0 else "differs" if p is not None and p < 0.05 else "same"
-            parts.append(f'<g class="{cls}"><path class="range" d="M{x(cell["low"]):.1f} {y}H{x(cell["high"]):.1f}"/>'
+            _, start, end = ends(cell)
+            parts.append(f'<g class="{cls}"><path class="range" d="M{x(start):.1f} {y}H{x(end):.1f}"/>'
                          f'<circle cx="{x(cell["value"]):.1f}" cy="{y}" r="4"/>'
                          f"<title>{escape(names[row])}, {escape(title)}: {number(cell['value'])}</title></g>")
         parts += [f'<text class="tick" x="{x(tick):.1f}" y="{height - 4}" text-anchor="middle">{short(tick)}</text>'

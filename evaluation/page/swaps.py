@@ -56,7 +56,7 @@ def difference(cell):
     if cell["difference"] is None:
         return "–"
     value, _, interval = changed(cell).replace("-", "−").partition(" ")
-    return f"{value}<small>{interval}</small><small>p {cell['p']:.3f}</small>"
+    return f"{value}<small>{interval}</small>" + ("" if cell["p"] is None else f"<small>p {cell['p']:.3f}</small>")
 
 
 def report_section(swaps):
