@@ -8,6 +8,7 @@ retrieval of stage 1.
     → Task.write          metrics.json, reports.jsonl, report.html
 """
 
+import json
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from evaluation.console import print_floors, print_zero_shot
 from evaluation.output import results_folder, trained_on, write_json
 from evaluation.page.page import write_alignment_page
 from evaluation.recognition import zero_shot
-from evaluation.results import evaluate_texts
+from evaluation.results import evaluate_texts, matched
 from evaluation.task import Task
 from evaluation.writing import another_study, as_row, most_frequent_report, write_reports
 from model.trained import nearest, read_trained
@@ -108,7 +109,7 @@ def log_of(path, header):
     """
     rows = read_rows(Path(path).parent / "log.jsonl")
     own = {"stage": f"stage{header['stage']}", "step": header.get("step"), "validation": header.get("validation")}
-    return rows if own in rows else []
+    return rows if json.dumps(own) in map(json.dumps, rows) else []            # as text, in which NaN is NaN
 
 
 # --- stage 1 ----------------------------------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ class SplitTask(Task):
 
         self.batch_size, self.decoding = args.batch_size, decoding_of(header, args)
         if self.against:
-            self.against_rows = self.in_order(self.against_rows)
+            self.against_rows = matched(self.rows([""] * len(self.studies)), self.in_order(self.against_rows))
         self.checkpoint = {**checkpoint_settings(header, args, self.prepared, self.studies),
                            "variant": header["variant"], "decoding": self.decoding}
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from data.files import UserError, file_digest
 from evaluation.pairs import read_pairs
-from evaluation.results import evaluate_texts
+from evaluation.results import evaluate_texts, matched
 from evaluation.task import Task
 
 
@@ -13,6 +13,8 @@ def score_reports(args):
     path = Path(args.reports)
     rows = read_pairs(path, args.section)
     task = Task(args, path, args.out or path.parent / f"eval-{path.stem}")
+    if task.against:
+        task.against_rows = matched(rows, task.against_rows)
     task.load_networks()
     rows, labels_from = task.labelled(rows, path)
 

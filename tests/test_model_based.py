@@ -200,3 +200,15 @@ def test_a_bad_folder_is_one_line_before_any_report(folders, run, tmp_path, caps
 def test_sides_that_do_not_match_are_refused(hypotheses, references):
     with pytest.raises(UserError):
         ModelScores()(hypotheses, references)
+
+
+def test_other_references_are_refused_before_any_network_or_report(folders, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ModelScores, "from_pretrained", lambda **kinds: pytest.fail("it read a network"))
+    for name, reference in (("a", "No edema."), ("b", "No effusion.")):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(
+            {"id": f"test-{i}", "hypothesis": "x", "reference": reference}) + "\n" for i in range(5)))
+    for path in (["--ckpt", str(run / "ckpt.safetensors")], ["--reports", str(tmp_path / "a.jsonl")]):
+        assert evaluate.main([*path, "--against", str(tmp_path / "b.jsonl"), *options(folders), "--out",
+                              str(tmp_path / "o")]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and "different references for id 'test-0'" in told
