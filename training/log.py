@@ -80,13 +80,15 @@ class Log:
 
 
 def read_rows(path):
-    """The whole lines of a log.jsonl; none where there is no file."""
+    """The whole rows of a log.jsonl; none where there is no file."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except ValueError:              # cut off by a kill
-            pass
+            row = json.loads(line)
+        except ValueError:              # cut off by a kill, or damaged
+            continue
+        if isinstance(row, dict) and {"stage", "step"} <= row.keys():
+            rows.append(row)
     return rows
 
 
