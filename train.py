@@ -204,7 +204,8 @@ class Run:
             if stage.number == 2 and self.args.select != "loss":
                 figures |= self.score_reports()
             if stage.number == 1 and self.args.samples and all("labels" in study for study in self.val.studies):
-                figures["AUROC"] = auroc_so_far(self.model, stage.prepared, self.val.studies, self.processes)
+                auroc = auroc_so_far(self.model, stage.prepared, self.val.studies, self.processes)
+                figures |= {} if auroc is None else {"AUROC": auroc}
             self.keep(figures, "loss" if stage.number == 1 else self.args.select)
             if stage.number == 2 and self.args.samples and not self.args.shard:
                 self.show_samples()

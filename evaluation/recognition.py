@@ -46,7 +46,10 @@ def zero_shot(alignment, prepared, studies, processes, batch_size=16, draws=DRAW
 
 
 def auroc_so_far(alignment, prepared, studies, processes, batch_size=64):
-    """`zero_shot`'s macro AUROC of the clue prompts alone, without an interval: for a look during training."""
+    """`zero_shot`'s macro AUROC of the clue prompts alone, without an interval: for a look during training.
+
+    None where no disease has studies with it and studies without it.
+    """
     scores = clue_scores(alignment, recognise(alignment, prepared, studies, processes, batch_size, what=None))
     return zero_shot_scores(scores, [study["labels"] for study in studies], LABELS, draws=1)["macro"]["value"]
 

@@ -10,6 +10,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import evaluate
+import train
 import trrg
 from data.dataset import Prepared
 from data.images import augment
@@ -205,6 +206,11 @@ def test_a_set_without_training_studies_and_a_torn_log(run, tmp_path, capsys):
 
     header = checkpoint.header_of(tmp_path / "ckpt.safetensors")
     assert checkpoint.log_of(tmp_path / "ckpt.safetensors", header) == rows
+    (tmp_path / "log.jsonl").write_bytes(b'\xff\xfe {\n7\nnull\n{"step": 1}\n' + log.encode())       # a broken disk
+    assert checkpoint.log_of(tmp_path / "ckpt.safetensors", header) == rows
+    (tmp_path / "log.jsonl").write_text(log.replace("1.5", "NaN"))
+    assert checkpoint.log_of(tmp_path / "ckpt.safetensors", {**header, "validation": {"loss": float("nan")}})
+    (tmp_path / "log.jsonl").write_text(log)
     for other in ({"step": 4}, {"validation": {"loss": 1.25}}, {"stage": 1}, {"validation": None}):
         assert checkpoint.log_of(tmp_path / "ckpt.safetensors", {**header, **other}) == []
 
@@ -321,3 +327,21 @@ def test_a_run_that_was_moved_finds_its_data_beside_it(run, tmp_path, monkeypatc
     (tmp_path / "there/data/of").mkdir(parents=True)
     (tmp_path / "there/data/of/it").symlink_to(run / "data")
     assert evaluate.main(command) == 0
+
+
+def test_an_auroc_that_no_finding_has_is_left_out_of_a_validation(monkeypatch):
+    """Of two val studies without a finding there is none to tell, and the run goes on without it."""
+    monkeypatch.setattr(recognition, "recognise", lambda *args, **more: None)
+    monkeypatch.setattr(recognition, "clue_scores", lambda *args: np.zeros((2, len(LABELS))))
+    studies = [{"labels": [0] * len(LABELS)}] * 2
+    assert recognition.auroc_so_far(None, None, studies, None) is None
+
+    told = []
+    processes = SimpleNamespace(world=1, rank=0)
+    run = SimpleNamespace(stage=SimpleNamespace(number=1, prepared=None, view_counts=lambda studies: [],
+                                                total=lambda loss: loss), model=torch.nn.Linear(1, 1),
+                          val=SimpleNamespace(studies=studies), args=SimpleNamespace(batch_size=1, samples=1),
+                          processes=processes, keep=lambda figures, select: told.append(figures))
+    monkeypatch.setattr("train.reduce", lambda *args: 1.5)
+    train.Run.validate(run)
+    assert told == [{"loss": 1.5}]
