@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from data.dataset import Prepared, Visits, collate, plan_epoch
 from data.files import UserError
-from data.reports import clean_report
+from data.reports import PRESENT, clean_report
 from evaluation.recognition import auroc_so_far
 from evaluation.writing import write_reports
 from metrics import score
@@ -63,7 +63,6 @@ from training.state import (
 )
 from training.timetable import Part, Timetable, slowness
 
-PRESENT = 1                # CheXbert's coding of labels
 MOST_SKIPPED = 3           # steps in a row that may go without an update because something was not finite
 
 
@@ -128,9 +127,10 @@ class Run:
         """One optimiser step on `accumulate` batches of all processes."""
         clock, stage = Clock(self.device), self.stage
 
-        # The batches, and what the whole step holds of whatever its loss is divided by
+        # This process's batches, and the numbers that the step's loss is divided by, over all batches and processes
         batches = [tokenized(stage, share, visits) for share, visits in next(self.batches)]
-        whole = self.processes.sum(**{name: sum(batch.counts[name] for batch in batches) for name in batches[0].counts})
+        divisors = self.processes.sum(**{name: sum(batch.counts[name] for batch in batches)
+                                         for name in batches[0].counts})
         clock.lap("data")
 
         # Forward and backward, batch by batch: gradients add up, and are exchanged with the last batch
@@ -142,9 +142,9 @@ class Run:
                     loss = stage.step(self.wrapped, batch)
                 clock.lap("forward")
                 # DDP takes the mean over processes where the sum is wanted
-                (stage.total(loss._replace(**whole)) * self.processes.world).backward()
+                (stage.total(loss._replace(**divisors)) * self.processes.world).backward()
                 clock.lap("backward")
-            losses.append(numbers(loss))
+            losses.append(as_numbers(loss))
 
         # The loss of all processes, and whether one of them was told to stop
         figures = self.processes.sum(**reduce(add, losses)._asdict(), cut=sum(batch.cut for batch in batches),
@@ -173,12 +173,12 @@ class Run:
             self.log.step({"step": self.step, "epoch": batches[0].share.epoch, "loss": total, **stage.figures(loss),
                            "lr": lr, "gradient_norm": norm, "cut": cut}, clock, studies, self.device)
 
-    def skip(self, loss, norm, numbers):
-        """A step without an update; a fourth in a row ends the run."""
+    def skip(self, loss, norm, studies):
+        """A step without an update, on these studies, by number; a fourth in a row ends the run."""
         self.counters["skipped"] += 1
         self.counters["left_out"] += 1
         what = (f"{self.stage.name}: step {self.step + 1}: loss {loss}, gradient norm {norm}; "
-                f"the studies: {', '.join(self.train.studies[number]['id'] for number in numbers)}")
+                f"the studies: {', '.join(self.train.studies[number]['id'] for number in studies)}")
         if self.counters["skipped"] > MOST_SKIPPED:
             raise Stopped(f"{what}; not finite {self.counters['skipped']} times in a row: look at these studies, or "
                           "start over with --fresh and a lower --lr")
@@ -194,7 +194,7 @@ class Run:
             visits = collate([self.val[0, number] for number in share.numbers])
             with self.autocast:
                 loss = stage.step(self.model, tokenized(stage, share, visits))
-            figures = self.processes.sum(**numbers(loss)._asdict(), told=self.signal.number > 0)
+            figures = self.processes.sum(**as_numbers(loss)._asdict(), told=self.signal.number > 0)
             if figures.pop("told"):
                 self.stopping = True
                 break
@@ -277,7 +277,7 @@ class Run:
         self.saved = self.step, self.counters["validated"]
 
 
-def numbers(loss):
+def as_numbers(loss):
     """The loss as numbers, without the graph that led to it."""
     return type(loss)(*(torch.as_tensor(value).item() for value in loss))
 
@@ -286,7 +286,7 @@ def numbers(loss):
 # From the command line to the runs
 
 
-def parts(args):
+def expected_parts(args):
     """What the command line asks for, as `Part`s; how long the demo's take is known from a quick measurement."""
     parts, seconds = [], (None, None)
     if args.preset == "demo":
@@ -299,7 +299,7 @@ def parts(args):
     return parts + [stage for number, stage in enumerate(stages, start=1) if args.stage in (None, number)]
 
 
-def ready(args, timetable):
+def prepare_run(args, timetable):
     """What one process does before all: refuses folders that were named and are not there, takes the run's folder, and
     makes what the demo lacks. Returns the lock on the run's folder, and what `demo.prepare` does.
     """
@@ -331,8 +331,8 @@ def train(args, processes):
     if args.shard and args.samples:
         say("--shard: the language model is nowhere whole, so validations of stage 2 show no reports (--samples)")
     say(threads_told(args.threads))
-    timetable = Timetable(parts(args), say)
-    lock, writing = processes.lead_first(lambda: ready(args, timetable)) or (None, None)
+    timetable = Timetable(expected_parts(args), say)
+    lock, writing = processes.lead_first(lambda: prepare_run(args, timetable)) or (None, None)
 
     if processes.device.type == "cuda" and args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -392,12 +392,13 @@ def main(argv=None):
         elif processes.rank == 0:
             print(dry_run(args, processes))
     except Exception as error:
-        said = last_words(error, args and args.run, processes)
-        if said is None:
+        last = last_words(error, args and args.run, processes)
+        if last is None:
             raise
+        message, code = last
         if processes.fails_first():
-            print(said[0], file=sys.stderr, flush=True)
-        return said[1]
+            print(message, file=sys.stderr, flush=True)
+        return code
     processes.close()
     return 0
 

@@ -20,25 +20,25 @@ def trained_on(header):
 
     header["trained_on"] is {"source", "studies", "pictures", "steps"}; older checkpoints tell less.
     """
-    known = header.get("trained_on") or {}
-    if not {"source", "studies", "pictures", "steps"} <= known.keys():
-        known = {}
-    steps = known.get("steps", header.get("step"))
-    if known.get("source") == "phantom" or not known and str(header.get("data")) == "datasets/demo":
-        studies = f"{known['studies']:,} " if known.get("studies") else ""
-        told = f"trained on {studies}drawn phantoms: its reports say nothing about a real picture"
-    elif known:
-        source = f" ({known['source']})" if known.get("source") else ""
-        told = f"trained on {known['pictures']:,} pictures of {known['studies']:,} studies{source}"
+    facts = header.get("trained_on") or {}
+    if not {"source", "studies", "pictures", "steps"} <= facts.keys():
+        facts = {}
+    steps = facts.get("steps", header.get("step"))
+    if facts.get("source") == "phantom" or not facts and str(header.get("data")) == "datasets/demo":
+        studies = f"{facts['studies']:,} " if facts.get("studies") else ""
+        text = f"trained on {studies}drawn phantoms: its reports say nothing about a real picture"
+    elif facts:
+        source = f" ({facts['source']})" if facts.get("source") else ""
+        text = f"trained on {facts['pictures']:,} pictures of {facts['studies']:,} studies{source}"
     else:
-        told = f"trained on {header.get('data') or 'a data set that it does not name'}"
+        text = f"trained on {header.get('data') or 'a data set that it does not name'}"
 
     # A few steps, or pictures, teach a model the sound of reports, and nothing to see.
     if steps is not None and steps < 100:
-        return f"{told}, for {steps} step{'s' * (steps != 1)} only: its reports mean nothing yet"
-    if known.get("source") != "phantom" and known.get("pictures", 1000) < 1000:
-        return f"{told}: too few to learn to see from"
-    return told
+        return f"{text}, for {steps} step{'s' * (steps != 1)} only: its reports mean nothing yet"
+    if facts.get("source") != "phantom" and facts.get("pictures", 1000) < 1000:
+        return f"{text}: too few to learn to see from"
+    return text
 
 
 def results_folder(out, *read):
@@ -61,8 +61,9 @@ def results_folder(out, *read):
 
 
 def writable(text):
-    """The text with half a surrogate pair, for which UTF-8 has no form, as \\ud800:
-    in JSON its escape, so none is lost."""
+    """The text with half a surrogate pair written as \\ud800, since UTF-8 has no form for it; in JSON
+    that is its escape.
+    """
     return text.encode("utf-8", "backslashreplace").decode()
 
 

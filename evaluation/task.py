@@ -84,7 +84,7 @@ class Task:
         print(f"\nwritten: metrics.json, reports.jsonl and report.html in {self.out}")
 
     def keep(self, rows):
-        """Writes the reports alone."""
+        """Writes reports.jsonl, and --rexrank's file."""
         write_rows(self.out / "reports.jsonl", rows)
         if self.rexrank:
             write_rexrank(self.rexrank, {row["id"]: row["hypothesis"] for row in rows})

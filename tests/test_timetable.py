@@ -73,7 +73,7 @@ def test_what_a_command_line_plans(tmp_path, monkeypatch):
     """The demo's parts where they are missing, the stages that are asked for, and minutes in proportion to visits."""
     monkeypatch.setattr(train, "slowness", lambda: 2.0)
     here = ["--data", str(tmp_path / "data"), "--weights", str(tmp_path / "weights")]
-    parts = train.parts(arguments(here))
+    parts = train.expected_parts(arguments(here))
     assert [part.name for part in parts] == ["drawing", "meaning", "writing", "stage1", "stage2"]
     assert [part.name for part in parts if part.beside] == ["writing"] and all(part.seconds > 0 for part in parts)
 
@@ -81,9 +81,9 @@ def test_what_a_command_line_plans(tmp_path, monkeypatch):
     (tmp_path / "data" / "manifest.json").touch()
     (tmp_path / "weights" / "mistral").mkdir(parents=True)
     (tmp_path / "weights" / "mistral" / "model.safetensors").touch()
-    (one,), (two,) = (train.parts(arguments([*here, "--stage", "2", "--epochs", str(n)])) for n in (3, 6))
+    (one,), (two,) = (train.expected_parts(arguments([*here, "--stage", "2", "--epochs", str(n)])) for n in (3, 6))
     assert (one.name, two.seconds) == ("stage2", 2 * one.seconds)
     assert one.seconds == 2.0 * demo.VISIT[1] * 3 * demo.STUDIES[0]
-    (few,) = train.parts(arguments([*here, "--stage", "2", "--max-steps", "10", "--batch-size", "8"]))
+    (few,) = train.expected_parts(arguments([*here, "--stage", "2", "--max-steps", "10", "--batch-size", "8"]))
     assert few.seconds == 2.0 * demo.VISIT[1] * 10 * 8
-    assert [part.seconds for part in train.parts(arguments(["--preset", "mimic_cxr"]))] == [None, None]
+    assert [part.seconds for part in train.expected_parts(arguments(["--preset", "mimic_cxr"]))] == [None, None]

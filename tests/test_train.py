@@ -290,7 +290,7 @@ def test_the_demo_fills_no_folder_of_the_users(toy, tmp_path, monkeypatch, capfd
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     for extra in ([], *(["--data", data, "--weights", folder] for folder in (tmp_path / "empty", toy[0] / "weights"))):
-        train.ready(arguments([*map(str, extra)]), timetable=None)[0].close()
+        train.prepare_run(arguments([*map(str, extra)]), timetable=None)[0].close()
     assert made == [("datasets/demo", "weights/demo"), (str(data), f"{tmp_path}/empty"),
                     (str(data), f"{toy[0]}/weights")]
 

@@ -16,7 +16,7 @@ import trrg
 from data import prepare as preparation
 from data.dataset import Prepared, Visits
 from data.files import UserError, whole_file
-from data.prompts import clue_prompts
+from data.prompts import clue_prompts, flattened
 from data.reports import clean_report, sentences
 from data.tokenizers import SentencePiece, WordPiece
 from data.workers import ctrl_c_later, start_worker
@@ -98,18 +98,18 @@ def encoders(folder, prepared, seed):
     with whole_file(folder / MARK) as file:
         file.write(json.dumps({"seed": seed}) + "\n")
 
-    some = Visits(prepared, studies[::16], stage=1, crop=112)
-    pictures = torch.cat([some[0, number]["images"] for number in range(len(some))])
+    sample = Visits(prepared, studies[::16], stage=1, crop=112)
+    pictures = torch.cat([sample[0, number]["images"] for number in range(len(sample))])
     swin = Swin(SwinConfig(image_size=112, patch_size=8, window_size=7, embed_dim=64, depths=(2, 2), num_heads=(2, 4),
                            drop_path_rate=0.0))
     start(swin, lambda: swin(pictures)).save_pretrained(folder / "swin")
 
-    prompts = [text for texts in clue_prompts() for text in texts]
+    prompts = flattened(clue_prompts())[0]
     words = WordPiece.train(reports + prompts, size=1500, lower_case=True)
     bert = Bert(BertConfig(vocab_size=len(words), hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
                            intermediate_size=256, max_position_embeddings=64, hidden_dropout_prob=0.0,
                            attention_probs_dropout_prob=0.0))
-    ids, mask = trrg.encode_words(words, [some[0, number]["text"][0] for number in range(len(some))], 64)
+    ids, mask = trrg.encode_words(words, [sample[0, number]["text"][0] for number in range(len(sample))], 64)
     start(bert, lambda: bert(ids, mask))
     read = torch.tensor(sorted({piece for report in reports for piece in words.encode(report)}))
     with torch.no_grad():       # a piece that no report holds ("clue") would stay noise for ever: it starts as nothing
@@ -148,22 +148,23 @@ def start(module, run):
     a word means the same wherever it stands, in a sentence or behind "Clue:". Then each norm's scale and shift are set,
     in the order in which they run, so that every channel has mean 0 and deviation 1 over real inputs (Krähenbühl et al.
     2016, arXiv:1511.06856).
+
     `run()` runs the module on such inputs. Returns the module.
     """
     for name, p in module.named_parameters():
         if p.ndim > 1 and "position" not in name:
             torch.nn.init.trunc_normal_(p, std=p[0].numel() ** -0.5)
     norms = []
-    notes = [norm.register_forward_hook(lambda norm, _, out: norms.append(norm))
+    hooks = [norm.register_forward_hook(lambda norm, _, out: norms.append(norm))
              for norm in module.modules() if isinstance(norm, torch.nn.LayerNorm)]
     run()
-    for note in notes:
-        note.remove()
+    for hook in hooks:
+        hook.remove()
     for norm in norms:
         outputs = []
-        note = norm.register_forward_hook(lambda norm, _, out: outputs.append(out.flatten(0, -2)))
+        hook = norm.register_forward_hook(lambda norm, _, out: outputs.append(out.flatten(0, -2)))
         run()
-        note.remove()
+        hook.remove()
         mean, deviation = outputs[0].mean(0), outputs[0].std(0) + 1e-3
         norm.bias.sub_(mean).div_(deviation)
         norm.weight.div_(deviation)

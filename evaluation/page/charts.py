@@ -130,8 +130,10 @@ def thinned(points):
 
 
 def smoothed(points):
-    """A centred moving average over a share of the finite points;
-    narrower at both ends, so that it ends where they end."""
+    """A centred moving average over a share of the finite points.
+
+    Near both ends its window is narrower, so that it ends where they end.
+    """
     points = [(step, value) for step, value in points if isfinite(value)]
     values, half = [value for _, value in points], max(1, round(len(points) * SMOOTH / 2))
     sums = [0.0]

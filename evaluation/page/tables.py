@@ -10,7 +10,8 @@ from evaluation.results import DISEASES
 from evaluation.verdicts import FLOORS, beside_floors
 from metrics.clinical import CLASS_SETS, PARTS, UNCERTAIN
 
-LANGUAGE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "METEOR", "CIDEr")   # the papers' order
+# In the papers' order; a metric added to `metrics.measure` needs its column here.
+LANGUAGE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "METEOR", "CIDEr")
 COUNTED = {"coco": "full references, Penn Treebank tokens",
            "r2gen": "R2Gen’s cleaning, the stop counts, references cut"}
 MODEL_BASED = {"SembScore": "cosine of the two texts’ vectors in CheXbert",
