@@ -1,18 +1,18 @@
 """Evaluates TRRG.
 
-    python evaluate.py --ckpt runs/demo/ckpt.safetensors                     writes reports, scores them, draws the page
-    python evaluate.py --ckpt runs/demo/stage1.safetensors                   recognition and retrieval of stage 1
-    python evaluate.py --ckpt CKPT --image frontal.png [lateral.png]         one report, its clues and their weights
-    python evaluate.py --ckpt CKPT --swap                                    what it reads: other pictures, other clues
-    python evaluate.py --ckpt CKPT --list FILE.jsonl                         reports for lines of {"id", "images"}
-    python evaluate.py --ckpt CKPT --serve                                   a page to try it with, in a browser
-    python evaluate.py --reports FILE.jsonl                                  scores given texts: no model, no GPU
-    python evaluate.py --reports FILE.jsonl --against OTHER.jsonl            the same, compared pair by pair
+    python evaluate.py --ckpt runs/demo/ckpt.safetensors      writes reports, scores them, draws a page
+    python evaluate.py --ckpt runs/demo/stage1.safetensors    recognition and retrieval of stage 1
+    python evaluate.py --ckpt CKPT --image FRONTAL [LATERAL]  one report, its clues and their weights
+    python evaluate.py --ckpt CKPT --serve                    a page to try it with, in a browser
+    python evaluate.py --ckpt CKPT --swap                     what it reads: other pictures and clues
+    python evaluate.py --ckpt CKPT --list FILE.jsonl          reports for lines of {"id", "images"}
+    python evaluate.py --reports FILE.jsonl                   scores given texts: no model, no GPU
+    python evaluate.py --reports FILE.jsonl --against OTHER   the same, compared pair by pair
 
 Exit codes: 0 done, 2 a mistake of the user (one line on stderr), 130 stopped by Ctrl-C, 1 anything else.
 """
 
-from data.command import Parser, at_least, plain_output, stop_in_one_line
+from data.command import Parser, at_least, described, plain_output, stop_in_one_line
 
 if __name__ == "__main__":
     stop_in_one_line()                     # also while the rest is imported, which may take seconds
@@ -44,7 +44,8 @@ MODES = {
 
 def parser():
     """The command line. `read_in(modes, option, …)` notes where the options are read."""
-    p = Parser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = Parser(usage="python evaluate.py (--ckpt FILE | --reports FILE) [option ...]", add_help=False,
+               **described(__doc__))
     positive = at_least(int, 1)
 
     # What is evaluated, and where the results go.
@@ -136,6 +137,7 @@ def parser():
                                 "alone: a flipped negation still scores about .9"),
             g.add_argument("--radgraph", metavar="DIR",
                            help="folder of radgraph.tar.gz or radgraph-xl.tar.gz, and vocab.txt"))
+    g.add_argument("-h", "--help", action="help", help="this text")
     return p
 
 

@@ -12,7 +12,6 @@
 Each SVG holds all it needs and follows light and dark.
 """
 
-import argparse
 import base64
 import html
 import io
@@ -413,7 +412,7 @@ def make(args):
 
 def main(argv=None):
     plain_output()
-    p = Parser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = Parser(description=__doc__.split("\n")[0])
     p.add_argument("--ckpt", required=True, metavar="FILE", help="stage-2 checkpoint of the demo")
     p.add_argument("--data", metavar="DIR", help="prepared phantom; default: the one the checkpoint was trained on")
     p.add_argument("--log", type=Path, metavar="FILE", help="the run's log.jsonl; default: beside the checkpoint")
