@@ -31,7 +31,7 @@ MARK = "demo.json"                         # stands in a folder of weights that 
 
 # Seconds on the machine of timetable.REFERENCE: a picture drawn; the meaning of sentences; the language model; and a
 # study's visit in either stage
-DRAWING, MEANING, WRITING, VISIT = 0.005, 15, 150, (0.008, 0.022)
+DRAWING, MEANING, WRITING, VISIT = 0.005, 15, 165, (0.009, 0.026)
 
 
 def lacking(data, weights, slowness):
