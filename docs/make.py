@@ -161,7 +161,7 @@ def lines_over(ticks, series, title, subtitle):
         low, high = min(cell["low"] for cell in known), max(cell["high"] for cell in known)
         x = [left + width * (i + 0.5) / len(ticks) for i in range(len(ticks))]
         parts.append(words(f"{name} ↑" if name == "micro F1" else f"{name} per report ↓", left, top - 12, "quiet", 12))
-        parts += [words(tick, place - 12, top + height + 18, "quiet", 12) for tick, place in zip(ticks, x)]
+        parts += [words(tick, place - 12, top + height + 32, "quiet", 12) for tick, place in zip(ticks, x)]
 
         # A number stands above its point where it is the highest there, else below
         highest = [max((cells[name]["value"] for cells in at_tick if cells), default=None)
@@ -178,7 +178,7 @@ def lines_over(ticks, series, title, subtitle):
                               words(f"{cells[name]['value']:.3f}", place + 6,
                                     y["value"] + (-8 if cells[name]["value"] == most else 16), "", 11)]
             parts.append(f'<path class="{cls} joined" d="M{"L".join(path)}"/>')
-    return drawing(top + height + 36, title, "".join(parts))
+    return drawing(top + height + 48, title, "".join(parts))
 
 
 # --- the pictures -----------------------------------------------------------------------------------------------------
