@@ -31,6 +31,8 @@ def table(header, rows):
 def print_metrics(metrics):
     """The tables of metrics.json: every figure under its full name, with its 95 % interval."""
     settings, language = metrics["settings"], metrics["language"]
+
+    # Language, with what the protocols mean, and whether the reports differ at all
     print(f"{settings['n']} reports; [95 % interval]\n\nLanguage")
     names = list(next(iter(language.values())))
     table(["", *language], [[name, *(figure(scores[name]) for scores in language.values())] for name in names])
@@ -42,6 +44,8 @@ def print_metrics(metrics):
         print(f"  {line}")
     if warning := nearly_alike(metrics["variety"], settings["n"]):
         print(f"  {warning}")
+
+    # What else there is, as far as labels, truth, networks and other reports are known
     if "clinical" in metrics:
         print_clinical(metrics["clinical"])
     if "truth" in metrics:
