@@ -18,6 +18,7 @@ import sys
 from metrics.meteor import meteor
 from metrics.meteor_data import find_data
 from metrics.ptb import tokenize
+from tests.bench import record
 from tests.bench.record_metrics import meteor_lines, nasty_texts, tokens
 
 LINE_ENDS = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # each would shift all later texts of the original
@@ -37,6 +38,7 @@ def main():
     p.add_argument("files", nargs="*", metavar="FILE.jsonl")
     p.add_argument("--drawn", type=int, default=0, metavar="N")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--record", action="store_true", help=record.HELP)
     args = p.parse_args()
     if find_data() is None or shutil.which("java") is None:
         missing = "Java" if find_data() else "pycocoevalcap (pip install pycocoevalcap==1.2)"
@@ -50,6 +52,7 @@ def main():
                                for key in ("report", "hypothesis", "reference") if isinstance(row.get(key), str)))
     total = differing(list(map(tokenize, texts)), tokens(texts), texts)
     print(f"PTB tokens: {total:,} of {len(texts):,} texts differ")
+    record.add(args, {"PTB, texts": len(texts), "PTB, texts that differ": total})
     pairs = [(tokenize(row["hypothesis"]), tokenize(row["reference"])) for row in rows if "hypothesis" in row]
     references = [reference for _, reference in pairs]
     items = [(hypothesis, [reference]) for hypothesis, reference in pairs]
@@ -60,6 +63,7 @@ def main():
         wrong = differing(found, wanted, items)
         print(f"METEOR {name}: {wrong:,} of {len(items):,} items differ; the corpus value by {abs(value - corpus):.1e}; "
               f"of the {len(pairs):,} pairs alone it is {meteor(*zip(*items[:len(pairs)]), data)[0]!r}")
+        record.add(args, {f"METEOR {name}, items": len(items), f"METEOR {name}, items that differ": wrong})
         total += wrong
     return int(total > 0)
 

@@ -27,6 +27,7 @@ from torchvision.transforms.v2 import functional
 
 from data.dataset import PictureFile, Prepared, Visits
 from data.images import BRIGHTNESS, CONTRAST, GAMMA, MEAN, STD, augment, read
+from tests.bench import record
 
 BATCH = 2              # pictures of a visit of stage 2
 
@@ -94,7 +95,7 @@ def memory():
     return tuple(int(fields[name].split()[0]) // 1024 for name in ("RssAnon", "RssFile"))
 
 
-def bench_preparing(folder, pictures):
+def bench_preparing(folder, pictures, figures):
     rng = np.random.default_rng(0)
     paths = []
     (folder / "images").mkdir()
@@ -105,7 +106,8 @@ def bench_preparing(folder, pictures):
     print(f"{pictures} gray JPEGs of 2544 x 3056, {megabytes:.2f} MB each, to 256 px: pictures a second and core")
     for name, call in (("data.images.read", lambda path: read(path, 256)), ("Pillow, RGB first", pillow_way),
                        ("torchvision decode_jpeg", torchvision_way), ("torchvision over Pillow", torchvision_pil_way)):
-        print(f"  {rate(call, paths):8.1f}  {name}")
+        figures[name] = rate(call, paths)
+        print(f"  {figures[name]:8.1f}  {name}")
     entries = [{"id": path.stem, "report": "Lungs clear.", "image_path": [path.name]} for path in paths]
     (folder / "annotation.json").write_text(json.dumps({"train": entries, "val": [], "test": []}))
     print(f"The whole command on them, by the clock (load {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores), the "
@@ -118,6 +120,7 @@ def bench_preparing(folder, pictures):
             subprocess.run([*command, *options], check=True, capture_output=True)
             seconds.append(time.perf_counter() - start)
             shutil.rmtree(folder / "set")
+        figures[f"data.prepare {' '.join(options)}, s"] = min(seconds)
         if options == ["--text-only"]:
             alone = min(seconds)
             print(f"  {alone:8.1f}  its start alone (--text-only)")
@@ -133,7 +136,7 @@ def picture_file(file, rows):
     return pictures
 
 
-def bench_training(folder, rows):
+def bench_training(folder, rows, figures):
     with open(folder / "images.npy", "wb") as file:
         np.lib.format.write_array_header_1_0(
             file, {"descr": "|u1", "fortran_order": False, "shape": (rows, 256, 256)})
@@ -150,18 +153,21 @@ def bench_training(folder, rows):
             return augment(torch.from_numpy(picture_file(images, batch)), 224, generator)
 
         visit(batches[0])
-        print(f"  {rate(visit, batches, rounds=5) * size:8.0f}  {size} at a time with augmentation")
+        figures[f"{size} at a time"] = rate(visit, batches, rounds=5) * size
+        print(f"  {figures[f'{size} at a time']:8.0f}  {size} at a time with augmentation")
     print(f"The jitter alone, {BATCH} pictures of 256 px: pictures per second and core")
     batch = torch.from_numpy(picture_file(images, rng.integers(0, rows, BATCH).tolist()))
     for name, jitter in (("data.images.augment: torchvision on 256 levels, looked up", augment),
                          ("torchvision on every pixel, float32", torchvision_on_floats),
                          ("torchvision on every pixel, uint8", torchvision_on_bytes)):
-        print(f"  {rate(lambda batch: jitter(batch, 224, generator), [batch] * 50, rounds=5) * BATCH:8.0f}  {name}")
+        figures[name] = rate(lambda batch: jitter(batch, 224, generator), [batch] * 50, rounds=5) * BATCH
+        print(f"  {figures[name]:8.0f}  {name}")
     before = memory()
     for step in range(1, 4):
         for batch in rng.integers(0, rows, (2000, 8)).tolist():
             visit(batch)
         private, mapped_pages = (after - earlier for after, earlier in zip(memory(), before))
+        figures[f"after {step * 16_000} reads, MB"] = private
         print(f"  after {step * 16_000:,} more: {private:+d} MB private, {mapped_pages:+d} MB of files' pages")
     report = "The heart is normal in size. The lungs are clear. No effusion or pneumothorax. There is a 4 mm nodule."
     studies = [{"id": str(n), "split": "train", "report": report, "views": [2 * n, 2 * n + 1]} for n in range(2000)]
@@ -169,8 +175,8 @@ def bench_training(folder, rows):
     (folder / "manifest.json").write_text("{}")
     for stage, views in ((1, 1), (2, 2)):
         visits = Visits(Prepared(folder), studies, stage, 224, seed=0)
-        print(f"  {rate(visits.__getitem__, [(0, n) for n in range(2000)]) * views:8.0f}  in visits of stage {stage}, "
-              f"{views} a visit")
+        figures[f"visits of stage {stage}"] = rate(visits.__getitem__, [(0, n) for n in range(2000)]) * views
+        print(f"  {figures[f'visits of stage {stage}']:8.0f}  in visits of stage {stage}, {views} a visit")
     print(f"  peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024:,} MB resident")
 
 
@@ -178,7 +184,7 @@ def mapped(file, rows):
     return np.stack([file[row] for row in rows])
 
 
-def bench_reading(folder, rows=8000, studies=4000, rounds=9):
+def bench_reading(folder, figures, rows=8000, studies=4000, rounds=9):
     path = folder / "warm.npy"
     np.save(path, np.random.default_rng(0).integers(0, 256, (rows, 256, 256), np.uint8))
     print(f"Random rows of a warm file of {path.stat().st_size / 1e6:.0f} MB: microseconds per study, "
@@ -194,6 +200,7 @@ def bench_reading(folder, rows=8000, studies=4000, rounds=9):
                     call(file, one)
                 times[call].append((time.process_time() - start) / studies * 1e6)
         for call, _ in ways:
+            figures[f"{views} views, {call.__name__}, µs"] = statistics.median(times[call])
             print(f"  {statistics.median(times[call]):8.1f}  {views} views, {call.__name__}")
     path.unlink()
 
@@ -202,9 +209,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=40)
     parser.add_argument("--rows", type=int, default=370_000)
+    parser.add_argument("--record", action="store_true", help=record.HELP)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    figures = {}
     with tempfile.TemporaryDirectory() as name:
-        bench_preparing(Path(name), args.pictures)
-        bench_training(Path(name), args.rows)
-        bench_reading(Path(name))
+        bench_preparing(Path(name), args.pictures, figures)
+        bench_training(Path(name), args.rows, figures)
+        bench_reading(Path(name), figures)
+    record.add(args, figures)

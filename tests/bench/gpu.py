@@ -39,7 +39,7 @@ from model.lora import add_lora
 from model.mistral import Mistral
 from model.swin import Swin
 from tests import tiny
-from tests.bench import train
+from tests.bench import record, train
 from training import dry_run
 from training.demo import encoders as demo_encoders
 from training.demo import language_model as demo_language_model
@@ -61,6 +61,14 @@ def rounded(value):
     if isinstance(value, dict):
         return {name: rounded(each) for name, each in value.items()}
     return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def numbers(row):
+    """{name: number} of one result; what it is of stands in the name."""
+    of = ", ".join([row["part"], *(row[name] for name in ("what", "side", "precision") if name in row)])
+    flat = {f"{name} {key}": value for name, group in row.items() if isinstance(group, dict)
+            for key, value in group.items()} | row
+    return {f"{of}: {name}": value for name, value in flat.items() if isinstance(value, (int, float))}
 
 
 @contextmanager
@@ -546,6 +554,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="for results (default: %(default)s)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: %(default)s)")
     parser.add_argument("--shape", choices=("7b", "toy"), default="7b", help="(default: %(default)s)")
+    parser.add_argument("--record", action="store_true", help=record.HELP)
     for name, kind in (("--part", str), ("--seconds", float), ("--work", Path)):
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -556,9 +565,13 @@ def main():
         return PARTS[args.part][0](args)
     if "demo" in args.only and "demo-data" not in args.only:
         args.only = ["demo-data", *args.only]
+    results = args.out / "gpu.jsonl"
+    before = results.read_bytes().count(b"\n") if results.exists() else 0
     with tempfile.TemporaryDirectory() as work:
         args.work = Path(work)
         run(args)
+    for line in results.read_text(encoding="utf-8").splitlines()[before:]:
+        record.add(args, numbers(json.loads(line)))
 
 
 if __name__ == "__main__":

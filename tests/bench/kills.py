@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from tests import runs
+from tests.bench import record
 
 
 def killed_run(argv, folder, world, kills, rng):
@@ -44,6 +45,7 @@ def main():
     parser.add_argument("--workers", default=0, help="of the loader")
     parser.add_argument("--accumulate", default=1)
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--record", action="store_true", help=record.HELP)
     args = parser.parse_args()
     extra = ["--workers", args.workers, "--accumulate", args.accumulate, "--precision", args.precision]
     failed = False
@@ -64,6 +66,8 @@ def main():
             print(f"{world} processes: {kills} kills of {len(disturbed)} runs, {saves} of them during a save, in "
                   f"{time.monotonic() - begun:.0f} s: weights {'identical' if same else 'DIFFERENT'}, log {'identical' if log else 'DIFFERENT'}",
                   flush=True)
+            record.add(args, {"processes": world, "kills": kills, "during a save": saves, "same weights": int(same),
+                              "same log": int(log)})
             failed |= not (same and log)
     sys.exit(failed)
 

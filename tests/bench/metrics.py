@@ -28,6 +28,7 @@ from metrics.cider import cider
 from metrics.intervals import Measured, with_intervals
 from metrics.meteor_data import find_data, read_lexicon
 from metrics.rouge import rouge_l
+from tests.bench import record
 
 SENTENCES = [
     "The heart is normal in size.",
@@ -95,8 +96,11 @@ class Steps(dict):
     def __call__(self, name):
         self[name], self.last = time.perf_counter() - self.last, time.perf_counter()
 
+    def total(self):
+        return sum(self.values())
+
     def __str__(self):
-        return f"{sum(self.values()):.1f} s (" + ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.items()) + ")"
+        return f"{self.total():.1f} s (" + ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.items()) + ")"
 
 
 def ours(pairs, meteor, protocol="coco"):
@@ -171,25 +175,34 @@ def main():
     p.add_argument("--words", type=int, default=51)
     p.add_argument("--reports", metavar="FILE.jsonl")
     p.add_argument("--ours-only", action="store_true")
+    p.add_argument("--record", action="store_true", help=record.HELP)
     args = p.parse_args()
     rng = random.Random(0)
     pairs = file_pairs(args.reports, args.pairs, rng) if args.reports else drawn_pairs(args.pairs, args.words, rng)
     mean = sum(len(text.split()) for pair in pairs for text in pair) / (2 * len(pairs))
     print(f"{len(pairs)} pairs, {mean:.1f} words a text; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
           f"Python {sys.version.split()[0]}")
-    print(f"without METEOR, with intervals: {child(without_meteor, pairs)[0][0]}")
+    steps = child(without_meteor, pairs)[0][0]
+    figures = {"without METEOR, s": steps.total()}
+    print(f"without METEOR, with intervals: {steps}")
     kinds = ("exact+stem", "full") if find_data() else ("exact+stem",)
     scores = {}
     for meteor in kinds:
         for protocol in metrics.PROTOCOLS:
             (steps, scores[protocol]), memory = child(ours, pairs, meteor, protocol)
+            figures |= {f"{meteor}, {protocol}, s": steps.total(), f"{meteor}, {protocol}, MB": memory}
             print(f"all with METEOR {meteor} and intervals, {protocol}: {steps}, peak {memory:.0f} MB")
     for part in (len(pairs) // 4, len(pairs) // 2):
-        print(f"  {part} pairs, {kinds[-1]}, coco: {child(ours, pairs[:part], kinds[-1])[0][0]}")
+        steps = child(ours, pairs[:part], kinds[-1])[0][0]
+        figures[f"{part} pairs, {kinds[-1]}, coco, s"] = steps.total()
+        print(f"  {part} pairs, {kinds[-1]}, coco: {steps}")
     for name, pair in (("two 500-word texts", drawn_pairs(1, 500, rng)[0]),
                        ("two texts of 750 repeated words", ("no effusion . " * 250, "no pneumothorax . " * 250))):
         for meteor in kinds:
-            print(f"a pair of {name}, {meteor}: {child(ours, [pair, ('a', 'b')], meteor)[0][0]}")
+            steps = child(ours, [pair, ("a", "b")], meteor)[0][0]
+            figures[f"a pair of {name}, {meteor}, s"] = steps.total()
+            print(f"a pair of {name}, {meteor}: {steps}")
+    record.add(args, figures)
     if args.ours_only:
         return
     try:
@@ -199,7 +212,9 @@ def main():
         print(f"pycocoevalcap with Java is not there ({error}): nothing to compare with")
         return
     print(f"pycocoevalcap with its JVMs, without intervals: {steps}")
-    print("largest difference of a score, coco:", max(abs(scores["coco"][name] - other[name]) for name in other))
+    difference = max(abs(scores["coco"][name] - other[name]) for name in other)
+    print("largest difference of a score, coco:", difference)
+    record.add(args, {"pycocoevalcap, s": steps.total(), "largest difference, coco": difference})
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from model.decode import generate
 from model.lora import add_lora
 from model.mistral import Mistral, MistralConfig
 from model.swin import Swin, SwinConfig
+from tests.bench import record
 
 # The small shape is SmolLM-135M's, a published model of Mistral's kind, with Mistral's vocabulary: 125 M parameters.
 SHAPES = {"100m": MistralConfig(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
@@ -268,6 +269,7 @@ def main():
     parser.add_argument("--bandwidth", type=float, default=3.35, help="of the GPU, TB/s (an H100 SXM has 3.35)")
     parser.add_argument("--flops", type=float, default=989, help="of the GPU in dense bf16, TFLOP/s (an H100 has 989)")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory columns out")
+    parser.add_argument("--record", action="store_true", help=record.HELP)
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -283,13 +285,17 @@ def main():
             seconds = interleaved(task, Path(folder), args)
             megabytes = {} if args.no_memory else {side: peak(task, side, folder, args) for side in seconds}
             for side in references(task, args):
+                figures = {"seconds": (seconds["ours"], seconds[side], seconds[side] / seconds["ours"])}
                 line = f"{task:10} {side:18} {seconds['ours']:8.3f}s {seconds[side]:8.3f}s " \
                        f"{seconds[side] / seconds['ours']:6.2f}"
                 if megabytes:
+                    figures["MB"] = megabytes["ours"], megabytes[side], megabytes[side] / megabytes["ours"]
                     line += f" {megabytes['ours']:6.0f}MB {megabytes[side]:6.0f}MB " \
                             f"{megabytes[side] / megabytes['ours']:6.2f}"
                 shown = seconds[side if side.startswith("ours") else "ours"]
                 print(line, gpu_limits(task, shown, args) if args.device == "cuda" else "", flush=True)
+                record.add(args, {f"{task}, {unit}, {who}": value for unit, values in figures.items()
+                                  for who, value in zip(("ours", side, f"ratio to {side}"), values)})
             gc.collect()
 
 

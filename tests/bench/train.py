@@ -29,6 +29,7 @@ from model.interaction import disease_consistency
 from model.mistral import Mistral, MistralConfig
 from model.swin import Swin, SwinConfig
 from tests import tiny
+from tests.bench import record
 from tests.bench.models import quiet
 from training import dry_run
 from training.optimizer import optimizer_for
@@ -293,6 +294,7 @@ def main():
     parser.add_argument("--only", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--side", choices=("ours", "theirs", "both"), default="both",
                         help="one alone, to see its memory (default: %(default)s)")
+    parser.add_argument("--record", action="store_true", help=record.HELP)
     args = parser.parse_args()
     args.sides = {"ours": [OURS], "theirs": [THEIRS], "both": [OURS, THEIRS]}[args.side]
     gpu = torch.cuda.get_device_name() if args.device == "cuda" else None
@@ -308,7 +310,7 @@ def main():
                 used = f", {row['utilisation']:.0%} of the peak FLOPs" if row["utilisation"] else ""
                 print(f"{task}  {side:<13} {row['seconds'] * 1e3:9.1f} ms  {row['studies_per_s']:8.2f} studies/s{used}"
                       + (f", {row['gb']:.1f} GB{of}" if gpu else "") + f"   first loss {row['first_loss']:.4f}")
-            ratio(task, {side: row["seconds"] for side, row in figures.items()})
+            ratio(task, {side: row["seconds"] for side, row in figures.items()}, args)
     if "decode-set" in args.only:
         torch.manual_seed(0)
         figures = decode_set(args)
@@ -316,12 +318,15 @@ def main():
             print(f"decode-set  {side:<13} {args.studies:,} reports of {TOKENS} tokens, beam {BEAMS}, batches of "
                   f"{args.decode_batch}: {seconds:.1f} s, {args.studies / seconds:.2f} reports/s, {TEST_SET:,} in "
                   f"{TEST_SET / args.studies * seconds / 60:.1f} min" + (f", {memory:.1f} GB" if gpu else ""))
-        ratio("decode-set", {side: seconds for side, (seconds, _) in figures.items()})
+        ratio("decode-set", {side: seconds for side, (seconds, _) in figures.items()}, args)
 
 
-def ratio(task, seconds):
+def ratio(task, seconds, args):
+    figures = {f"{task}, {side}, s": value for side, value in seconds.items()}
     if len(seconds) == 2:
-        print(f"{task}  ratio {seconds[THEIRS] / seconds[OURS]:.2f}", flush=True)
+        figures[f"{task}, ratio"] = seconds[THEIRS] / seconds[OURS]
+        print(f"{task}  ratio {figures[f'{task}, ratio']:.2f}", flush=True)
+    record.add(args, figures)
 
 
 if __name__ == "__main__":
