@@ -101,9 +101,10 @@ def main():
                     known = scores(Path(folder) / "runs" / "demo")
             walls, cpus, *memory = zip(*figures)
             print(line(name, "both", sum(walls), sum(cpus), *map(max, memory)), flush=True)
-            record.add(args, {"train.py, min": walls[0] / 60, "evaluate.py, min": walls[1] / 60, "both, min": sum(walls) / 60,
-                              "both, CPU min": sum(cpus) / 60, "largest process, GB": max(memory[0]) / 1e9,
-                              "all together, GB": max(memory[1]) / 1e9, **known}, root, threads=None)
+            record.add(args, {"train.py, min": walls[0] / 60, "evaluate.py, min": walls[1] / 60,
+                              "both, min": sum(walls) / 60, "both, CPU min": sum(cpus) / 60,
+                              "largest process, GB": max(memory[0]) / 1e9, "all together, GB": max(memory[1]) / 1e9,
+                              **known}, root, threads=None)
 
 
 if __name__ == "__main__":

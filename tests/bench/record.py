@@ -37,14 +37,13 @@ def add(args, figures, root=ROOT, threads=...):
 
 def write(command, figures, root=ROOT, threads=..., **more):
     """The line itself: the figures, and what they hang on."""
-    import torch                                            # here, for it would count in the memory that a benchmark measures
+    import torch  # not before, for it would count in the memory that a benchmark measures
 
-    program = re.search(r"tests\.bench\.(\w+)|(\w+)\.py\b|-m (\S+)", command)
-    line = {"bench": next(filter(None, program.groups())) if program else None, "command": command,
+    bench = re.search(r"tests\.bench\.(\w+)", command)
+    line = {"bench": bench and bench[1], "command": command,
             "commit": commit(root), "date": datetime.date.today().isoformat(), "machine": machine(torch),
             "torch": torch.__version__, "threads": torch.get_num_threads() if threads is ... else threads, **more,
-            "figures": {name: number if isinstance(number, int) else float(f"{number:.6g}")
-                        for name, number in figures.items()}}
+            "figures": {name: number(value) for name, value in figures.items()}}
     with open(FILE, "a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -67,9 +66,10 @@ def machine(torch):
                       torch.backends.cpu.get_cpu_capability().lower(), *gpu])
 
 
-def number(text):
-    value = float(text)
-    return int(value) if value.is_integer() else value
+def number(value):
+    """A whole number as it is, any other to six digits."""
+    value = float(value)
+    return int(value) if value.is_integer() else float(f"{value:.6g}")
 
 
 def main():
