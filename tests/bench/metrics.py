@@ -96,11 +96,14 @@ class Steps(dict):
     def __call__(self, name):
         self[name], self.last = time.perf_counter() - self.last, time.perf_counter()
 
-    def total(self):
-        return sum(self.values())
+    def figures(self, of):
+        """{name: seconds} for the record: the sum, and what of it is reading METEOR's data, where that is a step."""
+        total, data = sum(self.values()), self.get("METEOR's data")
+        parts = {} if data is None else {f"{of}, METEOR's data, s": data, f"{of}, the rest, s": total - data}
+        return {f"{of}, s": total} | parts
 
     def __str__(self):
-        return f"{self.total():.1f} s (" + ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.items()) + ")"
+        return f"{sum(self.values()):.1f} s (" + ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.items()) + ")"
 
 
 def ours(pairs, meteor, protocol="coco"):
@@ -183,24 +186,24 @@ def main():
     print(f"{len(pairs)} pairs, {mean:.1f} words a text; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
           f"Python {sys.version.split()[0]}")
     steps = child(without_meteor, pairs)[0][0]
-    figures = {"without METEOR, s": steps.total()}
+    figures = steps.figures("without METEOR")
     print(f"without METEOR, with intervals: {steps}")
     kinds = ("exact+stem", "full") if find_data() else ("exact+stem",)
     scores = {}
     for meteor in kinds:
         for protocol in metrics.PROTOCOLS:
             (steps, scores[protocol]), memory = child(ours, pairs, meteor, protocol)
-            figures |= {f"{meteor}, {protocol}, s": steps.total(), f"{meteor}, {protocol}, MB": memory}
+            figures |= steps.figures(f"{meteor}, {protocol}") | {f"{meteor}, {protocol}, MB": memory}
             print(f"all with METEOR {meteor} and intervals, {protocol}: {steps}, peak {memory:.0f} MB")
     for part in (len(pairs) // 4, len(pairs) // 2):
         steps = child(ours, pairs[:part], kinds[-1])[0][0]
-        figures[f"{part} pairs, {kinds[-1]}, coco, s"] = steps.total()
+        figures |= steps.figures(f"{part} pairs, {kinds[-1]}, coco")
         print(f"  {part} pairs, {kinds[-1]}, coco: {steps}")
     for name, pair in (("two 500-word texts", drawn_pairs(1, 500, rng)[0]),
                        ("two texts of 750 repeated words", ("no effusion . " * 250, "no pneumothorax . " * 250))):
         for meteor in kinds:
             steps = child(ours, [pair, ("a", "b")], meteor)[0][0]
-            figures[f"a pair of {name}, {meteor}, s"] = steps.total()
+            figures |= steps.figures(f"a pair of {name}, {meteor}")
             print(f"a pair of {name}, {meteor}: {steps}")
     record.add(args, figures)
     if args.ours_only:
@@ -214,7 +217,7 @@ def main():
     print(f"pycocoevalcap with its JVMs, without intervals: {steps}")
     difference = max(abs(scores["coco"][name] - other[name]) for name in other)
     print("largest difference of a score, coco:", difference)
-    record.add(args, {"pycocoevalcap, s": steps.total(), "largest difference, coco": difference})
+    record.add(args, {**steps.figures("pycocoevalcap"), "largest difference, coco": difference})
 
 
 if __name__ == "__main__":
