@@ -72,9 +72,10 @@ def demo(readme):
     """The same of the README's demo: all decimals from its minutes to its recognition."""
     part = re.search(r"took [\d.]+ minutes.*?macro AUROC [^]]*\]", readme, re.S)
     assert part, "README.md: the demo's figures are not between 'took … minutes' and 'macro AUROC … [low, high]'"
-    return ([number for number in numbers(part[0]) if "." in number],
-            ["python -m tests.bench.demo", "python train.py", "python evaluate.py --ckpt runs/demo/ckpt.safetensors"],
-            COMMIT.findall(part[0]))
+    commits = COMMIT.findall(part[0])
+    ways = "python -m tests.bench.demo", "python train.py", "python evaluate.py --ckpt runs/demo/ckpt.safetensors"
+    commands = [command for command in ways if of_command(command, commits)]
+    return [number for number in numbers(part[0]) if "." in number], commands, commits
 
 
 SHOWN = [*rows(PAGE), demo(README)]

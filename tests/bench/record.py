@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FILE = Path(__file__).with_name("results.jsonl")
 HELP = "add the figures to tests/bench/results.jsonl"
-OUTSIDE = re.compile(r"(^|=)(?:/|~|\.\.)\S*/")                # a folder outside of the repository, in an option
+OUTSIDE = re.compile(r"(^|=)(?:/|~|\.\.).*/")                  # a folder outside of the repository, in an option
 
 
 def add(args, figures, root=ROOT, threads=...):
