@@ -81,7 +81,8 @@ function mapped(study, map, box, row) {
 
 function clues(study, box) {
   const list = el("div", "clues");
-  if (study.c.length) list.append(el("h4", "", "clues, weight among the 14"));
+  const press = study.m && study.v.length ? "; press one to see where the picture is most similar to it" : "";
+  if (study.c.length) list.append(el("h4", "", `clues, with their weights among the 14 diseases${press}`));
   study.c.forEach(([prompt, weight], i) => {
     const map = study.m && study.v.length ? study.m.clues[i] : null;
     const row = el(map ? "button" : "div", "clue");
@@ -92,7 +93,7 @@ function clues(study, box) {
     list.append(map ? mapped(study, map, box, row) : row);
   });
   if (study.m && study.m.queries && study.v.length) {
-    const row = el("button", "clue", el("span", "prompt", "where the queries look"));
+    const row = el("button", "clue", el("span", "prompt", "where the learnable queries look"));
     list.append(mapped(study, study.m.queries, box, row));
   }
   return list;

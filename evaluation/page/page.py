@@ -84,8 +84,8 @@ def scores_section(metrics, source):
     parts = [tables.score_table(metrics, source)]
     protocols = metrics.get("settings", {}).get("protocols", {})
     parts += [paragraph(f"<b>{escape(name)}</b>: {escape(text)}.", "note") for name, text in protocols.items()]
-    parts.append(paragraph("Small figures: 95 % interval over studies. A row counts one way only, so figures of "
-                           "different rows compare only where the last column says the same.", "note"))
+    parts.append(paragraph("Small figures: 95 % interval over studies. Figures of two rows compare only where the "
+                           "last column says the same of both.", "note"))
     if "variety" in metrics:
         n = metrics["settings"]["n"]
         parts += [paragraph(escape(line) + ".") for line in variety_lines(metrics["variety"], n)]
@@ -103,9 +103,9 @@ def scores_section(metrics, source):
 def floors_section(metrics):
     warnings = "".join(paragraph(f"<b>Near its floor:</b> {escape(verdict)}.", "warning")
                        for verdict in near_floor(metrics))
-    return (paragraph("What texts score that have nothing to do with the picture: the same model shown other studies’ "
-                      "pictures, and the training set’s most frequent report for every study. A model that looks "
-                      "stands clear of both.")
+    return (paragraph("Scores that can be reached without the study’s own pictures: by the same model on another "
+                      "study’s pictures, and by the training set’s most frequent report for every study. A model that "
+                      "uses its pictures scores clearly better than both.")
             + warnings + tables.floors_table(metrics))
 
 
@@ -122,8 +122,8 @@ def findings_section(clinical, rows):
                       "to see its studies.")
             + tables.findings_table(per_class, rows)
             + "<h3>Invented instead of what?</h3>"
-            + paragraph("How often a finding (row) was missed in a report that invented another one (column). Green: "
-                        "found.")
+            + paragraph("How many reports missed one finding (row) and invented another one (column). Green: how many "
+                        "reports found it.")
             + tables.confusion_table(rows))
 
 
@@ -136,6 +136,9 @@ def gallery_section(shown, left, known, labeler):
         notes.append("Findings are not marked: these reports carry no labels.")
     elif labeler is None:
         notes.append("Findings are marked for the whole report only: no labeler was at hand for single sentences.")
+    if any(study["c"] and study["m"] for study in shown):
+        notes.append("Heat maps, transparent to yellow: how similar each part of the picture is to the clue (cosine), "
+                     "or how much attention the learnable queries pay to it.")
     return (legend() * known + "".join(paragraph(note, "note") for note in notes)
             + '<form id="tools"></form><p id="count" role="status"></p><div id="cards"></div>'
             '<button id="more" hidden>Show more</button>'
@@ -175,9 +178,9 @@ def zero_shot_section(found, scores, labels):
             caption = f"<figcaption>{escape(name)}<b>{number(cell['value'])}</b></figcaption>"
             panels += f"<figure>{charts.roc(name, rates)}{caption}</figure>"
         panels = f'<div class="panels rocs">{panels}</div>'
-    return (paragraph("The cosine of picture and prompt, without any training on labels; 0.5 is chance. Curves: false "
-                      "positive rate to the right, true positive rate upwards, by the clue prompts, whose order picks "
-                      "the clues of stage 2.")
+    return (paragraph("The score is the cosine of picture and prompt; no label of a picture was used in training. "
+                      "An AUROC of 0.5 is chance. Curves: ROC of the clue prompts, false positive rate to the right, "
+                      "true positive rate upwards. The same scores choose the clues of stage 2.")
             + panels + tables.table(header, rows, "zero"))
 
 
@@ -188,4 +191,5 @@ def retrieval_section(retrieval):
     columns = list(next(iter(retrieval.values())))
     rows = [("", [RETRIEVAL[way], *(f'{tables.figure(cells[at])}<small>chance {number(cells[at]["chance"])}</small>'
                                     for at in columns)]) for way, cells in retrieval.items()]
-    return paragraph("Share of queries with a right answer among the K best.") + tables.table(["", *columns], rows)
+    return paragraph("R@K: the share of pictures for which a right sentence is among the K most similar ones, and the "
+                     "same for sentences and pictures.") + tables.table(["", *columns], rows)

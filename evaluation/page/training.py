@@ -10,9 +10,9 @@ from evaluation.page.charts import number
 from evaluation.page.document import paragraph
 
 # What is drawn of log.jsonl, a panel each: title, the figure, and the figure of a validation that belongs to it.
-PANELS = (("loss", "loss", "loss"), ("cross-entropy a token", "ce", None), ("L_DC, Eq. (4)", "dc", None),
+PANELS = (("loss", "loss", "loss"), ("cross-entropy per token", "ce", None), ("L_DC, Eq. (4)", "dc", None),
           ("temperature τ", "tau", None), ("learning rate", "lr", None), ("gradient norm", "gradient_norm", None),
-          ("studies a second", "studies_per_s", None))
+          ("studies per second", "studies_per_s", None))
 RAW = ("loss", "ce", "dc", "gradient_norm", "studies_per_s")           # noisy: a smoothed line over the raw one
 
 
@@ -73,7 +73,8 @@ def marks(pieces):
 
 def training_section(log):
     """A panel per figure and stage."""
-    parts = [paragraph("Over optimiser steps; faint: every step, strong: smoothed. The figure is the last step’s.")]
+    parts = [paragraph("Over optimiser steps. Faint line: every step; strong line: smoothed. The number beside a title "
+                       "is the last step’s.")]
     for stage in dict.fromkeys(row.get("stage", "") for row in log):
         rows = [row for row in log if row.get("stage", "") == stage]
         validations = [{"step": row["step"], **row["validation"]} for row in rows if "validation" in row]

@@ -148,7 +148,8 @@ function detailOf(answer) {
   const doubtful = answer.sentences.flat().filter(([, p]) => p < .9).sort((a, b) => a[1] - b[1]).slice(0, 3);
   const least = doubtful.map(([text, p]) => `“${bare(text)}” ${percent(p)}`).join(", ");
   const detail = el("p", "detail", least ? `Least sure of: ${least}. ` : "Sure of every word. ",
-                    "Point at a word, or use the arrow keys, for its probability.");
+                    "Point at a word, or use the arrow keys, for its probability.",
+                    answer.study.f.length ? "" : " Underlined: below 90 %; solid line: below 50 %.");
   detail.setAttribute("role", "status");
   return detail;
 }
