@@ -4,12 +4,12 @@
 
     first.svg               one study: its pictures with a clue's heat map, its clues, its report beside the reference
     gallery[-dark].webp     two studies of report.html, where there is a Chromium
-    ladder.svg, swaps.svg   what the experiments measured, with 95 % intervals over all seeds' studies
-    scarce.svg, mix.svg     the same over the share of reports that stage 2 reads, and of the clues that are right
-    learned.svg             the report of one study that stays the same, after each validation
+    ladder.svg, swaps.svg   what the experiments measured, with 95 % intervals over the studies of all seeds
+    scarce.svg, mix.svg     the same over the share of reports that stage 2 reads, and over the share of right clues
+    learned.svg             the report of one and the same study after each validation
     curves.svg              the losses of both stages
 
-Each SVG holds all it needs and follows light and dark.
+Each SVG needs no other file and has a light and a dark form.
 """
 
 import base64
@@ -199,10 +199,10 @@ def written_studies(args):
 
 
 def telling(studies):
-    """The studies, most telling first: frontal and lateral, one wrong word, all else right, many findings, none of
+    """The studies, the best examples first: frontal and lateral, one wrong word, all else right, many findings, none of
     them stated twice, few words.
 
-    Devices stand back: their label says that there is one, not which.
+    Studies with devices come later: their label says that there is one, not which.
     """
     def order(one):
         labels, kinds = [label for label, _, _ in one[1]["f"]], [kind for _, kind, _ in one[1]["f"]]
@@ -216,7 +216,7 @@ def telling(studies):
 
 def marked(card):
     """The generated report as [(word, class)]. Of a finding on another side or of another severity, what says so is
-    "wrong" and the rest of the sentence right; where no word says it, the whole sentence "differs".
+    "wrong" and the rest of the sentence "match"; where no single word says so, the whole sentence "differs".
     """
     notes = {label: note for label, kind, note in card["f"] if kind == "differs"}
     pieces = []
@@ -299,7 +299,7 @@ def cells(lines, name):
 
 
 def seeds_of(lines, several=False):
-    """The subtitle: what the intervals are over, and which line is dashed (`several`: of several groups)."""
+    """The subtitle: what the intervals are over, and what the dashed line is (`several`: there are several groups)."""
     seeds = len({line["seed"] for line in lines})
     return (f"95 % intervals over the studies of {seeds} seed{'s' * (seeds != 1)}; "
             f"dashed: the first row{' of each' * several}")
@@ -348,7 +348,9 @@ def mix(lines):
 
 
 def learned(log, most=6):
-    """The first study's reports, evenly over the run, findings marked; in the reference, against the last one."""
+    """At most `most` reports of the first study, evenly over the run, with marked findings; the reference is marked
+    against the last report.
+    """
     samples = next(iter(samples_of(log, phantom_labeler()).values()), None)
     if not samples:
         return None
@@ -386,7 +388,7 @@ def save(path, data):
 
 
 def make(args):
-    """Makes every picture whose source is there, and says of the others what is missing. Raises UserError."""
+    """Makes every picture whose source exists, and says what is missing for the others. Raises UserError."""
     prepared, studies = written_studies(args)
     best = telling(studies)
     log = read_rows(args.log or Path(args.ckpt).parent / "log.jsonl")

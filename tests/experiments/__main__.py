@@ -1,22 +1,22 @@
-"""Do the clues make reports truer? The README's experiments, on the phantom, whose truth is known.
+"""Do the clues make reports truer? The experiments of docs/results.md, on the phantom, whose truth is known.
 
     python -m tests.experiments                                         all of them, three seeds; hours
     python -m tests.experiments --only ladder swap --seeds 1            some of them
-    python -m tests.experiments --tables                                the tables of the results there are, as Markdown
+    python -m tests.experiments --tables                                tables of the results so far, as Markdown
 
-    ladder     Table 2: base, dci, cmci, trrg with the same LoRA, and the literal base without
+    ladder     Table 2: base, dci, cmci, trrg and steered with the same LoRA, and base without LoRA
     swap       is the clue used? Other clues at test time: another study's, absent diseases', the true ones, none
     alignment  what stage 1 gives: as trained, untrained, equal sentences as positives or not
-    clues      1, 3 or 5 clues; one prompt a disease or the bank; the number of queries
-    data       10, 30, 100 % of the training studies, base against trrg, for as many steps
+    clues      1, 3 or 5 clues; one prompt per disease or the whole bank; the number of queries
+    data       10, 30, 100 % of the training studies for both stages, base against trrg, the same number of steps
     scarce     stage 1 on all studies, stage 2 on 3, 10, 30 % of them: base against steered
-    mix        reports as a function of how many of the injected clues are right
-    diagnosis  what becomes of the queries and of L_DC, and how much the language model reads of the clues
+    mix        reports over the share of the injected clues that is right
+    diagnosis  what the queries and L_DC become, and how much the language model reads of the clues
 
 A job trains with train.py (whose presets and options hold: `--train "--epochs 2"`, or `--train1`, `--train2` for one
-stage alone) and is measured with the program's own evaluation, in a process of its own. Its results are a line of
-tests/experiments/results.jsonl as soon as it ends. The same command goes on after an interruption: what stands there with the
-same settings is not run again, and train.py resumes.
+stage alone) and is measured with the program's own evaluation, in a process of its own. When it ends, its results
+become one line of tests/experiments/results.jsonl. An interrupted command, run again, goes on where it stopped: a job
+that has a line with the same settings is not run again, and train.py resumes.
 """
 
 import argparse
@@ -265,9 +265,9 @@ def parser():
                    help="start the training of all outstanding jobs over; one begun with other settings needs it")
     p.add_argument("--beams", type=count, help="beam width of the reports (default: the checkpoint's)")
     p.add_argument("--limit", type=count, metavar="N", help="measure on the first N test studies (default: all)")
-    p.add_argument("--tables", action="store_true", help="print the tables of the results there are, and stop")
+    p.add_argument("--tables", action="store_true", help="print the tables of the results so far, and stop")
     p.add_argument("--as-recorded", action="store_true",
-                   help="with --tables: whatever settings the lines were made with, as for a --results of an older commit")
+                   help="with --tables: take lines of any settings, such as those of an older commit's --results")
     p.add_argument("--data", type=Path, default=Path("datasets/demo"), help="the phantom (default: %(default)s)")
     p.add_argument("--weights", type=Path, default=Path("weights/demo"), help="base weights (default: %(default)s)")
     p.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="(default: %(default)s)")

@@ -18,7 +18,7 @@ from training.state import data_digest
 PERCENT = (10, 30, 100)            # of the training studies, for both stages
 SCARCE = {3: 104, 10: 520, 30: 520}            # per cent of the training studies for stage 2 alone: steps
 SCARCE_VAL = 100                   # val studies then: many short epochs look at them often
-MIXED = ("dci", "steered") # the variants whose clues are right to a share that is set
+MIXED = ("dci", "steered")         # the variants whose clues are right to a share that is set
 TRAINED = ("align", "tune")        # the kinds of jobs that train, in the order of the stages
 
 
@@ -131,7 +131,7 @@ def argv(args, job):
 
 
 def read_by(own, common):
-    """The common options without those that this job does not read: a rung without clues, say, reads no --k."""
+    """The common options that this job reads: a variant without clues, for example, reads no --k."""
     kept, settings = [], arguments(own)
     for word in common:
         if word.startswith("--"):
@@ -151,7 +151,7 @@ def checkpoint(args, job):
 
 
 def with_needed(grid, only):
-    """{job: the experiment that it is recorded under}, of the rows of these experiments and of what they stand on."""
+    """{job: the experiment that it is recorded under}, of these experiments' rows and the jobs they start from."""
     found = {}
     for experiment in only:
         for row in grid[experiment].values():
@@ -163,14 +163,14 @@ def with_needed(grid, only):
 
 
 def needs(job, failed):
-    """Whether a job stands, directly or not, on one that failed."""
+    """Whether a job starts, directly or not, from one that failed."""
     return job.after is not None and (job.after in failed or needs(job.after, failed))
 
 
 def part(args, percent, seed, val=None):
-    """Prepares so many per cent of the training studies, drawn anew for every seed, with test and val whole.
+    """Prepares `percent` % of the training studies, drawn anew per seed, with all of val and test.
 
-    Or, for the experiment on few reports, with the first `val` studies of val.
+    For the experiment on few reports only the first `val` studies of val are kept.
     """
     whole, out = Prepared(args.data), args.runs / f"{'few' if val else 'data'}-{percent}-{seed}"
     options = {**whole.manifest["options"], "of": data_digest(whole), "percent": percent, "draw": seed}

@@ -39,8 +39,8 @@ def other_clues(model, own, studies, kind):
 def mixed(model, own, studies, labels, share):
     """The true clues of each study, at most k, all but a `share` of them replaced by those of absent diseases.
 
-    Each true clue stays or goes by a lot of its own, so every mix has as many clues, and the larger share holds all
-    that the smaller one does.
+    Each true clue has a random number of its own, which decides whether it stays. So every mix has the same number of
+    clues, and a larger share keeps all the true clues that a smaller share keeps.
     """
     true, absent = (swapped(model, own, studies, kind, labels) for kind in ("true", "absent"))
     kept = torch.zeros_like(true.weights).scatter(1, true.disease, 1.0) * true.weights
@@ -56,7 +56,9 @@ def mixed(model, own, studies, labels, share):
 
 
 def reports(model, prepared, studies, processes, kind="own", **decoding):
-    """({figure: value}, {count: a hexadecimal digit a study}) of reports with clues of a kind of SWAPS, or its own."""
+    """({figure: value}, {count: one hexadecimal digit per study}) of reports with the model's own clues, or those of a
+    kind of SWAPS or MIXES.
+    """
     clues, on = None, (model, prepared, studies, processes, BATCH)
     if kind in SWAPS or kind in MIXES:
         clues = other_clues(model, own_clues(outcomes(*on, write=False)), studies, kind)
@@ -88,7 +90,9 @@ def surprise(written):
 
 
 def counts(texts):
-    """{count: a hexadecimal digit a study} of labelled rows: micro F1's over the 14 labels, and the truth's two."""
+    """{count: one hexadecimal digit per study} of labelled rows: tp, fp, fn of micro F1 over the 14 labels, and the
+    invented and missed findings.
+    """
     h, r = labels_of(texts, "hypothesis"), labels_of(texts, "reference")
     truth = measure_truth(h, r, [[]] * len(texts), [[]] * len(texts)).statistics
     h, r = (np.isin(labels, UNCERTAIN["positive"]) for labels in (h, r))
@@ -113,13 +117,13 @@ def measured(counts):
 
 
 def diagnosis(model, prepared, studies, processes):
-    """{figure: value}, as far as the variant has what it speaks of:
+    """{figure: value}, those that the variant has:
 
     L_DC                          Eq. (4) on these studies; -1 is perfect consistency, or collapse
-    alike, E^v and E^c            mean cosine between two queries of one study: 1 where all L say the same
+    alike, E^v and E^c            mean cosine between two queries of one study: 1 where all L are the same
     of its study, E^v and E^c     share of the queries' squared length that differs from study to study: 0 where they
-                                  say the same of everyone
-    R@1, E^v → E^c                how often a study's E^v is nearest to its own E^c of all studies'
+                                  are the same for every study
+    R@1, E^v → E^c                how often, among the E^c of all studies, that of the same study is nearest to E^v
     CE …                          cross-entropy of the true reports per token; then how much it rises with another
                                   study's clues, without any, and with another study's picture (and its own clues)
     """
@@ -148,7 +152,7 @@ def diagnosis(model, prepared, studies, processes):
 
 
 def found_again(e_v, e_c):
-    """How often the E^v of a study has its own E^c as the nearest of all; by chance 1/N."""
+    """How often the E^c of the same study is the nearest of all to a study's E^v; by chance 1/N."""
     similar = cosine(e_v.flatten(1), e_c.flatten(1))
     best = similar == similar.max(1, keepdim=True).values                # of equals, each has its part of the hit
     return (best.diagonal() / best.sum(1)).mean().item()

@@ -20,12 +20,13 @@ COLUMNS = {
     "scarce": (*CLUES, "micro F1", "macro F1", "invented", "missed", "side accuracy", "BLEU-4", "CIDEr"),
     "diagnosis": ("L_DC", "alike, E^v", "alike, E^c", "of its study, E^v", "of its study, E^c",
                   "R@1, E^v → E^c", "CE", "CE + other clues", "CE + no clues", "CE + other picture")}
-NOTES = {"swap": "The true clues are at most k a study, those that the model itself finds likeliest; the prompt of each is "
-                 "the one of the bank that says most of what is true. Another study's are of one with other labels."}
+NOTES = {"swap": "The true clues are at most k per study: those of its diseases that the model itself finds likeliest, "
+                 "each with the prompt of the bank that says most of what is true. Another study's are of one with other "
+                 "labels."}
 
 
 def tables(results, grids, experiment):
-    """The lines of an experiment's tables, from `experiments.read_results` and one `experiments.experiments` a seed."""
+    """The lines of an experiment's tables, from `experiments.read_results` and one `grid.experiments` per seed."""
     of_row = {row: [grid[experiment][row] for grid in grids] for row in grids[0][experiment]}
     jobs = {name: [row.job for row in rows] for name, rows in of_row.items()}
     blocks = [figures_table(results, COLUMNS[experiment], jobs)]
@@ -51,7 +52,7 @@ def mean(values, sign=""):
 
 
 def figure(results, job, column):
-    """A figure of a job, AUROC of the stage 1 that it stands on."""
+    """A figure of a job; the AUROC is that of the stage 1 that it started from."""
     if column == "macro AUROC":
         job = job.after
     return results.get((job.name, job.seed), {}).get("metrics", {}).get(column)
@@ -66,7 +67,7 @@ def figures_table(results, columns, jobs):
 
 def differences_table(results, jobs, against):
     """Each row minus the one it is compared with, study by study: mean ± sd over the seeds, in how many of them the
-    difference has the sign of the mean, and p of all seeds' studies taken together."""
+    difference has the sign of the mean, and p over the studies of all seeds together."""
     lines = []
     for name, other in against.items():
         pairs = [(results.get((one.name, one.seed)), results.get((two.name, two.seed)))
@@ -81,7 +82,7 @@ def differences_table(results, jobs, against):
 
 
 def joined(seeds):
-    """The counts of several seeds as of one set of studies."""
+    """The counts of several seeds, put together as those of one set of studies."""
     return {name: "".join(counts[name] for counts in seeds) for name in seeds[0]}
 
 
@@ -91,7 +92,7 @@ def cell(seeds, p):
 
 
 def auroc_table(results, jobs):
-    """Zero-shot AUROC of every finding, a column a stage 1."""
+    """Zero-shot AUROC of every finding, one column per stage 1."""
     def values(seeds, name):
         lines = [results.get((job.after.name, job.after.seed)) for job in seeds]
         return [line["metrics"]["AUROC"][name] for line in lines if line]
