@@ -141,7 +141,7 @@ def test_stopped_beside_stage_1(undisturbed, tmp_path, hook, code, step):
         time.sleep(0.01)
     assert not alive(pid) and not (tmp_path / "weights" / "mistral" / "model.safetensors").exists()
     out, _ = demo_of(tmp_path, argv)
-    assert "the base language model, beside stage 1" in out and f"stage1: going on after step {step} of 4" in out
+    assert "the base language model, beside 2 and 4" in out and f"stage1: going on after step {step} of 4" in out
     assert_same(tmp_path, folder)
 
 

@@ -42,7 +42,7 @@ def lacking(data, weights, slowness):
         parts += [Part("drawing", f"drawing {sum(STUDIES):,} phantoms into {data}", seconds)]
     if not written(weights):
         parts += [Part("meaning", f"base weights in {weights}: what sentences mean", MEANING * slowness),
-                  Part("writing", "the base language model, beside stage 1", WRITING * slowness, beside=True)]
+                  Part("writing", "the base language model, beside 2 and 4", WRITING * slowness, beside=True)]
     return parts
 
 
@@ -51,7 +51,9 @@ def drawn(data):
 
 
 def written(weights):
-    return (weights / "mistral" / "model.safetensors").exists()
+    """Whether all base weights are there; of those that the demo makes, either side may be missing."""
+    ours = (weights / MARK).exists()
+    return (weights / "mistral" / "model.safetensors").exists() and (not ours or (weights / "bert/vocab.txt").exists())
 
 
 def prepare(data, weights, seed, timetable):
@@ -66,16 +68,20 @@ def prepare(data, weights, seed, timetable):
     if written(weights):
         return None
 
-    timetable.begin("meaning")
-    prepared = Prepared(data)
-    encoders(weights, prepared, seed)
-    timetable.end()
+    weights.mkdir(parents=True, exist_ok=True)
+    with whole_file(weights / MARK) as file:
+        file.write(json.dumps({"seed": seed}) + "\n")
 
-    # A process of its own, beside stage 1: networks as small as these gain little from a second thread.
+    # A process of its own, beside all that comes before stage 2: small networks gain little from a second thread.
+    prepared = Prepared(data)
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     process = context.Process(target=language_model, args=(weights, prepared, seed), daemon=True)
     with ctrl_c_later():
         process.start()
+
+    timetable.begin("meaning")
+    encoders(weights, prepared, seed)
+    timetable.end()
     return process
 
 
@@ -94,9 +100,6 @@ def encoders(folder, prepared, seed):
     torch.manual_seed(seed)
     studies = prepared.split("train")
     reports = [clean_report(study["report"]) for study in studies]
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / MARK) as file:
-        file.write(json.dumps({"seed": seed}) + "\n")
 
     sample = Visits(prepared, studies[::16], stage=1, crop=112)
     pictures = torch.cat([sample[0, number]["images"] for number in range(len(sample))])

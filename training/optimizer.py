@@ -62,6 +62,7 @@ class Muon(torch.optim.AdamW):
 # How fast a group moves, in units of the learning rate, where networks start at random (the demo's)
 MUON_PACE = 6.0            # a matrix that moves by Muon
 TEXT_PACE = 0.1            # stage 1's text encoder, which has learned before (training/pretraining.py)
+MOMENTUM = 0.9             # Muon's, where a run has hundreds of steps; 0.95, as published, is for thousands
 
 
 def optimizer_for(parameters, lr, weight_decay, muon=False):
@@ -82,7 +83,7 @@ def optimizer_for(parameters, lr, weight_decay, muon=False):
     groups = [{"params": members, "weight_decay": weight_decay if matrix else 0.0, "muon": by_muon, "pace": pace}
               for (matrix, by_muon, pace), members in groups.items()]
     fused = all(p.device.type == "cpu" for p in parameters.values()) or None       # one call, not ten per tensor
-    return Muon(groups, lr=lr, fused=fused) if muon else torch.optim.AdamW(groups, lr=lr, fused=fused)
+    return Muon(groups, lr, MOMENTUM, fused) if muon else torch.optim.AdamW(groups, lr=lr, fused=fused)
 
 
 def set_learning_rate(optimizer, lr):
