@@ -1,13 +1,13 @@
 """Evaluates TRRG.
 
-    python evaluate.py --ckpt runs/demo/ckpt.safetensors      writes reports, scores them, draws a page
-    python evaluate.py --ckpt runs/demo/stage1.safetensors    recognition and retrieval of stage 1
-    python evaluate.py --ckpt CKPT --image FRONTAL [LATERAL]  one report, its clues and their weights
-    python evaluate.py --ckpt CKPT --serve                    a page to try it with, in a browser
-    python evaluate.py --ckpt CKPT --swap                     what it reads: other pictures and clues
-    python evaluate.py --ckpt CKPT --list FILE.jsonl          reports for lines of {"id", "images"}
+    python evaluate.py --ckpt runs/demo/ckpt.safetensors      writes reports, scores them, makes a page
+    python evaluate.py --ckpt runs/demo/stage1.safetensors    scores recognition and retrieval of stage 1
+    python evaluate.py --ckpt CKPT --image FRONTAL [LATERAL]  prints one report, its clues and weights
+    python evaluate.py --ckpt CKPT --serve                    serves a web page to try the model
+    python evaluate.py --ckpt CKPT --swap                     tests whether pictures and clues are used
+    python evaluate.py --ckpt CKPT --list FILE.jsonl          writes reports for pictures of your own
     python evaluate.py --reports FILE.jsonl                   scores given texts: no model, no GPU
-    python evaluate.py --reports FILE.jsonl --against OTHER   the same, compared pair by pair
+    python evaluate.py --reports FILE.jsonl --against OTHER   compares two sets of reports
 
 Exit codes: 0 done, 2 a mistake of the user (one line on stderr), 130 stopped by Ctrl-C, 1 anything else.
 """
@@ -15,7 +15,7 @@ Exit codes: 0 done, 2 a mistake of the user (one line on stderr), 130 stopped by
 from data.command import Parser, at_least, described, plain_output, stop_in_one_line
 
 if __name__ == "__main__":
-    stop_in_one_line()                     # also while the rest is imported, which may take seconds
+    stop_in_one_line()                     # before the imports below, which may take seconds
 
 import argparse
 import os
@@ -26,7 +26,7 @@ from evaluation.given import score_reports
 from evaluation.pairs import SECTIONS
 from metrics import CLEANINGS, PROTOCOLS
 
-# What an evaluation can be: each option says in which of these it is read, and is refused in all others.
+# The kinds of evaluation. Every option lists the kinds that read it, and is refused in all others.
 MODES = {
     "reports": "--reports",
     "stage1": "a stage-1 checkpoint",
@@ -43,111 +43,125 @@ MODES = {
 
 
 def parser():
-    """The command line. `read_in(modes, option, …)` notes where the options are read."""
+    """The command line. `read_in(modes, option, …)` notes which kinds of evaluation read the options."""
     p = Parser(usage="python evaluate.py (--ckpt FILE | --reports FILE) [option ...]", add_help=False,
                **described(__doc__))
     positive = at_least(int, 1)
 
-    # What is evaluated, and where the results go.
-    g = p.add_argument_group("what to evaluate (one of --ckpt, --reports)")
+    # What is evaluated, and where the results are written.
+    g = p.add_argument_group("what to evaluate (give --ckpt or --reports)")
     read_in("stage1 stage2 swap list image explain serve",
-            g.add_argument("--ckpt", metavar="FILE", help="checkpoint of either stage"))
+            g.add_argument("--ckpt", metavar="FILE", help="checkpoint of stage 1 or stage 2"))
     read_in("image explain",
             g.add_argument("--image", nargs="+", metavar="PICTURE",
-                           help="with --ckpt: report on these views of one study"))
+                           help="with --ckpt: write the report of one study from these views, the frontal view first"))
     read_in("explain",
             g.add_argument("--explain", action="store_true",
-                           help="with --image: print the picture's way through the model, step by step"))
-    read_in("image", g.add_argument("--json", action="store_true", help="with --image: print JSON"))
+                           help="with --image: explain the report, step by step: shapes, clues, prompt, token "
+                                "probabilities"))
+    read_in("image", g.add_argument("--json", action="store_true", help="with --image: print the report and its clues "
+                                                                        "as JSON"))
     read_in("swap",
             g.add_argument("--swap", action="store_true",
-                           help="with --ckpt: what becomes of the reports with other pictures and other clues"))
+                           help="with --ckpt: measure how the reports change when the pictures or the clues are "
+                                "swapped"))
     read_in("list",
             g.add_argument("--list", metavar="FILE",
-                           help='with --ckpt: report on each line {"id", "images": [paths]}; or on ReXrank\'s JSON'),
+                           help='with --ckpt: write a report for each line {"id", "images": [paths]} of FILE, or for '
+                                "each study of a FILE in ReXrank's JSON format"),
             g.add_argument("--pictures", metavar="DIR",
-                           help="where the relative paths of --list begin; default: the folder of FILE"))
+                           help="folder for the relative paths in --list's file; default: the folder of that file"))
     read_in("serve",
             g.add_argument("--serve", action="store_true",
-                           help="with --ckpt: a page to try it with, for a browser on this machine"),
-            g.add_argument("--port", type=at_least(int, 0), default=8000, help="of the page; 0: any that is free"))
+                           help="with --ckpt: serve a web page to try the model, for a browser on this machine"),
+            g.add_argument("--port", type=at_least(int, 0), default=8000, metavar="N",
+                           help="port of the page of --serve; 0 takes any free port"))
     read_in("reports",
             g.add_argument("--reports", metavar="FILE",
-                           help="texts to score: JSON lines or CSV with id, hypothesis, reference; or ReXrank's JSON"))
+                           help="file of reports to score: JSON lines or CSV with id, hypothesis, reference; or "
+                                "ReXrank's JSON"))
     read_in("reports stage1 stage2 swap list",
-            g.add_argument("--out", metavar="DIR", help="where results go; default: eval-SPLIT or swap-SPLIT beside "
-                                                        "the checkpoint, eval-NAME or reports-NAME beside FILE"))
+            g.add_argument("--out", metavar="DIR", help="folder for the results; default: eval-SPLIT or swap-SPLIT "
+                                                        "beside the checkpoint; beside a FILE called NAME.jsonl "
+                                                        "eval-NAME for --reports, reports-NAME for --list"))
     read_in("reports stage2 list",
             g.add_argument("--rexrank", metavar="OUT.json",
-                           help="also write the reports, and nothing else, as ReXrank's JSON"))
+                           help="also write the reports to OUT.json in ReXrank's format, without references"))
 
-    # A model that still has to write its reports.
-    g = p.add_argument_group("checkpoint")
+    # How a checkpoint is evaluated.
+    g = p.add_argument_group("evaluation of a checkpoint")
     read_in("stage1 stage2 swap serve",
-            g.add_argument("--split", default="test", help="part of the data set"),
+            g.add_argument("--split", default="test", help="split of the data set to evaluate: train, val or test"),
             g.add_argument("--data", metavar="DIR",
-                           help="prepared data set; default: the one the checkpoint was trained on"))
+                           help="folder of the prepared data set; default: the data set that the checkpoint was "
+                                "trained on"))
     read_in("stage1 stage2 swap",
-            g.add_argument("--limit", type=positive, metavar="N", help="only the first N studies"))
+            g.add_argument("--limit", type=positive, metavar="N", help="evaluate only the first N studies"))
     read_in("stage1 stage2 swap list",
-            g.add_argument("--batch-size", type=positive, default=16, help="studies at a time"))
+            g.add_argument("--batch-size", type=positive, default=16, metavar="N", help="studies per batch"))
     read_in("stage2 swap list image explain serve",
-            g.add_argument("--weights", metavar="DIR", help="base weights; default: where the checkpoint says"),
-            g.add_argument("--beams", type=positive, help="beam width; default: the decoding's"),
+            g.add_argument("--weights", metavar="DIR", help="folder of the base weights, if the checkpoint does not "
+                                "hold them; default: the folder that the checkpoint names"),
+            g.add_argument("--beams", type=positive, metavar="N", help="beam width; default: that of --decoding"),
             g.add_argument("--decoding", choices=("paper", "r2gengpt"), default="paper",
-                           help="paper: beam 3, no penalties; r2gengpt: the closest peer's penalties and lengths"))
+                           help="paper: the checkpoint's own settings (beam 3); r2gengpt: R2GenGPT's penalties and "
+                                "lengths, which change BLEU by points"))
 
-    # Texts against references.
+    # How texts are compared with references.
     g = p.add_argument_group("language scores")
     read_in("scores",
             g.add_argument("--protocol", choices=(*PROTOCOLS, "both"), default="both",
-                           help="coco: PTB tokens, full references; r2gen: as published rows were computed"),
-            g.add_argument("--meteor-data", metavar="DIR", help="folder of meteor-1.5.jar and data/paraphrase-en.gz; "
-                                                                "default: an installed pycocoevalcap's"),
+                           help="coco: Penn Treebank tokens, full references; r2gen: cleaned and cut as in R2Gen's "
+                                "code, which most published results use"),
+            g.add_argument("--meteor-data", metavar="DIR", help="folder with meteor-1.5.jar and data/paraphrase-en.gz; "
+                                                                "default: that of an installed pycocoevalcap"),
             g.add_argument("--against", metavar="FILE",
-                           help="other reports on the same studies, for differences and p-values"))
+                           help="file of other reports on the same studies; adds differences and p-values"))
     read_in("sections",
             g.add_argument("--section", choices=SECTIONS, default="report",
-                           help="of ReXrank's JSON: findings and impression in one text, as they do; or one of them"))
+                           help="section of ReXrank's JSON to score; report: findings and impression in one text, as "
+                                "ReXrank does"))
     read_in("r2gen",
-            g.add_argument("--cleaning", choices=tuple(CLEANINGS), help="whose cleaning function; default: mimic for a "
-                                                                        "checkpoint on MIMIC-CXR, else iu"),
+            g.add_argument("--cleaning", choices=tuple(CLEANINGS), help="cleaning function of r2gen; default: mimic "
+                                                                        "for a checkpoint on MIMIC-CXR, else iu"),
             g.add_argument("--reference-words", type=positive, metavar="N",
-                           help="words left of a reference; default 60 (iu) or 100 (mimic)"))
+                           help="number of words to which r2gen cuts a reference; default: 60 (iu) or 100 (mimic)"))
     read_in("scores stage1 swap",
-            g.add_argument("--draws", type=positive, default=1000, help="bootstrap resamples"),
-            g.add_argument("--seed", type=at_least(int, 0), default=0, help="of the bootstrap"))
+            g.add_argument("--draws", type=positive, default=1000, metavar="N", help="bootstrap resamples"),
+            g.add_argument("--seed", type=at_least(int, 0), default=0, metavar="N", help="random seed of the "
+                                                                                         "bootstrap"))
 
-    # Labels of texts.
-    g = p.add_argument_group("clinical scores (labels in a file of reports come first)")
+    # Where the labels of texts come from.
+    g = p.add_argument_group("clinical scores (labels that a file of reports holds are kept)")
     read_in("reports stage2 swap",
-            g.add_argument("--chexbert", metavar="DIR", help="label texts with CheXbert, and SembScore: folder of "
+            g.add_argument("--chexbert", metavar="DIR", help="label texts with CheXbert and add SembScore; DIR holds "
                                                              "chexbert.pth and vocab.txt"),
             g.add_argument("--labeler", choices=("phantom",), help="label texts with the phantom's own rules"))
     read_in("reports stage2",
             g.add_argument("--labels-only", action="store_true",
-                           help="write labels.csv (and the reports of a checkpoint), score nothing"))
+                           help="write only labels.csv and reports.jsonl, no scores"))
 
-    # Networks that read both texts.
-    g = p.add_argument_group("scores that networks give", "SembScore by --chexbert; with all three folders RadCliQ "
-                             "too, of which lower is better, and 1 / mean beside it")
+    # Networks that compare two texts.
+    g = p.add_argument_group("scores computed by networks", "--chexbert (above) also adds SembScore; --chexbert, "
+                             "--bertscore and --radgraph together add RadCliQ (lower is better) and 1 / RadCliQ")
     read_in("scores",
             g.add_argument("--bertscore", metavar="DIR",
-                           help="folder as Hugging Face lays it out, of DistilBERT, RoBERTa or BERT; never trust it "
-                                "alone: a flipped negation still scores about .9"),
+                           help="add BERTScore; DIR holds DistilBERT, RoBERTa or BERT in Hugging Face's layout. Never "
+                                "rely on BERTScore alone: a flipped negation still scores about .9"),
             g.add_argument("--radgraph", metavar="DIR",
-                           help="folder of radgraph.tar.gz or radgraph-xl.tar.gz, and vocab.txt"))
+                           help="add RadGraph-F1; DIR holds radgraph.tar.gz or radgraph-xl.tar.gz, and vocab.txt"))
     g.add_argument("-h", "--help", action="help", help="this text")
     return p
 
 
 def read_in(modes, *options):
+    """Notes on options which kinds of evaluation read them."""
     for option in options:
         option.modes = modes.split()
 
 
 def parse(argv=None):
-    """(the command line, the options that were given on it)."""
+    """(the settings, the options that were given on the command line). Raises UserError."""
     p = parser()
     options = [option for option in p._actions if option.dest != "help"]
     absent = object()
@@ -160,7 +174,7 @@ def parse(argv=None):
 
 
 def modes_of(args, stage=None):
-    """Which of MODES a command line asks for; of a checkpoint whose `stage` isn't known yet, those of either."""
+    """The MODES that a command line asks for; the modes of both stages while the checkpoint's `stage` is unknown."""
     if args.reports:
         modes = ["reports"]
         if any(str(path).lower().endswith(".json") for path in (args.reports, args.against)):
@@ -183,38 +197,39 @@ def modes_of(args, stage=None):
 
 
 def refuse_unread(args, given, stage=None):
-    """Raises UserError where an option was given that nothing would read: none is accepted and ignored."""
+    """Raises UserError for a given option that has no effect in this evaluation."""
     modes = modes_of(args, stage)
     for option in given:
         if set(option.modes) & set(modes):
             continue
         name = option.option_strings[0]
         if stage == 1:
-            raise UserError(f"{args.ckpt}: a stage-1 checkpoint writes no reports; {name} wants the file of stage 2")
+            raise UserError(f"{args.ckpt}: is a stage-1 checkpoint, which writes no reports, so {name} has no effect; "
+                            f"give the stage-2 checkpoint, or leave {name} out")
         beside = MODES[modes[0]]
         if args.labels_only and "scores" in option.modes:
             beside = "--labels-only"
         elif args.protocol == "coco" and "r2gen" in option.modes:
             beside = "--protocol coco"
         wanted = " or ".join(MODES[mode] for mode in option.modes)
-        raise UserError(f"{name} does nothing beside {beside}: it belongs to {wanted}; leave it out")
+        raise UserError(f"{name} has no effect with {beside}: it belongs to {wanted}; leave it out")
 
 
 def evaluate(args, given):
-    """The evaluation that the options ask for. Raises UserError."""
-    # What can be refused without a look at any file.
+    """Runs the evaluation that the options ask for. Raises UserError."""
+    # Checks that need no file.
     if bool(args.ckpt) == bool(args.reports):
-        raise UserError("name --ckpt FILE or --reports FILE, one of them; --help lists all options")
+        raise UserError("give either --ckpt FILE or --reports FILE; --help lists all options")
     if args.chexbert and args.labeler:
-        raise UserError("--chexbert and --labeler: name one of them")
+        raise UserError("--chexbert and --labeler cannot be combined; give one of them")
     if args.explain and not args.image:
-        raise UserError("--explain does nothing without --image; leave it out, or name the pictures")
+        raise UserError("--explain has no effect without --image; leave it out, or give pictures with --image")
     refuse_unread(args, given)
     if args.reports:
         score_reports(args)
         return
 
-    from evaluation import checkpoint, image, listing, serve, swap  # with torch, which scoring given texts does without
+    from evaluation import checkpoint, image, listing, serve, swap  # these import torch
 
     with checkpoint.one_voice() as processes:
         header = checkpoint.header_of(args.ckpt)
@@ -245,11 +260,11 @@ def main(argv=None):
         return 2
     except OSError as error:
         if error.filename is None:
-            # what is left of our output has nowhere to go
+            # the output cannot take what is still buffered
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):          # its reader has gone
+        if isinstance(error, BrokenPipeError):          # the reader of a pipe has ended
             return 0
-        print(f"{error.filename or 'the output'}: {error.strerror or error}; what was written before is whole",
+        print(f"{error.filename or 'the output'}: {error.strerror or error}; the files already written are intact",
               file=sys.stderr)
         return 1
     return 0

@@ -1,22 +1,22 @@
 """Trains TRRG.
 
     python train.py                                          the demo: its data, weights, both stages
-    python train.py --epochs 34 5 --run runs/longer          for longer: 34 epochs of stage 1, 5 of 2
+    python train.py --epochs 34 5 --run runs/longer          longer: 34 epochs of stage 1, 5 of stage 2
     torchrun --nproc_per_node 4 train.py                     on 4 processes: GPUs, or CPUs with gloo
     torchrun --nproc_per_node 4 train.py --preset mimic_cxr  the paper's settings
-    python train.py --preset mimic_cxr --dry-run             parts, shapes, memory and time; needs no
-                                                             weights
+    python train.py --preset mimic_cxr --dry-run             prints parts, shapes, memory and time;
+                                                             needs no weights
 
-Running a command again goes on where it stopped; SIGTERM and Ctrl-C save first. One process and
-several are the same code path: a batch is planned for all processes together, each takes its share,
-and every loss is a mean over the whole batch. Exit codes: 0 done, 2 a mistake of the user (one line
-on stderr), 128 + signal where it was told to stop, 1 anything else.
+An interrupted run is resumed by the same command; SIGTERM and Ctrl-C save the state first. One
+process and several run the same code: a batch is planned for all processes together, each process
+takes its share, and every loss is a mean over the whole batch. Exit codes: 0 done, 2 a mistake of
+the user (one line on stderr), 128 + signal number after a signal, 1 anything else.
 """
 
 from data.command import plain_output, stop_in_one_line
 
 if __name__ == "__main__":
-    stop_in_one_line()                     # also while the rest is imported, which may take seconds
+    stop_in_one_line()                     # before the imports below, which may take seconds
 
 import math
 import os
@@ -27,7 +27,7 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 
-# Read as torch is imported: DDP would remark, past Python, that it need not look for unused parameters.
+# Torch reads this when imported. Without it DDP's C++ code prints a needless warning about unused parameters.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import torch
@@ -63,14 +63,14 @@ from training.state import (
 )
 from training.timetable import Part, Timetable, slowness
 
-MOST_SKIPPED = 3           # steps in a row that may go without an update because something was not finite
+MOST_SKIPPED = 3           # consecutive steps that may go without an update because loss or gradient is not finite
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The loop, shared by both stages
 
 class Run:
-    """One stage from its newest state, or from the start, to its end."""
+    """One stage, from its newest state or from the start, to its last step."""
 
     def __init__(self, stage, plan, args, processes, settings, timetable, say, features):
         self.stage, self.plan, self.args, self.processes, self.timetable = stage, plan, args, processes, timetable
@@ -93,7 +93,7 @@ class Run:
                          "seconds": 0.0}
 
     def fit(self):
-        """Steps, states and validations from where the run stands to its end. Raises Stopped where it ends early."""
+        """All remaining steps, with their saved states and validations. Raises Stopped if the stage ends early."""
         self.go_on()
         self.say(module_table(self.model))
         first = self.step
@@ -106,34 +106,35 @@ class Run:
             while True:
                 due = self.plan.validates(self.step) and self.counters["validated"] < self.step and not self.stopping
                 if due or self.stopping or self.step % self.args.save_every == 0:
-                    self.save()         # before a validation too, which may take hours
+                    self.save()         # also before a validation, which may take hours
                 if due:
                     self.validate()
                     self.save()
                 if self.stopping:
-                    raise Stopped(f"{self.stage.name}: told to stop after step {self.step} of {self.plan.steps}; the "
-                                  "same command goes on from there", code=128 + (self.signal.number or 15))
+                    raise Stopped(f"{self.stage.name}: stopped after step {self.step} of {self.plan.steps}; the state "
+                                  "is saved, and the same command resumes the run",
+                                  code=128 + (self.signal.number or 15))
                 if self.step == self.plan.steps:
                     break
                 self.train_step()
                 self.timetable.measured(self.step - first, self.plan.steps - first)
 
         if self.counters["best"] is None:
-            raise Stopped(f"{self.stage.name}: no validation gave a finite figure, so there is no checkpoint; "
-                          "start over with --fresh and a lower --lr")
+            raise Stopped(f"{self.stage.name}: no validation gave a finite loss or score, so no checkpoint was "
+                          "written; start over with --fresh and a lower --lr")
         self.say(summary(self.stage, self.plan, self.counters, self.args))
 
     def train_step(self):
-        """One optimiser step on `accumulate` batches of all processes."""
+        """One optimiser step, on `--accumulate` batches of all processes."""
         clock, stage = Clock(self.device), self.stage
 
-        # This process's batches, and the numbers that the step's loss is divided by, over all batches and processes
+        # This process's batches, and the divisors of the step's loss, summed over all batches and processes
         batches = [tokenized(stage, share, visits) for share, visits in next(self.batches)]
         divisors = self.processes.sum(**{name: sum(batch.counts[name] for batch in batches)
                                          for name in batches[0].counts})
         clock.lap("data")
 
-        # Forward and backward, batch by batch: gradients add up, and are exchanged with the last batch
+        # Forward and backward, batch by batch; the summed gradients are exchanged with the last batch
         losses = []
         for batch in batches:
             last = batch is batches[-1] or self.processes.world == 1
@@ -141,19 +142,19 @@ class Run:
                 with self.autocast:
                     loss = stage.step(self.wrapped, batch)
                 clock.lap("forward")
-                # DDP takes the mean over processes where the sum is wanted
+                # DDP takes the mean over processes; the factor makes it a sum
                 (stage.total(loss._replace(**divisors)) * self.processes.world).backward()
                 clock.lap("backward")
             losses.append(as_numbers(loss))
 
-        # The loss of all processes, and whether one of them was told to stop
+        # The loss of all processes, and whether one of them received a signal to stop
         figures = self.processes.sum(**reduce(add, losses)._asdict(), cut=sum(batch.cut for batch in batches),
                                      told=self.signal.number > 0)
         cut, self.stopping = int(figures.pop("cut")), figures.pop("told") > 0
         loss = type(loss)(**figures)
         total = stage.total(loss)
 
-        # The update; a step that is not finite goes without one, on all processes alike
+        # The update, which all processes skip if the loss or the gradient is not finite
         norm = clip_grad_norm_(self.parameters.values(), self.args.clip).item()
         lr = learning_rate(self.step, self.plan.steps, self.args.lr, self.args.warm_up)
         if math.isfinite(total) and math.isfinite(norm):
@@ -174,19 +175,19 @@ class Run:
                            "lr": lr, "gradient_norm": norm, "cut": cut}, clock, studies, self.device)
 
     def skip(self, loss, norm, studies):
-        """A step without an update, on these studies, by number; a fourth in a row ends the run."""
+        """Reports a step without an update, on `studies` (numbers); a fourth such step in a row ends the run."""
         self.counters["skipped"] += 1
         self.counters["left_out"] += 1
-        what = (f"{self.stage.name}: step {self.step + 1}: loss {loss}, gradient norm {norm}; "
-                f"the studies: {', '.join(self.train.studies[number]['id'] for number in studies)}")
+        what = (f"{self.stage.name}: step {self.step + 1}: loss {loss}, gradient norm {norm}, on the studies "
+                f"{', '.join(self.train.studies[number]['id'] for number in studies)}")
         if self.counters["skipped"] > MOST_SKIPPED:
-            raise Stopped(f"{what}; not finite {self.counters['skipped']} times in a row: look at these studies, or "
+            raise Stopped(f"{what}; not finite in {self.counters['skipped']} steps in a row: check these studies, or "
                           "start over with --fresh and a lower --lr")
-        self.say(f"{what}; left out")
+        self.say(f"{what}; step skipped, no update")
 
     @torch.no_grad()
     def validate(self):
-        """Looks at the val split, and keeps the checkpoint where its figure is the best so far."""
+        """Measures the val split, and writes a checkpoint if the result is the best so far."""
         stage, losses = self.stage, []
         self.model.eval()
         for batch in plan_epoch(stage.view_counts(self.val.studies), self.args.batch_size * self.processes.world):
@@ -212,7 +213,7 @@ class Run:
         self.model.train()
 
     def score_reports(self):
-        """BLEU-4 and CIDEr of reports for `--val-reports` studies, evenly spaced over the val split."""
+        """BLEU-4 and CIDEr of the reports of `--val-reports` studies, evenly spaced over the val split."""
         studies, count = self.val.studies, min(self.args.val_reports, len(self.val.studies))
         chosen = [studies[i * len(studies) // count] for i in range(count)]
         reports = write_reports(self.model, self.stage.prepared, chosen, self.processes, what="validation")
@@ -221,7 +222,7 @@ class Run:
         return {name: scores[name] for name in ("BLEU-4", "CIDEr")}
 
     def show_samples(self):
-        """The reports, so far, of a few val studies that stay the same, beside their references."""
+        """Prints the current reports of a few val studies, always the same ones, beside their references."""
         studies = [study for study in self.val.studies if PRESENT in study.get("labels", [PRESENT])[:-1]]
         studies = (studies or self.val.studies)[:self.args.samples]
         reports = write_reports(self.model, self.stage.prepared, studies, self.processes, what=None, beams=1)
@@ -233,7 +234,7 @@ class Run:
                 self.log.write({"step": self.step, "sample": sample})
 
     def keep(self, figures, select):
-        """Writes the checkpoint if the chosen figure is better than ever before."""
+        """Prints the validation's figures, and writes the checkpoint if the selected one is the best so far."""
         value, best = figures[select], self.counters["best"]
         better = (math.isfinite(value)
                   and (best is None or (value < best["value"] if select == "loss" else value > best["value"])))
@@ -253,7 +254,7 @@ class Run:
         self.counters["validated"] = self.step
 
     def save(self):
-        """Writes the state, unless the newest one holds the same."""
+        """Writes the state, unless the newest state on disk is the same."""
         now = self.step, self.counters["validated"]
         if self.saved != now:
             rngs = self.processes.gather_objects(rng_state(self.device))
@@ -266,7 +267,7 @@ class Run:
             self.saved = now
 
     def go_on(self):
-        """Puts the newest state back, if there is one. The first process chooses, for it checks the file."""
+        """Restores the newest state, if there is one. The first process checks the files and chooses for all."""
         newest = newest_state(self.args.run / "state", self.stage.name, say=lambda text: None) if self.lead else None
         path, header = self.processes.gather_objects(newest)[0]
         if path:
@@ -278,42 +279,43 @@ class Run:
 
 
 def as_numbers(loss):
-    """The loss as numbers, without the graph that led to it."""
+    """The loss as plain numbers, detached from the graph."""
     return type(loss)(*(torch.as_tensor(value).item() for value in loss))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# From the command line to the runs
+# From the command line to the stages
 
 
 def expected_parts(args):
-    """What the command line asks for, as `Part`s; how long the demo's take is known from a quick measurement."""
+    """The command's work as a list of `Part`s; for the demo with durations, estimated by a quick measurement."""
     parts, seconds = [], (None, None)
     if args.preset == "demo":
         slow = slowness()
         parts = demo.lacking(args.data, args.weights, slow)
         seconds = [slow * visit * min(epochs * demo.STUDIES[0], (args.max_steps or math.inf) * batch)
                    for visit, epochs, batch in zip(demo.VISIT, args.epochs, args.batch_size)]
-    stages = [Part("stage1", f"stage 1: pictures and sentences meet, {args.epochs[0]} epochs", seconds[0]),
-              Part("stage2", f"stage 2: a report from pictures and clues, {args.epochs[1]} epochs", seconds[1])]
+    stages = [Part("stage1", f"stage 1: pictures aligned with sentences, {args.epochs[0]} epochs", seconds[0]),
+              Part("stage2", f"stage 2: reports from pictures and clues, {args.epochs[1]} epochs", seconds[1])]
     return parts + [stage for number, stage in enumerate(stages, start=1) if args.stage in (None, number)]
 
 
 def prepare_run(args, timetable):
-    """What one process does before all: refuses folders that were named and are not there, takes the run's folder, and
-    makes what the demo lacks. Returns the lock on the run's folder, and what `demo.prepare` does.
+    """The first process's work before training: refuses folders that do not exist, locks the run's folder, and makes
+    missing demo data and weights. Returns the lock and the result of `demo.prepare`. Raises UserError.
     """
     demos = {"data": args.data == Path("datasets/demo"), "weights": args.weights == Path("weights/demo")}
     if args.preset == "demo" and not demos["data"]:
-        Prepared(args.data)                                # a folder of the user's, or a misspelt one, is not filled
+        Prepared(args.data)                                # refuses a misspelt folder, where demo data would be drawn
     if not args.weights.is_dir() and not (args.preset == "demo" and demos["weights"]):
-        raise UserError(f"--weights {args.weights}: no such folder; give the one that holds swin/, bert/ and mistral/"
-                        + " (an empty one, to have the demo's made in it)" * (args.preset == "demo"))
+        raise UserError(f"--weights {args.weights}: no such folder; give the folder that holds swin/, bert/ and "
+                        "mistral/" + ", or an empty folder for the demo's new weights" * (args.preset == "demo"))
     made = (demos["weights"] or (args.weights / demo.MARK).is_file()
             or (args.weights / "mistral" / "model.safetensors").is_file())
     if args.preset == "demo" and not made and any(args.weights.iterdir()):
-        raise UserError(f"{args.weights}: holds something, but no mistral/model.safetensors of the demo's; "
-                        "give an empty folder to make it in, or --preset iu_xray or mimic_cxr for published weights")
+        raise UserError(f"--weights {args.weights}: is not empty, but lacks the demo's mistral/model.safetensors; give "
+                        "an empty folder for the demo's weights, or --preset iu_xray or mimic_cxr for published "
+                        "weights")
 
     lock = Lock(args.run)
     remove_leftovers(args.run)
@@ -321,15 +323,16 @@ def prepare_run(args, timetable):
 
 
 def train(args, processes):
-    """Every stage asked for, one after the other."""
+    """Runs the stages that the command line asks for, one after the other."""
     say = tqdm.write if processes.rank == 0 else lambda text: None
     if args.shard and processes.world == 1:
-        raise UserError("--shard: there is one process, and nothing to spread over; start several with torchrun, "
-                        "or leave it out")
+        raise UserError("--shard: splits the language model over several processes, but there is only one; start "
+                        "several with torchrun, or leave --shard out")
     if args.shard:
-        fsdp()                                             # where it can't be had, say so now, not after stage 1
+        fsdp()                                             # fails now, not after stage 1, if torch is too old
     if args.shard and args.samples:
-        say("--shard: the language model is nowhere whole, so validations of stage 2 show no reports (--samples)")
+        say("--shard: no process holds the whole language model, so validations of stage 2 print no reports "
+            "(--samples)")
     say(threads_told(args.threads))
     timetable = Timetable(expected_parts(args), say)
     lock, writing = processes.lead_first(lambda: prepare_run(args, timetable)) or (None, None)
@@ -337,7 +340,7 @@ def train(args, processes):
     if processes.device.type == "cuda" and args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False     # it guards against bugs, at the cost of a write
+        torch.utils.deterministic.fill_uninitialized_memory = False     # a debugging aid that costs time
 
     prepared = Prepared(args.data)
     if args.stage != 2:
@@ -353,7 +356,7 @@ def train(args, processes):
 
 
 def train_stage(stage_class, args, processes, prepared, timetable, say):
-    """One stage, unless it is finished; `args` holds the settings of this stage alone."""
+    """Runs one stage, unless it is finished already; `args` holds the settings of this stage alone."""
     plan = Plan(stage_class.view_counts(prepared.split("train")), processes, args.batch_size, args.accumulate,
                 args.epochs, args.max_steps, args.seed, args.validate_every)
     settings, counters = settings_of(stage_class, args, processes, prepared), None
@@ -365,7 +368,7 @@ def train_stage(stage_class, args, processes, prepared, timetable, say):
         counters = finished(args.run, stage_class, plan, settings, say)
     counters = processes.gather_objects(counters)[0]
     if counters:
-        say(f"{stage_class.name} is finished\n" + summary(stage_class, plan, counters, args))
+        say(f"{stage_class.name} is finished already\n" + summary(stage_class, plan, counters, args))
         return
 
     torch.manual_seed(args.seed)
@@ -375,7 +378,7 @@ def train_stage(stage_class, args, processes, prepared, timetable, say):
         Run(stage_class(args, processes, prepared), plan, args, processes, settings, timetable, say, features).fit()
     finally:
         if processes.rank == 0:
-            features.unlink(missing_ok=True)               # the others read what they have mapped
+            features.unlink(missing_ok=True)               # the other processes keep their mapping
     timetable.end()
 
 

@@ -1,4 +1,4 @@
-"""What all command lines share: how a mistake is said, the types of numbers, and what a terminal can't upset."""
+"""Shared by all command lines: one-line errors, number types for argparse, robust output, and Ctrl-C."""
 
 import argparse
 import io
@@ -10,8 +10,8 @@ from data.files import UserError
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """What `--help` prints: paragraphs as they stand in a docstring, then an option per line where there is room, with
-    its default, unless that is none or the text names it.
+    """The form of `--help`: the docstring's paragraphs as they are, then the options, each with its default, unless
+    there is none or the option's text names it.
     """
 
     def __init__(self, prog):
@@ -27,7 +27,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A mistake on the command line is a mistake of the user: one line, as all others."""
+    """An argparse parser whose errors are UserErrors, one line like all others."""
 
     def __init__(self, **settings):
         super().__init__(**{"formatter_class": Help, **settings})
@@ -37,37 +37,37 @@ class Parser(argparse.ArgumentParser):
 
 
 def described(doc):
-    """A command's docstring for `Parser`: its first two paragraphs, what it does and how it is called, stand before the
-    options, and the rest after them.
+    """A command's docstring as arguments for `Parser`: its first two paragraphs (what the command does, and examples)
+    are printed before the options, the other paragraphs after them.
     """
     paragraphs = doc.strip().split("\n\n")
     return {"description": "\n\n".join(paragraphs[:2]), "epilog": "\n\n".join(paragraphs[2:])}
 
 
 def at_least(kind, low):
-    """An argument's type: a finite number, int or float as `kind` says, that is not below `low`."""
+    """An argparse type: a finite number of `kind` int or float that is not below `low`."""
     def number(text):
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
         if not low <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a {'whole ' * (kind is int)}number from {low} on")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' * (kind is int)}number of {low} or more")
         return value
     return number
 
 
 def plain_output():
-    """From now on a character that the terminal's or log file's encoding lacks is written as "?", and ends nothing."""
+    """From now on a character that the terminal or log file cannot encode is written as "?", and raises no error."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):         # a notebook's or a test's own stream takes everything
+        if isinstance(stream, io.TextIOWrapper):         # other streams (notebooks, tests) take all characters
             stream.reconfigure(errors="replace")
 
 
 def stop_in_one_line(message="stopped"):
-    """From now on Ctrl-C ends the process with one line and exit code 130, cleanly: every `finally` still runs.
+    """From now on Ctrl-C ends the process with one line and exit code 130, and every `finally` block still runs.
 
-    A command says it before it imports torch, whose seconds would else end in a traceback.
+    Commands call this before they import torch, since Ctrl-C during that slow import would print a traceback.
     """
     def stop(*_):
         print(message, file=sys.stderr)

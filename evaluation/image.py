@@ -1,4 +1,4 @@
-"""The report of one study whose pictures are named (--image), with the clues behind it."""
+"""--image: the report of one study from its picture files, with its clues."""
 
 import json
 
@@ -9,7 +9,7 @@ from evaluation.output import NO_ADVICE, trained_on
 
 
 def report_on_images(args, header, processes):
-    """--image: prints the report, or with --explain how it came about. Raises UserError."""
+    """Prints the report and its clues, or with --explain the steps that lead to the report. Raises UserError."""
     if processes.rank:
         return
     model = trrg.load(args.ckpt, weights=args.weights, device=processes.device)
@@ -28,7 +28,7 @@ def report_on_images(args, header, processes):
 
     print(f"{origin}\n\nReport\n  {report.text or '(empty)'}")
     if report.clues:
-        print("Clues (weight of the disease among the 14)")
+        print("Clues (weight of each disease; the weights of all 14 diseases sum to 1)")
         for prompt, weight in report.clues:
             print(f"  {weight:6.1%} {'█' * round(20 * weight):<20} {prompt}")
     print(f"\n{NO_ADVICE}")

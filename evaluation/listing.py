@@ -1,8 +1,8 @@
-"""Reports for a list of studies outside any prepared data set (--list): in batches, on any number of processes.
+"""--list: reports for a list of studies that are in no prepared data set, in batches, on any number of processes.
 
-The list holds {"id", "images": [paths]} per line, frontal view first, or is ReXrank's JSON with "image_path". Each
-study's report is appended to reports.jsonl as soon as its batch is written, so the same command goes on where it was
-stopped. A study whose picture can't be read gets a line that says so, and is tried again next time.
+The list holds {"id", "images": [paths]} per line, frontal view first, or is ReXrank's JSON with "image_path". Reports
+are appended to reports.jsonl batch by batch, so an interrupted command can be repeated and resumes. A study whose
+picture cannot be read gets a line with the error, and is tried again by the next command.
 """
 
 import json
@@ -29,11 +29,11 @@ from evaluation.output import (
 from evaluation.pairs import rexrank_studies
 from training.state import Lock
 
-NAMED = 10                             # studies without a report that are named at the end; reports.jsonl names all
+NAMED = 10                             # number of failed studies that are printed at the end; reports.jsonl has all
 
 
 def report_on_list(args, header, processes):
-    """--list FILE: appends a line per study to reports.jsonl. Raises UserError."""
+    """Appends a line per study to reports.jsonl. Raises UserError."""
     path = Path(args.list)
     studies = read_list(path, Path(args.pictures or path.parent))
     out = results_folder(args.out or path.parent / f"reports-{path.stem}", path)
@@ -41,7 +41,7 @@ def report_on_list(args, header, processes):
     settings = {"checkpoint": str(args.ckpt), "sha256_16": file_digest(args.ckpt),
                 "decoding": decoding_of(header, args)}
 
-    # The first process owns the file, and tells the others what is already done.
+    # The first process writes the file, and tells the others which studies are done.
     file, lock = begin(out, settings) if processes.rank == 0 else (None, None)
     done, *_ = processes.gather_objects({line["id"] for line in lines_of(out)} if file else None)
     waiting = [study for study in studies if study["id"] not in done]
@@ -52,7 +52,7 @@ def report_on_list(args, header, processes):
     bar = tqdm(total=len(studies), initial=len(studies) - len(waiting), desc="reports", unit="study",
                disable=processes.rank != 0)
     for start in range(0, len(batches), processes.world):
-        # One batch per process, of which the last round may have none for some.
+        # One batch per process; in the last round some processes may have none.
         mine = [waiting[number] for batch in batches[start + processes.rank:][:1] for number in batch]
         lines = write_batch(model, mine, settings["decoding"])
         every = [line for part in processes.gather_objects(lines) for line in part]
@@ -73,7 +73,7 @@ def report_on_list(args, header, processes):
 
 
 def read_list(path, folder):
-    """[{"id", "images": [Path, …]}] of a list; relative paths are below `folder`. Raises UserError, naming the line."""
+    """[{"id", "images": [Path, …]}] of a list; relative paths start at `folder`. Raises UserError, naming the line."""
     try:
         text = read_text(path)
     except OSError as error:
@@ -91,23 +91,25 @@ def read_list(path, folder):
             study = json.loads(entry) if isinstance(entry, str) else entry
             name, images = study["id"], study["images"]
         except (ValueError, RecursionError, KeyError, TypeError):
-            raise UserError(f'{where} is not {{"id": …, "images": [paths]}}; write one such object per line') from None
+            raise UserError(f'{where} is no JSON object {{"id": …, "images": [paths]}}; write one such object per '
+                            "line") from None
         images = [images] if isinstance(images, str) else images
         if isinstance(name, bool) or not isinstance(name, (str, int)) or not str(name).strip():
-            raise UserError(f"{where}: the id is a string or a whole number")
+            raise UserError(f"{where}: the id must be a string or a whole number")
         if not isinstance(images, list) or not images or not all(isinstance(image, str) and image for image in images):
-            raise UserError(f"{where}: images is a list of paths, one per view of the study, the frontal view first")
+            raise UserError(f"{where}: images must be a list of paths, one per view of the study, the frontal view "
+                             f"first")
         if str(name) in places:
-            raise UserError(f"{where}: id {name!r} is there already, on {places[str(name)]}; give each study its own")
+            raise UserError(f"{where}: id {name!r} occurs already on {places[str(name)]}; give each study its own id")
         places[str(name)] = place
         studies.append({"id": str(name), "images": [folder / image for image in images]})
     if not studies:
-        raise UserError(f'{path}: lists no study; write lines of {{"id": …, "images": [paths]}}')
+        raise UserError(f'{path}: lists no studies; write one {{"id": …, "images": [paths]}} per line')
     return studies
 
 
 def frontal_first(study):
-    """The pictures of a study in ReXrank's form, in the order that training has them."""
+    """The picture paths of a study in ReXrank's format, frontal view first, as in training."""
     images, views = study.get("image_path"), study.get("frontal_lateral")
     if not isinstance(images, list) or not isinstance(views, list) or len(images) != len(views):
         return images
@@ -115,7 +117,7 @@ def frontal_first(study):
 
 
 def begin(out, settings):
-    """(reports.jsonl, open to append to, with what is done and no torn line; its lock). Raises UserError."""
+    """(reports.jsonl opened for appending, without failed studies and a cut-off line; its lock). Raises UserError."""
     path, said = out / "reports.jsonl", out / "settings.json"
     lock = Lock(out, "evaluate.py", "--out")
     if path.exists():
@@ -123,17 +125,17 @@ def begin(out, settings):
         differing = [name for name in ("sha256_16", "decoding") if before.get(name) != settings[name]]
         if differing:
             what = "another checkpoint" if "sha256_16" in differing else "another decoding"
-            raise UserError(f"{path}: was begun with {what if before else 'another command'}; name another folder with "
-                            "--out")
+            raise UserError(f"{path}: was begun with {what if before else 'another command'}; give another folder with "
+                            "--out, or delete the file")
 
-    # Studies without a report are tried again, so their lines go.
+    # Failed studies are tried again, so their lines are dropped.
     write_json(said, settings)
     write_rows(path, [line for line in lines_of(out) if "error" not in line])
     return open(path, "a", encoding="utf-8", newline="\n"), lock
 
 
 def lines_of(out):
-    """The whole lines of reports.jsonl; a kill may have torn the last one, in the middle of a letter even."""
+    """The complete lines of reports.jsonl; a kill may have cut off the last line, even in the middle of a character."""
     lines, path = [], out / "reports.jsonl"
     for line in path.read_bytes().split(b"\n") if path.exists() else ():
         try:
@@ -146,14 +148,15 @@ def lines_of(out):
 
 
 def append(file, lines):
-    """In one piece, and on the disk before anything else is done."""
+    """Appends lines in one write, and flushes them to the disk."""
     file.write("".join(writable(json.dumps(line, ensure_ascii=False)) + "\n" for line in lines))
     file.flush()
     os.fsync(file.fileno())
 
 
 def write_batch(model, studies, decoding):
-    """[{"id", "report", "clues"}] of studies with equally many views; {"id", "error"} where a picture can't be read."""
+    """[{"id", "report", "clues"}] of studies with the same number of views; {"id", "error"} for an unreadable
+    picture."""
     lines, ids, opened = [], [], []
     for study in studies:
         try:
@@ -175,15 +178,15 @@ def open_pictures(model, paths):
     """The views of one study, (1, V, 3, crop, crop). Raises UserError."""
     for path in paths:
         if path.exists() and not path.is_file():
-            raise UserError(f"{path}: not a file")                      # opening a pipe would wait for ever
+            raise UserError(f"{path}: is not a regular file; give a picture file")    # opening a pipe would block
     return model.open(paths)
 
 
 def tell(out, studies, lines):
-    """Prints how many reports there are, and the first studies without one."""
+    """Prints the number of reports, and the first studies that failed."""
     failed = [study["id"] for study in studies if "error" in lines[study["id"]]]
     print(f"written: {len(studies) - len(failed):,} reports in {out / 'reports.jsonl'}")
     for name in failed[:NAMED]:
         print(f"no report for {name!r}: {lines[name]['error']}")
     if len(failed) > NAMED:
-        print(f"and {len(failed) - NAMED:,} more studies without a report; reports.jsonl names them")
+        print(f"and no report for {len(failed) - NAMED:,} more studies; reports.jsonl names them")

@@ -1,4 +1,4 @@
-"""What an evaluation writes, and what every report says of itself."""
+"""The files that an evaluation writes, and the notices that stand with every report."""
 
 import csv
 import json
@@ -16,9 +16,9 @@ CSV_FORM = ("", "1", "0", "-1")
 
 
 def trained_on(header):
-    """One sentence on what a checkpoint learned from, and what its reports are therefore worth.
+    """One sentence that tells what data a checkpoint was trained on, with a warning if its reports mean little.
 
-    header["trained_on"] is {"source", "studies", "pictures", "steps"}; older checkpoints tell less.
+    header["trained_on"] is {"source", "studies", "pictures", "steps"}; older checkpoints hold less.
     """
     facts = header.get("trained_on") or {}
     if not {"source", "studies", "pictures", "steps"} <= facts.keys():
@@ -31,39 +31,37 @@ def trained_on(header):
         source = f" ({facts['source']})" if facts.get("source") else ""
         text = f"trained on {facts['pictures']:,} pictures of {facts['studies']:,} studies{source}"
     else:
-        text = f"trained on {header.get('data') or 'a data set that it does not name'}"
+        text = f"trained on {header.get('data') or 'an unknown data set'}"
 
-    # A few steps, or pictures, teach a model the sound of reports, and nothing to see.
+    # After a few steps, or from a few pictures, a model imitates the style of reports and recognises nothing.
     if steps is not None and steps < 100:
         return f"{text}, for {steps} step{'s' * (steps != 1)} only: its reports mean nothing yet"
     if facts.get("source") != "phantom" and facts.get("pictures", 1000) < 1000:
-        return f"{text}: too few to learn to see from"
+        return f"{text}: too few to learn to recognise findings"
     return text
 
 
 def results_folder(out, *read):
-    """The folder `out`, made and tried before any work.
+    """The folder `out`, created and tested for writing before any work.
 
-    Raises UserError, also where a result would replace a file `read`.
+    Raises UserError, also if a result would overwrite one of the input files `read`.
     """
     out = Path(out)
     for path in filter(None, read):
         if Path(path).resolve() in [(out / name).resolve() for name in RESULTS]:
-            raise UserError(f"{path}: would be overwritten by the results; name another folder with --out")
+            raise UserError(f"{path}: would be overwritten by the results; give another folder with --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise UserError(f"{out}: results can't be written there ({error.strerror}); "
-                        "name another folder with --out") from None
+        raise UserError(f"{out}: the results cannot be written into this folder ({error.strerror}); "
+                        "give another folder with --out") from None
     return out
 
 
 def writable(text):
-    """The text with half a surrogate pair written as \\ud800, since UTF-8 has no form for it; in JSON
-    that is its escape.
-    """
+    """The text with each unpaired surrogate as its JSON escape, such as \\ud800, since UTF-8 cannot encode it."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -73,30 +71,30 @@ def write_json(path, value):
 
 
 def write_rows(path, rows):
-    """JSON lines."""
+    """Writes rows as JSON lines. Raises OSError."""
     with whole_file(path) as file:
         for row in rows:
             file.write(writable(json.dumps(row, ensure_ascii=False)) + "\n")
 
 
 def write_rexrank(path, predictions):
-    """{study: text} in ReXrank's form. Predictions alone: no reference text leaves the machine by it."""
+    """Writes {study: text} in ReXrank's format, without references, which may be confidential. Raises OSError."""
     write_json(path, {study: {"model_prediction": text} for study, text in predictions.items()})
 
 
 def check_rexrank(path, *read):
-    """Raises UserError where --rexrank can't be written, or names a file that is read."""
+    """Raises UserError if the file of --rexrank cannot be written, or is one of the input files `read`."""
     if not path:
         return
     if Path(path).is_dir():
-        raise UserError(f"--rexrank {path}: is a folder; name a file to write")
+        raise UserError(f"--rexrank {path}: is a folder; give the name of a file to write")
     if Path(path).resolve() in [Path(other).resolve() for other in filter(None, read)]:
-        raise UserError(f"--rexrank {path}: would overwrite what is read; name another file")
+        raise UserError(f"--rexrank {path}: would overwrite an input file; give the name of another file")
     writable_folder(Path(path).parent, "--rexrank")
 
 
 def write_labels(path, rows):
-    """One line per text: id, which side, and its labels in CheXbert's order and CSV form."""
+    """Writes one CSV line per text: id, side, and the labels in CheXbert's order and CSV coding. Raises OSError."""
     with whole_file(path) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["id", "text", *LABELS])

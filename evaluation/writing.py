@@ -1,6 +1,6 @@
-"""The reports of a whole split, on any number of processes: every study exactly once, gathered by its number.
+"""The reports of a whole split, on any number of processes: every study exactly once, in the studies' order.
 
-Batches are planned before they are dealt out, so one process and four compute the same batches and the same texts.
+Batches are planned first and then distributed, so the batches and texts do not depend on the number of processes.
 """
 
 from collections import Counter
@@ -17,18 +17,18 @@ from model.clues import cosine
 
 
 class Written(NamedTuple):
-    """What the model wrote of one study."""
+    """The model's output for one study."""
 
     report: trrg.Report
-    maps: dict | None                  # what the page draws over its pictures (`clue_maps`), where that was asked for
+    maps: dict | None                  # `clue_maps`, the heat maps of the page; None where none were asked for
 
 
 def over_batches(prepared, studies, crop, batch_size, processes, what, work):
-    """Runs `work(visits)` on every batch of a split → its results in the order of the studies, on every process.
+    """Runs `work(visits)` on every batch of a split → all results in the order of the studies, on every process.
 
-    `work` takes collated visits (data/dataset.py) and gives one picklable result per study; `what` names the bar, None
-    for none. A batch's studies have equally many views, so their prompts are equally long, and nothing is left to
-    sort; rows that end early leave the batch while it is decoded (model/decode.py).
+    `work` takes collated visits (data/dataset.py) and returns one picklable result per study; `what` is the title of
+    the progress bar, None for no bar. All studies of a batch have the same number of views, so their prompts have the
+    same length and need no padding; finished rows leave the batch during decoding (model/decode.py).
     """
     visits = Visits(prepared, studies, stage=2, crop=crop)
     batches = plan_epoch([len(study["views"]) for study in studies], batch_size)
@@ -49,8 +49,8 @@ def write_reports(model, prepared, studies, processes, batch_size=16, others=Non
                   **decoding):
     """[`Written`] for the studies of a split, in their order.
 
-    `others` (a list of study numbers) gives study i the pictures of study others[i]: the floor that a model which
-    ignores the picture cannot rise above.
+    `others` (a list of study numbers) shows study i the pictures of study others[i]; the scores of such reports are a
+    floor, which a model that ignores the picture does not exceed.
     """
     shown = studies if others is None else [studies[number] for number in others]
     device = model.mapper.weight.device
@@ -63,10 +63,10 @@ def write_reports(model, prepared, studies, processes, batch_size=16, others=Non
 
 
 def another_study(studies, any_views=False):
-    """For every study the number of another one with as many views: a shuffled circle in each group of equal views.
+    """For every study the number of another study with as many views, by a shuffled cycle per number of views.
 
-    A study whose number of views nobody shares keeps its own pictures. `any_views`: one circle of all, for what does
-    not depend on the number of views.
+    A study whose number of views is unique keeps its own number. `any_views`: one cycle through all studies, whatever
+    their views.
     """
     others = list(range(len(studies)))
     groups = {}
@@ -79,13 +79,13 @@ def another_study(studies, any_views=False):
 
 
 def most_frequent_report(studies):
-    """The report that stands most often in these (training) studies; the first of them among equals."""
+    """The most frequent report of these (training) studies; of equally frequent ones the first."""
     counts = Counter(clean_report(study["report"]) for study in studies)
     return max(counts, key=counts.get)
 
 
 def as_row(study, text, clues=()):
-    """A row to score (evaluation/labels.py), its truth taken from the data set where that knows it."""
+    """A row to score (evaluation/labels.py), with the reference's labels and findings if the data set has them."""
     row = {"id": study["id"], "hypothesis": text, "reference": clean_report(study["report"]),
            "clues": [{"prompt": prompt, "weight": round(weight, 6)} for prompt, weight in clues]}
     return {**row, **{key: {"reference": study[key]} for key in ("labels", "findings") if key in study}}
@@ -93,12 +93,12 @@ def as_row(study, text, clues=()):
 
 @torch.no_grad()
 def clue_maps(model, prompt):
-    """What the page draws for the B studies of a `trrg.Prompt`: a list of dicts of float32 arrays on the CPU.
+    """The heat maps of the B studies of a `trrg.Prompt`: a list of dicts of float32 arrays on the CPU.
 
     "clues": [(prompt text, weight, (V, g, g))], heaviest first: the cosine of every patch token with the clue's cls
-    token, whose mean over the tokens is nearly what recognises it. "queries": (V, g, g), attention summed over the L
-    queries of Eq. (3), mean 1; None for a variant without queries. "cover": the part of the stored picture's side that
-    the g × g grid lies over. V is 1 where the views were averaged.
+    token; recognition uses nearly the mean of this map. "queries": (V, g, g), the attention of the L queries of Eq.
+    (3), summed and scaled to mean 1; None for a variant without queries. "cover": the share of the stored picture's
+    side that the g × g grid covers. V is 1 if the views were averaged.
     """
     swin = model.swin.config
     g = swin.image_size // swin.patch_size // 2 ** (len(swin.depths) - 1)
@@ -110,7 +110,7 @@ def clue_maps(model, prompt):
 
     maps = [{"clues": [], "queries": None, "cover": cover} for _ in prompt.v_e]
 
-    # Where the picture answers each clue.
+    # Where the picture matches each clue.
     for i, of_study in enumerate(maps):
         if prompt.clues is not None:
             cosines = cosine(model.bank.cls[prompt.clues.prompt[i]].float(), prompt.v_e[i].float())         # (k, N)

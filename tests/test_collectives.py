@@ -105,7 +105,7 @@ def test_where_processes_have_no_study(argv, tmp_path, extra):
 def test_where_one_is_told_to_stop(argv, tmp_path):
     started = runs.Started("train", [*argv, "--run", tmp_path / "run"], tmp_path / "out", 3, told_to_stop)
     started.wait(120)
-    assert "told to stop after step 2 of 4" in started.text("err")       # all agree on it in the validation there
+    assert "stopped after step 2 of 4" in started.text("err")       # all agree on it in the validation there
     first, second, third = recorded(started)
     assert first == second == third and len(first) > 10
 

@@ -131,6 +131,6 @@ def test_a_gpu_that_is_too_small_is_warned_of(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("GPU", (), {"total_memory": 24 * 2**30}))
     (line,) = dry_run.warning(34 * 2**30, args)
-    assert line == ("WARNING: does not fit the GPU that is here (24 GiB): "
+    assert line == ("WARNING: does not fit into this machine's GPU (24 GiB): "
                     "try --checkpointing, --shard, a smaller --batch-size")
-    assert dry_run.warning(20 * 2**30, args) == ["fits the GPU that is here (24 GiB)"]
+    assert dry_run.warning(20 * 2**30, args) == ["fits into this machine's GPU (24 GiB)"]

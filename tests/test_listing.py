@@ -125,11 +125,11 @@ def test_rexrank_there_and_back(run, tmp_path):
 
 
 @pytest.mark.parametrize("text, words", [
-    ("", "lists no study"), ("\n\n", "lists no study"), ("[", "line 1"), ("[1]", "line 1"), ('{"id": 1}', "line 1"),
-    ('{"id": 1, "images": []}', "images is a list"), ('{"id": 1, "images": [""]}', "images is a list"),
-    ('{"id": 1, "images": [3]}', "images is a list"), ('{"id": true, "images": ["a"]}', "the id"),
+    ("", "lists no studies"), ("\n\n", "lists no studies"), ("[", "line 1"), ("[1]", "line 1"), ('{"id": 1}', "line 1"),
+    ('{"id": 1, "images": []}', "images must be a list"), ('{"id": 1, "images": [""]}', "images must be a list"),
+    ('{"id": 1, "images": [3]}', "images must be a list"), ('{"id": true, "images": ["a"]}', "the id"),
     ('{"id": " ", "images": ["a"]}', "the id"), ("[" * 100_000, "line 1"), ("null", "line 1"),
-    ('{"id": 1, "images": ["a"]}\n{"id": "1", "images": ["b"]}', "line 2: id '1' is there already, on line 1")])
+    ('{"id": 1, "images": ["a"]}\n{"id": "1", "images": ["b"]}', "line 2: id '1' occurs already on line 1")])
 def test_a_mistake_in_the_list_is_one_line(run, tmp_path, capsys, text, words):
     (tmp_path / "list.jsonl").write_text(text, encoding="utf-8")
     assert evaluate.main(command(run, tmp_path / "list.jsonl", tmp_path / "out")) == 2

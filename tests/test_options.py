@@ -41,7 +41,7 @@ def test_an_option_is_accepted_where_it_is_read_and_refused_elsewhere(option, mo
             said = ""
         except UserError as error:                  # it may also clash with others: --shard with --embed-base
             said = str(error)
-        refused = re.match(f"{flag(option.name)}: only .* reads it, and there is none in this run", said)
+        refused = re.match(f"{flag(option.name)}: has no effect in this run: only .* reads this option", said)
         assert there != bool(refused), run
     assert outcomes == {True, False} or option.name == "deterministic"
 
@@ -53,12 +53,12 @@ def test_deterministic_is_for_a_gpu(monkeypatch):
 
 @pytest.mark.parametrize("argv, message", [
     (["--variant", "base", "--k", "5", "--queries", "64", "--dc-weight", "2"],
-     "--k: only stage 2 of a variant with clues reads it"),
-    (["--stage", "1", "--lora-rank", "8"], "--lora-rank: only stage 2 reads it"),
-    (["--val-reports", "50"], "--val-reports: only stage 2 with --select BLEU-4 or CIDEr"),
-    (["--stage1", "x"], "--stage1: only a run of --stage 2 alone"),
-    (["--stage", "2", "--sentences", "2"], "--sentences: only stage 1 reads it"),
-    (["--stage", "1", "--shard"], "--shard: only stage 2")])
+     "--k: has no effect in this run: only stage 2 of a variant with clues reads this option"),
+    (["--stage", "1", "--lora-rank", "8"], "--lora-rank: has no effect in this run: only stage 2 reads"),
+    (["--val-reports", "50"], "--val-reports: has no effect in this run: only stage 2 with --select BLEU-4 or CIDEr"),
+    (["--stage1", "x"], "--stage1: has no effect in this run: only a run of --stage 2 alone"),
+    (["--stage", "2", "--sentences", "2"], "--sentences: has no effect in this run: only stage 1 reads"),
+    (["--stage", "1", "--shard"], "--shard: has no effect in this run: only stage 2")])
 def test_what_nothing_reads_is_refused_in_one_line(argv, message):
     with pytest.raises(UserError, match=re.escape(message)) as refused:
         arguments(argv)
@@ -135,7 +135,7 @@ def test_two_values_are_one_per_stage():
     args = arguments(["--epochs", "34", "5", "--optimizer", "muon", "adamw"])
     assert args.epochs == (34, 5) and (of_stage(args, 1).optimizer, of_stage(args, 2).optimizer) == ("muon", "adamw")
     for argv in (["--epochs", "34", "5", "--stage", "2"], ["--epochs", "3", "4", "5"]):
-        with pytest.raises(UserError, match="^--epochs .*: takes one value, or where both stages run one for stage 1"):
+        with pytest.raises(UserError, match="^--epochs .*: takes one value, or, if both stages run, two: one for"):
             arguments(argv)
 
 

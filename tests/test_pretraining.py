@@ -133,7 +133,7 @@ def test_stopped_beside_stage_1(undisturbed, tmp_path, hook, code, step):
     """Its process ends with the run; nothing of it is used, and both go on to the same bits."""
     folder, argv = undisturbed
     out, err = demo_of(tmp_path, argv, hook, code)
-    told = err.splitlines()[-1].startswith("stage1: told to stop after step 3 of 4; the same command goes on")
+    told = err.splitlines()[-1].startswith("stage1: stopped after step 3 of 4; the state is saved")
     assert told == (code > 0)
     pid = int(out.partition("language model ")[2].split()[0])
     end = time.monotonic() + 10
@@ -141,7 +141,8 @@ def test_stopped_beside_stage_1(undisturbed, tmp_path, hook, code, step):
         time.sleep(0.01)
     assert not alive(pid) and not (tmp_path / "weights" / "mistral" / "model.safetensors").exists()
     out, _ = demo_of(tmp_path, argv)
-    assert "the base language model, beside 2 and 4" in out and f"stage1: going on after step {step} of 4" in out
+    assert "the base language model, at the same time as stage 1" in out
+    assert f"stage1: going on after step {step} of 4" in out
     assert_same(tmp_path, folder)
 
 
@@ -151,8 +152,8 @@ def test_killed_while_it_is_written(undisturbed, tmp_path, hook):
     folder, argv = undisturbed
     out, err = demo_of(tmp_path, argv, hook, code=2)
     assert "best loss on val" in out and "Traceback" not in err
-    assert err.splitlines()[-1] == (f"{tmp_path}/weights: the language model's pre-training ended early (killed by "
-                                    "signal 9); what stage 1 learned is kept: run the command again")
+    assert err.splitlines()[-1] == (f"{tmp_path}/weights: the language model's pre-training failed (killed by "
+                                    "signal 9); stage 1 is saved: run the command again")
     out, _ = demo_of(tmp_path, argv)
     assert "stage1 is finished" in out
     Mistral.from_pretrained(tmp_path / "weights" / "mistral")
@@ -163,4 +164,4 @@ def test_killed_while_it_is_written(undisturbed, tmp_path, hook):
 def test_a_full_disk(undisturbed, tmp_path):
     _, err = demo_of(tmp_path, undisturbed[1], full_disk, code=2)
     assert f"{tmp_path}/weights/mistral: No space left on device\n" in err and "Traceback" not in err
-    assert err.splitlines()[-1].startswith(f"{tmp_path}/weights: the language model's pre-training ended early (exit")
+    assert err.splitlines()[-1].startswith(f"{tmp_path}/weights: the language model's pre-training failed (exit")

@@ -188,7 +188,7 @@ def test_a_signal_saves_and_stops(whole, tmp_path, hook, step, exit_code):
     argv, run = [*argv, "--stage", "1", "--save-every", "100"], tmp_path / "run"
     code, _, err = runs.run("train", [*argv, "--run", run], tmp_path / "out", hook=hook)
     assert code == exit_code
-    assert f"stage1: told to stop after step {step} of {STEPS}; the same command goes on from there" in err
+    assert f"stage1: stopped after step {step} of {STEPS}; the state is saved, and the same command" in err
     assert state.newest_state(run / "state", "stage1")[1]["step"] == step
     finish(argv, run, tmp_path / "out")
     assert_same(run, folder / "run", ["stage1"])
@@ -221,7 +221,7 @@ def test_two_processes_are_stopped_by_a_signal_to_either(whole, tmp_path):
     _, argv, _ = whole
     argv = [*argv, "--stage", "1", "--batch-size", "3"]
     code, _, err = runs.run("train", [*argv, "--run", tmp_path / "run"], tmp_path / "out", 2, stop_the_second)
-    assert code == 143 and err.count("stage1: told to stop after step 3 of") == 1
+    assert code == 143 and err.count("stage1: stopped after step 3 of") == 1
     finish(argv, tmp_path / "run", tmp_path / "out", world=2)
     finish(argv, tmp_path / "reference", tmp_path / "out", world=2)
     assert_same(tmp_path / "run", tmp_path / "reference", ["stage1"])
@@ -268,7 +268,7 @@ def test_a_full_disk_leaves_the_last_good_state(whole, tmp_path):
     before = sorted(path.name for path in (run / "state").iterdir())
     code, _, err = runs.run("train", [*argv, "--run", run], tmp_path / "out", hook=little_room)
     assert code == 1 and err.splitlines()[-1] == \
-        f"{run}: File too large; what was written before is whole: make room and run the command again"
+        f"{run}: File too large; the files already written are intact: make room and run the command again"
     assert sorted(path.name for path in (run / "state").iterdir()) == before
     finish(argv, run, tmp_path / "out")
     assert_same(run, folder / "run", ["stage1"])
@@ -298,7 +298,7 @@ def test_a_disk_that_is_full_only_at_the_flush(whole, tmp_path, monkeypatch, cap
     monkeypatch.setattr(os, "fsync", full)
     assert train.main(argv) == 1
     last = capfd.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"{run}: No space left on device; what was written before is whole")
+    assert last.startswith(f"{run}: No space left on device; the files already written are intact")
     assert not list(run.rglob("*.tmp"))
     assert state.newest_state(run / "state", "stage1")[1]["step"] == (3 if "-" in file else 2)
     monkeypatch.undo()
@@ -377,7 +377,7 @@ def test_two_runs_into_one_folder_are_refused(whole, tmp_path):
     while not (tmp_path / "run" / "log.jsonl").exists():
         time.sleep(0.01)
     code, _, err = runs.run("train", argv, tmp_path / "second")
-    assert code == 2 and "another train.py is writing there" in err
+    assert code == 2 and "another train.py is writing into this folder" in err
     assert first.wait() == [0]
 
 

@@ -72,7 +72,7 @@ def test_damage_is_noticed_and_the_state_before_is_taken(tmp_path, damage):
     assert state.newest_state(tmp_path, "stage1", said.append)[0] == older
     assert said == [f"{newer}: damaged, going back to the state before it"]
     older.write_bytes(b"")
-    assert state.newest_state(tmp_path, "stage1", said.append) == (None, None) and "no state before it" in said[-1]
+    assert state.newest_state(tmp_path, "stage1", said.append) == (None, None) and "there is no older state" in said[-1]
 
 
 def test_of_one_step_the_last_state_counts_and_the_one_before_it_stays(tmp_path):
@@ -137,7 +137,7 @@ def test_one_run_a_folder(tmp_path):
     command = [sys.executable, "-c", other, str(tmp_path)]
     root = Path(__file__).resolve().parents[1]
     run = subprocess.run(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert "another train.py is writing there" in run.stderr
+    assert "another train.py is writing into this folder" in run.stderr
     lock.close()
     assert subprocess.run(command, cwd=root, capture_output=True).returncode == 0
 

@@ -171,11 +171,11 @@ def change(difference, p):
 
 
 @pytest.mark.parametrize("ce, f1, verdict", [
-    ((0.3, 0.002), (-0.5, 0.002), "It reads the pictures: "),
-    ((0.3, 0.002), (0.0, 1.0), "It reads the pictures, but no finding"),
-    ((0.0, 0.9), (0.0, 1.0), "NO SIGN that it reads the pictures"),
+    ((0.3, 0.002), (-0.5, 0.002), "The model uses the pictures: "),
+    ((0.3, 0.002), (0.0, 1.0), "The model uses the pictures, but no finding"),
+    ((0.0, 0.9), (0.0, 1.0), "NO SIGN that the model uses the pictures"),
     # less surprised by what it does not see
-    ((-0.3, 0.002), (-0.5, 0.002), "NO SIGN that it reads the pictures")])
+    ((-0.3, 0.002), (-0.5, 0.002), "NO SIGN that the model uses the pictures")])
 def test_verdicts(ce, f1, verdict):
     lines = what_it_reads({"pictures": {"another": {"cross-entropy": change(*ce), "micro F1": change(*f1)}}})
     assert len(lines) == 1 and lines[0].startswith(verdict)
@@ -184,6 +184,6 @@ def test_verdicts(ce, f1, verdict):
 def test_what_stands_in_both_is_told():
     unread, read = {"cross-entropy": change(0.0, 0.9)}, {"cross-entropy": change(0.4, 0.002)}
     lines = what_it_reads({"pictures": {"another": unread}, "clues": {"another": unread}, "both": {"another": read}})
-    assert len(lines) == 3 and lines[2].startswith("It reads pictures and clues together")
+    assert len(lines) == 3 and lines[2].startswith("The model uses pictures and clues together")
     assert len(what_it_reads({"pictures": {"another": read}, "clues": {"another": unread},
                               "both": {"another": read}})) == 2

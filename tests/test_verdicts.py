@@ -53,7 +53,7 @@ def test_near_a_floor():
     ({"trained_on": {"source": "phantom", "studies": 2000, "pictures": 2900, "steps": 900}},
      "trained on 2,000 drawn phantoms: its reports say nothing about a real picture"),
     ({"trained_on": {"source": "iu_xray", "studies": 60, "pictures": 118, "steps": 900}},
-     "trained on 118 pictures of 60 studies (iu_xray): too few to learn to see from"),
+     "trained on 118 pictures of 60 studies (iu_xray): too few to learn to recognise findings"),
     ({"trained_on": {"source": "mimic_cxr", "studies": 9000, "pictures": 9001, "steps": 3}},
      "trained on 9,001 pictures of 9,000 studies (mimic_cxr), for 3 steps only: its reports mean nothing yet"),
     ({"trained_on": {"source": "mimic_cxr", "studies": 9000, "pictures": 9001, "steps": 3000}},
@@ -65,6 +65,6 @@ def test_near_a_floor():
     ({"data": "datasets/mimic_cxr", "step": 1},
      "trained on datasets/mimic_cxr, for 1 step only: its reports mean nothing"),
     ({"data": "datasets/mimic_cxr"}, "trained on datasets/mimic_cxr"),
-    ({}, "trained on a data set that it does not name")])
+    ({}, "trained on an unknown data set")])
 def test_what_a_checkpoint_was_trained_on(header, words):
     assert trained_on(header).startswith(words)

@@ -1,7 +1,7 @@
-"""The wording of the clues: hand-written prompts, or (ours) the sentences in which the training reports say it.
+"""The texts of the clues: hand-written prompts, or (our addition) sentences of the training reports.
 
-Stage 1 has aligned pictures with such sentences, so it recognises a disease better by them than by prompts that no
-report holds, and the language model has read them. Which disease a sentence names is a labeler's to say.
+Stage 1 aligns pictures with the reports' sentences, so it recognises a disease better by such sentences than by prompts
+that occur in no report; and the language model has read the sentences. A labeler tells which disease a sentence names.
 """
 
 from data.files import UserError
@@ -11,7 +11,7 @@ from metrics.chexbert import Labeler
 
 
 def clue_bank(args, prepared, device="cpu"):
-    """[[prompt, …] per disease] for `--clue-bank sentences`; None for the hand-written ones. Raises UserError."""
+    """[[sentence, …] per disease] for `--clue-bank sentences`; None for hand-written prompts. Raises UserError."""
     if args.variant == "base" or args.clue_bank == "prompts":
         return None
     reports = [sentences(study["report"]) for study in prepared.split("train")]
@@ -19,12 +19,12 @@ def clue_bank(args, prepared, device="cpu"):
 
 
 def labeler_of(args, prepared, device):
-    """texts → 14 labels per text: the phantom's own rules for its reports, CheXbert for all others."""
+    """A function from texts to 14 labels per text: the phantom's own rules for drawn data, CheXbert for real data."""
     if args.chexbert:
         return Labeler.from_pretrained(args.chexbert, device)
     if prepared.manifest.get("options", {}).get("source") == "phantom":
-        from data.phantom import label  # its drawing code, which no real data set needs
+        from data.phantom import label  # imports drawing code, which real data do not need
 
         return lambda texts: [label(text)[0] for text in texts]
-    raise UserError("--clue-bank sentences: something must say which disease a sentence names; give --chexbert DIR, "
-                    "the folder of chexbert.pth and vocab.txt, or take --clue-bank prompts")
+    raise UserError("--clue-bank sentences: CheXbert is needed to tell which disease a sentence names; give --chexbert "
+                    "DIR, the folder with chexbert.pth and vocab.txt, or use --clue-bank prompts")

@@ -1,8 +1,8 @@
-"""The demo's stand-ins for what cannot be downloaded: a phantom data set and small base weights for it.
+"""The demo's substitutes for downloads: a phantom data set, and small base weights for it.
 
-Swin starts at random. BERT and the language model are pre-trained on the *training* reports alone
-(training/pretraining.py), and the language model is then, like Mistral-7B-Instruct, frozen. All are written in Hugging
-Face's layout and read back through the same `from_pretrained` as the real ones.
+Swin gets random weights. BERT and the language model are pre-trained on the *training* reports alone
+(training/pretraining.py); like Mistral-7B-Instruct, the language model is then frozen. The weights are written in
+Hugging Face's layout and read by the same `from_pretrained` as the published ones.
 """
 
 import json
@@ -27,22 +27,23 @@ from training.pretraining import teach_meaning, teach_writing
 from training.timetable import Part
 
 STUDIES = (2000, 300, 500)                 # train, val, test
-MARK = "demo.json"                         # stands in a folder of weights that the demo makes, from its beginning on
+MARK = "demo.json"                         # marks a folder of weights as the demo's; written before the weights
 
-# Seconds on the machine of timetable.REFERENCE: a picture drawn; the meaning of sentences; the language model; and a
-# study's visit in either stage
+# Seconds on the machine of timetable.REFERENCE: to draw a picture; to pre-train BERT; to pre-train the language model;
+# to train on one study in stage 1, in stage 2
 DRAWING, MEANING, WRITING, VISIT = 0.005, 15, 165, (0.009, 0.026)
 
 
 def lacking(data, weights, slowness):
-    """The `Part`s that `prepare` will have to do."""
+    """The `Part`s of the work that `prepare` will have to do."""
     parts = []
     if not drawn(data):
         seconds = 1.4 * sum(STUDIES) * DRAWING * slowness / os.cpu_count()
         parts += [Part("drawing", f"drawing {sum(STUDIES):,} phantoms into {data}", seconds)]
     if not written(weights):
-        parts += [Part("meaning", f"base weights in {weights}: what sentences mean", MEANING * slowness),
-                  Part("writing", "the base language model, beside 2 and 4", WRITING * slowness, beside=True)]
+        parts += [Part("meaning", f"base weights in {weights}: BERT learns what sentences mean", MEANING * slowness),
+                  Part("writing", "the base language model, at the same time as stage 1", WRITING * slowness,
+                       beside=True)]
     return parts
 
 
@@ -57,9 +58,9 @@ def written(weights):
 
 
 def prepare(data, weights, seed, timetable):
-    """Makes the phantom under `data` and the base weights under `weights`, where they are missing.
+    """Makes the phantom data set in `data` and the base weights in `weights`, if they are missing.
 
-    Returns the process that still pre-trains the language model, which stage 1 does not need, or None.
+    Returns the process that still pre-trains the language model, which stage 1 does not need; None if there is none.
     """
     if not drawn(data):
         timetable.begin("drawing")
@@ -72,7 +73,7 @@ def prepare(data, weights, seed, timetable):
     with whole_file(weights / MARK) as file:
         file.write(json.dumps({"seed": seed}) + "\n")
 
-    # A process of its own, beside all that comes before stage 2: small networks gain little from a second thread.
+    # In a process of its own, until stage 2 needs it: such small networks gain little from a second thread.
     prepared = Prepared(data)
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     process = context.Process(target=language_model, args=(weights, prepared, seed), daemon=True)
@@ -86,13 +87,13 @@ def prepare(data, weights, seed, timetable):
 
 
 def wait_for(process, weights):
-    """Waits until the language model is pre-trained. Raises UserError where its process ended without it."""
+    """Waits until the language model is pre-trained. Raises UserError if the process failed."""
     if process is not None:
         process.join()
         if process.exitcode:
             how = f"killed by signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
-            raise UserError(f"{weights}: the language model's pre-training ended early ({how}); what stage 1 learned "
-                            "is kept: run the command again")
+            raise UserError(f"{weights}: the language model's pre-training failed ({how}); stage 1 is saved: run the "
+                            "command again")
 
 
 def encoders(folder, prepared, seed):
@@ -115,7 +116,7 @@ def encoders(folder, prepared, seed):
     ids, mask = trrg.encode_words(words, [sample[0, number]["text"][0] for number in range(len(sample))], 64)
     start(bert, lambda: bert(ids, mask))
     read = torch.tensor(sorted({piece for report in reports for piece in words.encode(report)}))
-    with torch.no_grad():       # a piece that no report holds ("clue") would stay noise for ever: it starts as nothing
+    with torch.no_grad():       # a piece that occurs in no report ("clue") never trains: zeros, not random noise
         table = bert.embeddings.word_embeddings.weight
         table.copy_(torch.zeros_like(table).index_copy(0, read, table[read]))
     teach_meaning(bert, words, sorted({text for report in reports for text in sentences(report)}) + prompts, seed)
@@ -124,12 +125,13 @@ def encoders(folder, prepared, seed):
 
 
 def language_model(folder, prepared, seed):
-    """Writes mistral/ under `folder`: the work of a process of its own."""
+    """Pre-trains the language model and writes mistral/ under `folder`; runs in a process of its own."""
     start_worker()
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     reports = [clean_report(study["report"]) for study in prepared.split("train")]
-    # The prompt's own words become pieces too: spelled out letter by letter they would be two fifths of all tokens.
+    # The tokenizer also learns the prompt's fixed words, which would else be two fifths of all tokens, letter by
+    # letter.
     frame = ["[INST] <Img>", "</Img> <Clue>", f"</Clue> {trrg.INSTRUCTION} [/INST]"]
     pieces = SentencePiece.train(reports + 100 * frame, size=700)
     mistral = Mistral(MistralConfig(
@@ -140,17 +142,17 @@ def language_model(folder, prepared, seed):
         pieces.save_pretrained(folder / "mistral")
         mistral.save_pretrained(folder / "mistral")
     except OSError as error:
-        sys.exit(f"{folder / 'mistral'}: {error.strerror}")        # one line; `wait_for` says what to do
+        sys.exit(f"{folder / 'mistral'}: {error.strerror}")        # one line; `wait_for` gives the remedy
 
 
 @torch.no_grad()
 def start(module, run):
-    """Random weights that suit a narrow network: the published deviation of 0.02 is made for hundreds of channels.
+    """Random weights that suit a narrow network; the published standard deviation of 0.02 suits hundreds of channels.
 
-    Matrices are drawn with deviation 1/√(fan-in), but for positions, which stay near 0: until training finds otherwise
-    a word means the same wherever it stands, in a sentence or behind "Clue:". Then each norm's scale and shift are set,
-    in the order in which they run, so that every channel has mean 0 and deviation 1 over real inputs (Krähenbühl et al.
-    2016, arXiv:1511.06856).
+    Matrices are drawn with standard deviation 1/√(fan-in). Position embeddings are not: they stay near 0, so that at
+    first a word means the same at every position, in a sentence or after "Clue:". Then each norm's scale and shift are
+    set, in the order in which the norms run, so that every channel has mean 0 and standard deviation 1 over real inputs
+    (Krähenbühl et al. 2016, arXiv:1511.06856).
 
     `run()` runs the module on such inputs. Returns the module.
     """

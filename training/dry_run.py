@@ -1,14 +1,13 @@
-"""--dry-run: what a run will need, before anything is loaded.
+"""--dry-run: parts, shapes, memory and time of a run, computed without loading any weights.
 
 Every module is built on the meta device, so parameter counts are exact. The rest is arithmetic on shapes:
 
     memory  =  weights  +  trainable parameters × (4 gradient + 8 AdamW)  +  activations  +  logits
-    FLOPs   =  2 per weight and token forward, the same again for the gradient of the input wherever something below
-               trains, and once more for the gradient of the weight where it trains itself;
-               attention's products likewise
+    FLOPs   =  2 per weight and token forward; 2 more for the gradient of the input, if any earlier layer trains;
+               2 more for the gradient of the weight, if the weight trains; the products of attention likewise
 
-Activations are what the backward pass reads again, tensor by tensor, as autograd keeps it; kernels' workspaces and
-fragmentation come on top, for which `MARGIN` stands.
+Activations are the tensors that autograd keeps for the backward pass. `MARGIN` accounts for the kernels' workspaces
+and for fragmentation.
 """
 
 from functools import partial
@@ -34,12 +33,12 @@ GPUS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "A6000": 155, "RTX 4
 
 
 def config_at(config_class, folder):
-    """A folder's configuration, or the published one where there is no such folder."""
+    """The configuration in a folder, or the published model's if the folder has none."""
     return read_config(config_class, folder) if (folder / "config.json").is_file() else config_class()
 
 
 def linear_weights(module):
-    """Weights of all matrices that multiply tokens; embeddings look up instead."""
+    """Number of weights in all linear layers; embeddings cost no FLOPs."""
     return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
 
@@ -54,7 +53,7 @@ def swin_sizes(config, pictures):
 
 
 def swin_flops(config, pictures):
-    """Of one forward pass: a block has 4 + 2 ratio matrices of C × C and attention within windows."""
+    """FLOPs of one forward pass: a block has 4 + 2 · mlp_ratio matrices of C × C, and attention within windows."""
     patches = pictures * (config.image_size // config.patch_size) ** 2
     flops = 2 * patches * config.embed_dim * config.num_channels * config.patch_size**2
     for index, (tokens, C, blocks) in enumerate(swin_sizes(config, pictures)):
@@ -65,12 +64,13 @@ def swin_flops(config, pictures):
 
 
 def bert_flops(config, sentences, tokens):
+    """FLOPs of one forward pass over a number of sentences with `tokens` tokens each."""
     D, I = config.hidden_size, config.intermediate_size
     return config.num_hidden_layers * sentences * tokens * (2 * (4 * D * D + 2 * D * I) + 4 * tokens * D)
 
 
 def mistral_flops(config, rows, tokens):
-    """Of the layers alone, forward; causal attention counts whole squares, as is the custom."""
+    """FLOPs of the layers' forward pass, without the head; causal attention counts as full attention, as usual."""
     D, H, G, d = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
     matrices = D * d * (2 * H + 2 * G) + 3 * D * config.intermediate_size
     return config.num_hidden_layers * rows * tokens * (2 * matrices + 4 * tokens * H * d)
@@ -79,9 +79,9 @@ def mistral_flops(config, rows, tokens):
 def mistral_activations(config, rows, tokens, adapted, size, recompute):
     """Bytes that the frozen layers keep for the backward pass; `size` bytes per number.
 
-    A frozen matrix keeps nothing (its input's gradient needs the weight alone). A layer keeps the input of both norms,
-    in fp32 under autocast too, and q, k, v and the result of attention and, of the MLP, gate, its silu, and up; an
-    `adapted` one its input and dropout's mask.
+    A frozen matrix keeps nothing, since the gradient of its input needs only the weight. A layer keeps the inputs of
+    both norms (in fp32, also under autocast); q, k, v and the output of attention; and the MLP's gate, silu(gate) and
+    up. A matrix with an adapter (`adapted`: their names) keeps its input and the dropout mask.
     """
     D, H, G, d = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
     layer = 4 * 2 * D + size * (d * (2 * H + 2 * G) + 3 * config.intermediate_size) + 4 * H
@@ -92,14 +92,16 @@ def mistral_activations(config, rows, tokens, adapted, size, recompute):
 
 
 def swin_activations(config, pictures, size, recompute):
-    """A block keeps: the input of both norms in fp32; what q, k and v read (autocast's copy for each), q, k, v and the
-    result of attention, what the MLP reads, and two of its width; and the bias of each of its windows, if shifted."""
+    """Bytes that Swin keeps for the backward pass. A block keeps: the inputs of both norms in fp32; the input of q, k
+    and v (three copies under autocast); q, k, v and the output of attention; the MLP's input and two tensors of the
+    MLP's width; and, in a shifted block, the attention bias of every window.
+    """
     N, copies, kept = config.window_size**2, 3 if size == 2 else 1, 0
     for index, (tokens, C, blocks) in enumerate(swin_sizes(config, pictures)):
-        # Before the first merging the blocks pass on fp32, for the embeddings' norm does; then what the merging gives
+        # The embeddings' norm gives fp32, which the blocks pass on up to the first merging
         passed_on = tokens * C * (4 if index == 0 else size)
         block = tokens * C * (4 * 2 + size * (copies + 4 + 1 + 2 * config.mlp_ratio))
-        shifted = tokens > pictures * N                                  # a single window has nothing to shift to
+        shifted = tokens > pictures * N                                  # a single window is never shifted
         bias = shifted * tokens * config.num_heads[index] * 8 * -(-N // 8) * size
         kept += blocks * passed_on + block + bias if recompute else blocks * block + blocks // 2 * bias
         kept += tokens * C * (4 + size) * (index < len(config.depths) - 1)                              # the merging
@@ -107,8 +109,10 @@ def swin_activations(config, pictures, size, recompute):
 
 
 def bert_activations(config, sentences, tokens, size):
-    """A layer keeps: the input of both norms in fp32; what q, k and v read (autocast's copy for each), q, k, v and the
-    result of attention, what the MLP reads, and two of its width; and the masks of both dropouts."""
+    """Bytes that BERT keeps for the backward pass. A layer keeps: the inputs of both norms in fp32; the input of q, k
+    and v (three copies under autocast); q, k, v and the output of attention; the MLP's input and two tensors of the
+    MLP's width; and both dropout masks.
+    """
     D, I, copies = config.hidden_size, config.intermediate_size, 3 if size == 2 else 1
     masks = 2 * D if config.hidden_dropout_prob else 0
     layer = 4 * 2 * D + size * ((copies + 4 + 1) * D + 2 * I) + masks
@@ -116,7 +120,7 @@ def bert_activations(config, sentences, tokens, size):
 
 
 class Stage1Needs:
-    """Stage 1 on the meta device, for one process."""
+    """Needs of stage 1 for one process, from a model on the meta device."""
 
     def __init__(self, args):
         self.args, self.batch = args, args.batch_size
@@ -146,12 +150,14 @@ class Stage1Needs:
                 ("activations, BERT", bert_activations(self.bert, self.sentences, self.tokens, size)), *casts]
 
     def frozen(self, world):
-        """No row: stage 1 has no frozen layers to shard."""
+        """No rows: stage 1 has no frozen layers to shard."""
         return []
 
 
 class Stage2Needs:
-    """Stage 2 on the meta device, for one process; a batch of studies with `views` pictures and full reports."""
+    """Needs of stage 2 for one process, from a model on the meta device; studies have `views` pictures and reports of
+    full length.
+    """
 
     def __init__(self, args, views):
         self.args, self.batch, self.views = args, args.batch_size, views
@@ -160,7 +166,7 @@ class Stage2Needs:
         config, d = stage2_config(args), self.swin.width
         pieces_in, words_in = tokenizer_of(args.weights, SentencePiece), tokenizer_of(args.weights, WordPiece)
 
-        # The model; the reports' own sentences are unknown here, so the hand-written prompts stand for them
+        # The model; its bank always holds the hand-written prompts, since the reports' sentences are not known here
         prompts, _ = flattened(clue_prompts(args.prompts_per_disease))
         r = max(len(words_in(text)) for text in prompts) - 1
         with torch.device("meta"):
@@ -176,7 +182,7 @@ class Stage2Needs:
                        + config.queries * config.interaction + clue)
         self.tokens = self.prompt + args.report_tokens
 
-        # What is frozen is kept in the type of the activations
+        # Frozen weights have the number type of the activations
         self.size = 2 if args.precision == "bf16" else 4
         dtype = torch.bfloat16 if self.size == 2 else torch.float32
         self.model.swin.to(dtype)
@@ -197,7 +203,7 @@ class Stage2Needs:
                        ("logits, report only", (B * (self.args.report_tokens + 1), self.mistral.vocab_size))]
 
     def small(self):
-        """The modules between the frozen ones, with how many rows pass through them."""
+        """[(module, number of rows that pass through it)] of the trained modules between the frozen networks."""
         rows = {"mapper": self.visual, "visual_projector": self.visual + self.model.config.queries,
                 "clue_projector": self.clue_tokens, "interaction": self.visual + 2 * self.model.config.queries}
         return [(getattr(self.model, name), count * self.batch) for name, count in rows.items()
@@ -221,8 +227,9 @@ class Stage2Needs:
                 ("logits and their gradient", rows * self.mistral.vocab_size * (self.size + 4 + 4))]
 
     def frozen(self, world):
-        """What sharding takes away from this process's share of the frozen layers: all but one in `world`, and
-        one layer."""
+        """The bytes that sharding saves, as a negative row: this process keeps 1 / `world` of the frozen layers, and up
+        to two whole layers at a time.
+        """
         if not self.args.shard:
             return []
         layers = [sum(p.numel() * p.element_size() for p in layer.parameters() if not p.requires_grad)
@@ -231,7 +238,7 @@ class Stage2Needs:
 
 
 def tokenizer_of(weights, kind):
-    """The function from a text to its tokens: that of the weights, or, where they are missing, words cut into fours."""
+    """A function from a text to its tokens: the weights' own tokenizer; without weights, pieces of four letters."""
     of_bert = kind is WordPiece
     folder, file = (weights / "bert", "vocab.txt") if of_bert else (weights / "mistral", "tokenizer.model")
     if (folder / file).is_file():
@@ -244,7 +251,7 @@ def tokenizer_of(weights, kind):
 
 
 def memory(needs, world):
-    """[(what, bytes)] of one process at the peak of a step; the last row is their sum with the margin."""
+    """[(name, bytes)] of one process at the peak of a step; the last row is the sum, with the margin."""
     tensors = [*needs.model.parameters(), *needs.model.buffers()]
     training = sum(p.numel() for p in needs.model.parameters() if p.requires_grad)
     rows = [("weights", sum(t.numel() * t.element_size() for t in tensors)), *needs.frozen(world),
@@ -254,7 +261,7 @@ def memory(needs, world):
 
 
 def dry_run(args, processes):
-    """The whole text of a dry run."""
+    """The text that --dry-run prints. Raises UserError."""
     views, studies = 2, None
     if (args.data / "studies.jsonl").is_file():
         train = Prepared(args.data).split("train")
@@ -263,12 +270,13 @@ def dry_run(args, processes):
     texts = [stage_text(of_stage(args, number), processes, views, studies)
              for number in (1, 2) if args.stage in (None, number)]
     if not (args.weights / "mistral" / "config.json").is_file():
-        texts.append(f"{args.weights} holds no weights: published shapes are shown, token counts of prompts are rough")
+        texts.append(f"{args.weights} holds no weights: the shapes are those of the published models, and the prompts' "
+                     "token counts are estimates")
     return "\n\n".join(texts)
 
 
 def stage_text(args, processes, views, studies):
-    """Parts, shapes, memory and time of one stage; `studies` is how many an epoch has, None where nothing tells."""
+    """Parts, shapes, memory and time of one stage; `studies`: number of training studies, None if unknown."""
     needs = Stage1Needs(args) if args.stage == 1 else Stage2Needs(args, views)
     flops, sizes = needs.flops(), memory(needs, processes.world)
     lines = [f"stage {args.stage}: {processes.world} × {needs.batch} studies per batch, {args.precision}"
@@ -278,7 +286,7 @@ def stage_text(args, processes, views, studies):
              *(f"{name:<40}{size / 2**30:>9.2f} GiB" for name, size in sizes), "",
              f"{'FLOPs of a batch, one process':<40}{flops / 1e12:>9.2f} T"]
 
-    # The time on each GPU that is known, or on the one that is here
+    # The time on this machine's GPU, or, without one, on each GPU in the table
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     for gpu, peak in GPUS.items():
         if gpu in here or not here:
@@ -290,12 +298,12 @@ def stage_text(args, processes, views, studies):
 
 
 def warning(need, args):
-    """A line where the GPU that is here is too small."""
+    """A line that tells whether this machine's GPU has enough memory."""
     if not torch.cuda.is_available():
-        return ["no GPU here to compare with"]
+        return ["this machine has no GPU to compare with"]
     have = torch.cuda.get_device_properties(0).total_memory
     if need <= have:
-        return [f"fits the GPU that is here ({have / 2**30:.0f} GiB)"]
+        return [f"fits into this machine's GPU ({have / 2**30:.0f} GiB)"]
     remedies = [flag for flag, on in (("--checkpointing", args.checkpointing), ("--shard", args.shard)) if not on]
     tries = ", ".join([*remedies, "a smaller --batch-size"])
-    return [f"WARNING: does not fit the GPU that is here ({have / 2**30:.0f} GiB): try {tries}"]
+    return [f"WARNING: does not fit into this machine's GPU ({have / 2**30:.0f} GiB): try {tries}"]

@@ -1,6 +1,6 @@
-"""--cache-features: what the frozen encoder of stage 2 makes of every picture, computed once and not in every epoch.
+"""--cache-features: the output of stage 2's frozen image encoder for every picture, computed once, not in every epoch.
 
-Pictures are then shown as they are, without the random crops and jitter of training.
+The pictures are then always the same, without the random crops and jitter of training.
 """
 
 import numpy as np
@@ -19,15 +19,15 @@ class FeatureFile:
     def __getitem__(self, rows):
         return self.tokens[rows]
 
-    def __reduce__(self):               # loader processes map the file again, where they would copy a tensor
+    def __reduce__(self):               # so that loader processes map the file, and do not copy the tensor
         return FeatureFile, (self.path, self.shape, self.dtype)
 
 
 @torch.no_grad()
 def cache_features(model, prepared, path, processes, batch_size=64):
-    """The frozen encoder's tokens of all pictures of the train and val split → `FeatureFile` in `path`.
+    """Encodes all pictures of the train and val split → `FeatureFile` in `path`.
 
-    Each process encodes its share. The file takes n · d numbers per picture: 100 kB at the paper's sizes, in bf16.
+    Each process encodes its share. The file holds n · d numbers per picture: 100 kB at the paper's sizes, in bf16.
     """
     rows = [row for split in ("train", "val") for study in prepared.split(split) for row in study["views"]]
     device, dtype = model.mapper.weight.device, model.image_projection.weight.dtype

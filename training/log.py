@@ -1,4 +1,4 @@
-"""What the user sees of a run: the table of parts, a bar, log.jsonl, and a summary at the end."""
+"""Output of a run: the table of parts, a progress bar, log.jsonl, and a summary at the end."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from data.files import whole_file
 
 
 def module_table(model):
-    """What trains and what is frozen, one line per part."""
+    """The table of a model's parts: parameters, trainable parameters, size and number type, one line per part."""
     lines, sums = [f"{'part':<22}{'parameters':>16}{'trainable':>16}{'megabytes':>12}  {'type'}"], [0, 0, 0]
     for name, part in model.named_children():
         tensors = [*part.parameters(), *part.buffers()]
@@ -27,7 +27,9 @@ def module_table(model):
 
 
 class Clock:
-    """Where the time of a step goes; on a GPU it waits for the queue, so that each part is charged its own."""
+    """The seconds of each part of a step, in `laps`. On a GPU a lap ends when all queued work is done, so that each
+    part is charged with its own time.
+    """
 
     def __init__(self, device):
         self.device, self.laps, self.last = device, {}, time.perf_counter()
@@ -41,14 +43,15 @@ class Clock:
 
 
 class Log:
-    """The bar, and log.jsonl: one line per step, and per validation one for its figures and one per sample.
+    """The progress bar and log.jsonl: a line per step, and for each validation a line with its figures and a line per
+    sample report.
 
-    Going on at step `first`, later lines of this stage are dropped, and so is a line that a kill cut off.
+    A run that resumes at step `first` drops this stage's later lines, and a line that was cut off by a kill.
     """
 
     def __init__(self, path, stage, first, validated, steps):
         self.stage = stage
-        # A validation's figures and samples follow its step's line, and are written again where it is made again
+        # The lines of a validation stand after the line of its step; a validation that is repeated writes them again
         rows = [row for row in read_rows(path) if row["stage"] != stage
                 or row["step"] <= (first if "loss" in row else validated)]
         with whole_file(path) as file:
@@ -61,7 +64,7 @@ class Log:
         self.file.flush()
 
     def step(self, row, clock, studies, device):
-        """row: step, epoch, loss, its terms, lr, gradient_norm; the rest is measured."""
+        """Logs a step. row: step, epoch, loss, its terms, lr, gradient_norm; speed, memory and time are added here."""
         seconds = sum(clock.laps.values())
         rate, memory = studies / seconds, peak_memory(device) / 1e9
         self.write({**row, "studies_per_s": round(rate, 2), "memory_gb": round(memory, 3),
@@ -71,7 +74,7 @@ class Log:
         self.bar.update()
 
     def sync(self):
-        """Before a state is saved: its lines must not be lost where it survives."""
+        """Flushes to the disk. Called before a state is saved, so that the log never ends before the newest state."""
         os.fsync(self.file.fileno())
 
     def close(self):
@@ -80,7 +83,7 @@ class Log:
 
 
 def read_rows(path):
-    """The whole rows of a log.jsonl; none where there is no file."""
+    """The complete rows of a log.jsonl; an empty list where there is no file."""
     rows = []
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
@@ -93,16 +96,16 @@ def read_rows(path):
 
 
 def threads_told(chosen):
-    """How many threads of the CPU each process takes, and who chose so; `chosen`: --threads."""
+    """A line that tells how many CPU threads each process uses, and why; `chosen`: the value of --threads."""
     used = torch.get_num_threads()
-    told = f"{used} thread{'s' * (used != 1)} of the CPU per process (--threads)"
+    told = f"{used} CPU thread{'s' * (used != 1)} per process (--threads)"
     if chosen == 1:
-        return f"{told}: small networks gain little by a second, and lose much by it beside another program"
-    return told if chosen else f"{told}: torch's own choice"
+        return f"{told}: a second thread gains little with small networks, and costs much beside another program"
+    return told if chosen else f"{told}: PyTorch's own choice"
 
 
 def peak_memory(device):
-    """Bytes at most in use: of the GPU, or of this process."""
+    """Peak memory in bytes: of the GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource  # not on Windows, where there is no torchrun with gloo either
@@ -110,10 +113,11 @@ def peak_memory(device):
 
 
 def summary(stage, plan, counters, args):
-    """What is said when a stage is finished: how long it was, what was left out, and where its results are."""
+    """The text at the end of a stage: its length, reports cut, steps skipped, the best figure, and its files."""
     best = counters["best"]
     cut = f", {counters['cut']:,} reports were cut to {args.report_tokens} tokens" if counters["cut"] else ""
-    left_out = f", {counters['left_out']} steps were left out for not being finite" if counters["left_out"] else ""
+    left_out = (f", {counters['left_out']} steps skipped, since the loss or gradient was not finite"
+                if counters["left_out"] else "")
     return (f"{stage.name}: {plan.steps:,} steps, {counters['studies']:,} studies, {counters['seconds'] / 3600:.2f} h"
             f"{cut}{left_out}\n"
             f"  best {args.select if stage.number == 2 else 'loss'} on val: {best['value']:.4f} "
@@ -122,14 +126,14 @@ def summary(stage, plan, counters, args):
 
 
 def sample_text(sample):
-    """The report of a val study so far, as it is printed."""
+    """The current report of a val study beside its reference, as printed."""
     clues = "; ".join(f"{weight:.0%} {prompt}" for prompt, weight in sample["clues"])
     return (f"  {sample['id']}\n    report     {sample['report'] or '(empty)'}\n    reference  {sample['reference']}"
             + (f"\n    clues      {clues}" if clues else ""))
 
 
 def next_commands(args):
-    """What one may want to do with what a command has made, to be pasted as it stands."""
+    """The commands that evaluate the new checkpoint, ready to be pasted."""
     if args.stage == 1:
         checkpoint = shlex.quote(str(args.run / "stage1.safetensors"))
         return f"next:\n  python evaluate.py --ckpt {checkpoint}"

@@ -1,21 +1,22 @@
-"""Muon, for the demo, whose small networks start at random and have minutes; published weights train by plain AdamW.
+"""The optimisers: AdamW for published weights; Muon for the demo, whose small networks start with random weights and
+train for minutes only.
 
-Jordan et al. 2024, kellerjordan.github.io/posts/muon: a matrix moves by its momentum, orthogonalised, so that every
-direction of it learns at one pace. Without that, and without batch normalisation, a Swin that starts at random spends
-thousands of steps on the one direction in which all chest X-rays are alike: the gray of the whole picture.
+Muon is by Jordan et al. 2024, kellerjordan.github.io/posts/muon: a matrix is updated by its orthogonalised momentum, so
+that all its directions are learnt at the same rate. Without Muon (and without batch normalisation) a Swin with random
+weights spends thousands of steps on the one direction in which all chest X-rays are alike: the mean gray of a picture.
 """
 
 import torch
 
 
 def orthogonalised(matrices, steps=5):
-    """The nearest semi-orthogonal matrices, roughly: (…, rows, columns) → the same; singular values come near 1.
+    """(…, rows, columns) → approximately the nearest semi-orthogonal matrices, all singular values near 1.
 
     Newton–Schulz iteration with the published quintic, x ← a x + (b x xᵀ + c (x xᵀ)²) x.
     """
     x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
     wide = x.shape[-2] <= x.shape[-1]
-    x = x if wide else x.mT                 # the products x xᵀ are then the smaller ones
+    x = x if wide else x.mT                 # makes x xᵀ the smaller of both products
     for _ in range(steps):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
@@ -23,9 +24,9 @@ def orthogonalised(matrices, steps=5):
 
 
 class Muon(torch.optim.AdamW):
-    """Groups with "muon": True move by Nesterov momentum, orthogonalised; all others are AdamW's.
+    """AdamW, but parameter groups with "muon": True are updated by orthogonalised Nesterov momentum.
 
-    Muon's parameters have two and more dimensions and are matrices of the first against the rest.
+    Muon's parameters have two or more dimensions; all dimensions but the first are flattened to make a matrix.
     """
 
     def __init__(self, groups, lr, momentum=0.95, fused=None):
@@ -45,7 +46,7 @@ class Muon(torch.optim.AdamW):
                 self.move([p for p in group["params"] if p.grad is not None], group["lr"], group["weight_decay"])
 
     def move(self, parameters, lr, weight_decay):
-        """One step of Muon. Matrices of one shape are orthogonalised together, not in a call each."""
+        """One step of Muon. Matrices of the same shape are orthogonalised in one batched call."""
         shapes = {}
         for p in parameters:
             momentum = self.state[p].setdefault("momentum", torch.zeros_like(p)).mul_(self.momentum).add_(p.grad)
@@ -59,18 +60,19 @@ class Muon(torch.optim.AdamW):
                 p.add_(direction.view_as(p), alpha=-lr * max(1, rows / columns) ** 0.5)
 
 
-# How fast a group moves, in units of the learning rate, where networks start at random (the demo's)
-MUON_PACE = 6.0            # a matrix that moves by Muon
-TEXT_PACE = 0.1            # stage 1's text encoder, which has learned before (training/pretraining.py)
-MOMENTUM = 0.9             # Muon's, where a run has hundreds of steps; 0.95, as published, is for thousands
+# Learning rate of a group over the common learning rate, for the demo's networks with random weights
+MUON_PACE = 6.0            # matrices that Muon updates
+TEXT_PACE = 0.1            # stage 1's text encoder, which is pre-trained (training/pretraining.py)
+MOMENTUM = 0.9             # of Muon: a run of the demo has hundreds of steps, and the published 0.95 suits thousands
 
 
 def optimizer_for(parameters, lr, weight_decay, muon=False):
-    """AdamW on {name: parameter}; weight decay on what has two dimensions or more, so not on biases, norms and τ.
+    """AdamW on {name: parameter}, or, with `muon`, `Muon`.
 
-    These are the matrices, and with them tables (embeddings, Swin's relative position bias) and the learnable queries.
-    For networks that start at random (the demo's), `muon` moves the matrices of all but stage 1's text side by Muon,
-    and no tables. The learning rate of a group is "pace" times the common one, so that one schedule serves all.
+    Weight decay applies to parameters with two dimensions or more: matrices, tables (embeddings, Swin's relative
+    position bias) and the learnable queries; not to biases, norms and τ. With `muon`, meant for the demo's networks
+    with random weights, Muon updates the matrices, except those of stage 1's text side; tables and queries stay with
+    AdamW. A group's learning rate is its "pace" times the common one, so that one schedule serves all groups.
     """
     groups = {}
     for name, p in parameters.items():
@@ -87,6 +89,6 @@ def optimizer_for(parameters, lr, weight_decay, muon=False):
 
 
 def set_learning_rate(optimizer, lr):
-    """The common learning rate; every group moves at its own pace."""
+    """Sets every group's learning rate: the common `lr` times the group's pace."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["pace"]

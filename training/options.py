@@ -1,5 +1,5 @@
-"""The options of train.py, as one table: it feeds the parser, the model's configuration, and what a run that goes on
-must be given again. What the run asked for does not read is refused, not ignored.
+"""The options of train.py, as one table. The parser, the model's configuration and the check that a resumed run has the
+same settings are all made from this table. An option that has no effect in a run is refused, not ignored.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from model.lora import LINEAR, TARGETS
 from model.trained import configuration
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a preset fixes; a pair is (stage 1, stage 2). The paper gives batch 8, lr 1e-4, 5 epochs on MIMIC-CXR, 20 on IU
-# X-Ray, on 4 GPUs (§3.2); it is silent on everything else.
+# The defaults of each preset; a pair is (stage 1, stage 2). The paper gives batch 8, lr 1e-4, 5 epochs on MIMIC-CXR, 20
+# on IU X-Ray, on 4 GPUs (§3.2); it is silent on everything else.
 
 PAPER = dict(batch_size=(8, 8), lr=(1e-4, 1e-4), optimizer=("adamw", "adamw"), sentences=1,
              same_sentence_positives=False, queries=32, lora_rank=16, lora_alpha=16, lora_dropout=0.1,
@@ -34,15 +34,16 @@ PRESETS = {
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Who reads an option. `--stage`, `--variant`, `--lora-rank` and `--select` decide; a dry run is of the same command.
+# Which part of a run reads an option. `--stage`, `--variant`, `--lora-rank`, `--select` and the other options that the
+# readers name decide whether a run has that part; a dry run counts as the run itself.
 
 class Reader(NamedTuple):
     who: str
-    reads: Callable                  # settings → whether it is there to read the option
+    reads: Callable                  # settings → whether this run has the reader
 
 
 def built(args):
-    """The configuration that says what a variant is built of."""
+    """The configuration that tells which parts a variant has."""
     return trrg.TRRGConfig(variant=args.variant)
 
 
@@ -68,16 +69,16 @@ GPU = Reader("a GPU", lambda args: torch.cuda.is_available())
 # The table
 
 class Option(NamedTuple):
-    """A row. Where a preset has a value for it, this is the default.
+    """A row of the table. A preset's value for the option takes the place of `default`.
 
-    `same`: a run that goes on must be given it again, since the weights or the checkpoint depend on it; a state from
-    before the option existed had its default. "later": the option existed before states held it (how reports are
-    decoded, what a checkpoint holds), so a state without it goes on with whatever is given.
+    `same` True: a resumed run needs the same value, since the weights or the checkpoint depend on it; a state that does
+    not record the option was made before the option existed, with what is now the default. "later": the option is older
+    than its record in states, so a state that does not record it is resumed with any value.
     """
 
     name: str                        # as in the settings; on the command line with dashes for underscores
     reader: Reader
-    kind: dict                       # what argparse makes of it
+    kind: dict                       # arguments for argparse's add_argument
     default: Any
     help: str
     same: bool | str = False
@@ -92,102 +93,115 @@ TABLE = {
     "what to run": (
         Option("preset", EVERY, dict(metavar="|".join(PRESETS)), "demo", "settings to start from"),
         Option("variant", STAGE_2, dict(choices=trrg.VARIANTS), "trrg",
-               "a row of the paper's Table 2, or steered, which is ours: clues in words", same=True),
-        Option("stage", EVERY, dict(type=int, choices=(1, 2)), None, "one stage alone (default: both)"),
-        Option("epochs", EVERY, COUNT, None, "times that every study is visited", same=True),
-        Option("data", EVERY, FOLDER, Path("datasets"), "prepared data set"),
+               "which parts the model has: a row of the paper's Table 2 (base to trrg), or steered, our own variant, "
+               "whose clues are plain words", same=True),
+        Option("stage", EVERY, dict(type=int, choices=(1, 2)), None, "run only this stage (default: both)"),
+        Option("epochs", EVERY, COUNT, None, "passes over the training studies", same=True),
+        Option("data", EVERY, FOLDER, Path("datasets"), "folder of the prepared data set"),
         Option("weights", EVERY, FOLDER, Path("weights"),
-               "folder with swin/, bert/ and mistral/ as published"),
-        Option("run", EVERY, FOLDER, Path("runs"), "where results go; beside torchrun, which takes --run for an "
-               "option of its own, say --run-dir"),
-        Option("dry_run", EVERY, FLAG, False, "print parts, shapes, memory and FLOPs of a step, and stop"),
-        Option("fresh", EVERY, FLAG, False, "start over, whatever the run's folder holds"),
+               "folder of the base weights: swin/, bert/ and mistral/, each as published"),
+        Option("run", EVERY, FOLDER, Path("runs"), "folder for checkpoints, states and the log; with torchrun write "
+               "--run-dir, since torchrun takes --run for an option of its own"),
+        Option("dry_run", EVERY, FLAG, False, "train nothing; print the model's parts and shapes, and the memory and "
+               "FLOPs of a step"),
+        Option("fresh", EVERY, FLAG, False, "start over: delete the states and checkpoints of the stages to run"),
         Option("stage1", ALONE_2, dict(type=Path, metavar="FILE"), None,
                "stage-1 checkpoint to start from (default: RUN/stage1.safetensors)"),
-        Option("seed", EVERY, NATURAL, 0, "of everything that is drawn", same=True)),
+        Option("seed", EVERY, NATURAL, 0, "seed of all random numbers", same=True)),
     "the method": (
-        Option("k", CLUES, dict(type=int, choices=range(1, 15), metavar="K"), 3, "clues per study", same=True),
-        Option("queries", QUERIES, COUNT, None, "L, the number of learnable queries", same=True),
+        Option("k", CLUES, dict(type=int, choices=range(1, 15), metavar="K"), 3, "number of clues per study",
+               same=True),
+        Option("queries", QUERIES, COUNT, None, "number L of learnable queries", same=True),
         Option("views", STAGE_2, dict(choices=("concat", "mean")), "concat",
-               "how the views of a study become one sequence", same=True),
+               "how the views of a study become one sequence: one after the other (concat), or their mean", same=True),
         Option("prompts_per_disease", PROMPTS, NATURAL, 0,
-               "of the hand-written bank: 1 is the paper's form, 0 takes all; in stage 1 for its evaluation",
+               "how many hand-written prompts each disease has: 1 is the paper's form, 0 takes all; stage 1 uses them "
+               "in its evaluation",
                same="later"),
-        Option("clue_threshold", CLUES, NUMBER, 0.0, "leave out clues of a lower weight; 0: none", same=True),
-        Option("clue_bank", CLUES, dict(choices=("prompts", "sentences")), "prompts", "what clues are taken from: "
+        Option("clue_threshold", CLUES, NUMBER, 0.0, "leave out clues whose weight is lower than X; 0 keeps all",
+               same=True),
+        Option("clue_bank", CLUES, dict(choices=("prompts", "sentences")), "prompts", "texts that serve as clues: "
                "hand-written prompts (the paper), or sentences of the training reports", same=True),
-        Option("chexbert", SENTENCES, dict(type=Path, metavar="DIR"), None, "for --clue-bank sentences of "
-               "real reports: CheXbert, which labels them, a folder of chexbert.pth and vocab.txt"),
+        Option("chexbert", SENTENCES, dict(type=Path, metavar="DIR"), None, "folder of CheXbert (chexbert.pth "
+               "and vocab.txt), which --clue-bank sentences needs to label the sentences of real reports"),
         Option("clue_form", CLUES, dict(choices=("tokens", "words", "both")), "tokens",
-               "what the language model reads of a clue: encoded tokens (the paper), its words, or both", same=True),
+               "how the language model reads a clue: as encoded tokens (the paper), as plain words, or both",
+               same=True),
         Option("clue_sureness", WORDS, dict(nargs=2, type=at_least(float, 0), metavar=("LIKELY", "CERTAIN")), [],
-               'a clue in words begins with "certain" where its weight is at least CERTAIN, with "likely" where it is '
-               'at least LIKELY, else with "possible"; without this option, with none of them', same=True),
-        Option("clue_dropout", CLUES, NUMBER, 0.0, "share of the training studies that are shown no clue", same=True),
-        Option("dc_pull", CONSISTENCY, dict(choices=("both", "picture", "contrast")), "both", "what Eq. (4) moves: "
-               "both sides (as printed), the picture's alone, or Eq. (1) in its place", same=True),
-        Option("dc_weight", CONSISTENCY, NUMBER, 1.0, "weight of L_DC, Eq. (5)", same=True),
-        Option("lora_rank", STAGE_2, NATURAL, None, "rank of the adapters on the language model; 0: none, all frozen",
+               'begin a clue in words with "certain" if its weight is at least CERTAIN, with "likely" if the '
+               'weight is at least LIKELY, else with "possible"; without this option no such word is added', same=True),
+        Option("clue_dropout", CLUES, NUMBER, 0.0, "share of training examples that are shown without clues",
                same=True),
-        Option("lora_alpha", ADAPTERS, NUMBER, None, "the adapters are scaled by alpha / rank", same=True),
-        Option("lora_dropout", ADAPTERS, NUMBER, None, "dropout before the adapters", same=True),
+        Option("dc_pull", CONSISTENCY, dict(choices=("both", "picture", "contrast")), "both", "which side of Eq. (4) "
+               "gets a gradient: both (as in the paper) or only the picture's; contrast: Eq. (1) instead of Eq. (4)",
+               same=True),
+        Option("dc_weight", CONSISTENCY, NUMBER, 1.0, "weight of the loss L_DC in Eq. (5)", same=True),
+        Option("lora_rank", STAGE_2, NATURAL, None, "rank of the language model's LoRA adapters; 0: no adapters, "
+               "the whole language model is frozen", same=True),
+        Option("lora_alpha", ADAPTERS, NUMBER, None, "scale of the LoRA adapters, as alpha / rank", same=True),
+        Option("lora_dropout", ADAPTERS, NUMBER, None, "dropout before the LoRA adapters", same=True),
         Option("lora_targets", ADAPTERS, dict(nargs="+", choices=LINEAR, metavar="LAYER"), None,
-               f"layers with an adapter, of {', '.join(LINEAR)}", same=True),
+               f"layers with a LoRA adapter; choose from {', '.join(LINEAR)}", same=True),
         Option("same_sentence_positives", STAGE_1, SWITCH, None,
-               "Eq. (1): equal sentences of a batch are positives too",
-               same=True),
+               "Eq. (1): equal sentences in a batch count as positives, not as negatives", same=True),
         Option("sentences", STAGE_1, COUNT, None,
-               "sentences drawn whenever a study is visited, each with a loss of its "
-               "own; the paper: 1", same=True),
-        Option("report_tokens", STAGE_2, COUNT, None, "longest report to train on; longer ones are cut, and counted",
-               same=True),
-        Option("max_new_tokens", STAGE_2, COUNT, None, "longest report to write; kept in the checkpoint", same="later"),
+               "sentences drawn per study and epoch, each with its own loss term; the paper draws 1", same=True),
+        Option("report_tokens", STAGE_2, COUNT, None, "largest number of tokens in a training report; longer reports "
+               "are cut, and counted in the log", same=True),
+        Option("max_new_tokens", STAGE_2, COUNT, None, "largest number of tokens in a generated report; stored in the "
+               "checkpoint", same="later"),
         Option("repetition_penalty", STAGE_2, dict(type=at_least(float, 1), metavar="X"), None,
-               "on tokens that the report already has, in writing; 1: none; kept in the checkpoint", same="later")),
+               "penalty on repeating a token when a report is generated; 1: no penalty; stored in the checkpoint",
+               same="later")),
     "optimisation": (
-        Option("max_steps", EVERY, COUNT, None, "stop after so many optimiser steps (default: all epochs)", same=True),
+        Option("max_steps", EVERY, COUNT, None, "stop after N optimiser steps (default: all epochs)", same=True),
         Option("batch_size", EVERY, COUNT, None, "studies per process", same=True),
-        Option("accumulate", EVERY, COUNT, 1, "batches per optimiser step", same=True),
-        Option("lr", EVERY, NUMBER, None, "learning rate after the warm-up", same=True),
+        Option("accumulate", EVERY, COUNT, 1, "batches whose gradients are summed per optimiser step", same=True),
+        Option("lr", EVERY, NUMBER, None, "peak learning rate, reached after the warm-up", same=True),
         Option("optimizer", EVERY, dict(choices=OPTIMIZERS), None,
-               "muon is for small networks that start at random", same=True),
-        Option("weight_decay", EVERY, NUMBER, 0.05, "on matrices only", same=True),
-        Option("warm_up", EVERY, NUMBER, 0.03, "share of the steps in which the learning rate rises", same=True),
+               "optimiser; muon suits small networks with random weights, such as the demo's", same=True),
+        Option("weight_decay", EVERY, NUMBER, 0.05, "weight decay, on matrices only", same=True),
+        Option("warm_up", EVERY, NUMBER, 0.03, "share of the steps in which the learning rate warms up", same=True),
         Option("clip", EVERY, dict(type=at_least(float, 1e-9), metavar="X"), 1.0,
-               "a longer gradient is scaled down to this norm", same=True),
-        Option("cache_features", STAGE_2, SWITCH, False, "encode every picture once, in a file in RUN (100 kB per "
-               "picture at the paper's sizes), so without random crops and jitter", same=True)),
+               "largest gradient norm; larger gradients are scaled down to it", same=True),
+        Option("cache_features", STAGE_2, SWITCH, False, "encode every picture once and keep the features in a file "
+               "in the run's folder (100 kB per picture at the paper's sizes); turns off random crops and jitter",
+               same=True)),
     "which checkpoint is kept (the val split decides, never the test split)": (
         Option("select", STAGE_2, dict(choices=FIGURES), "loss",
-               "the figure that decides: the loss, or a score of written reports (protocol coco)", same=True),
+               "figure on the val split that decides: the loss, or a score of generated reports (protocol coco)",
+               same=True),
         Option("validate_every", EVERY, dict(type=at_least(int, 1), metavar="EPOCHS"), None,
-               "from one validation to the next", same="later"),
-        Option("samples", EVERY, NATURAL, 1, "val studies whose report every validation of stage 2 shows beside its "
-               "reference (not with --shard); in stage 1, above 0 shows the AUROC so far"),
-        Option("val_reports", SCORES, COUNT, 200, "reports to write for that score, always of the same studies",
-               same=True)),
+               "epochs from one validation to the next", same="later"),
+        Option("samples", EVERY, NATURAL, 1, "number of val studies whose generated report each validation of stage 2 "
+               "prints beside the reference (not with --shard); in stage 1 any N above 0 prints the AUROC"),
+        Option("val_reports", SCORES, COUNT, 200, "number of val studies whose reports are generated for the score of "
+               "--select; always the same studies", same=True)),
     "the machine": (
-        Option("precision", EVERY, dict(choices=("auto", "bf16", "fp32")), "auto", "auto: bf16 on a GPU", same=True),
-        Option("checkpointing", EVERY, SWITCH, False, "compute activations again in the backward pass, to save memory"),
-        Option("shard", STAGE_2, SWITCH, False, "spread the frozen language model over the processes"),
-        Option("deterministic", GPU, SWITCH, True, "the same bits in every run on a GPU too; a little slower"),
-        Option("threads", EVERY, NATURAL, None, "CPU threads per process; 0: as many as PyTorch takes. Small networks "
-               "gain little from a second one"),
-        Option("workers", EVERY, NATURAL, None, "processes that load pictures, per training process"),
-        Option("save_every", EVERY, COUNT, None, "steps from one saved state to the next"),
-        Option("embed_base", STAGE_2, SWITCH, None, "keep the language model's base weights in the checkpoint",
+        Option("precision", EVERY, dict(choices=("auto", "bf16", "fp32")), "auto",
+               "number format of the computation; auto: bf16 on a GPU, fp32 on a CPU", same=True),
+        Option("checkpointing", EVERY, SWITCH, False, "save memory: compute activations again in the backward pass "
+               "(gradient checkpointing)"),
+        Option("shard", STAGE_2, SWITCH, False, "save memory: split the frozen language model over the "
+               "processes (FSDP)"),
+        Option("deterministic", GPU, SWITCH, True, "exactly reproducible runs on a GPU, a little slower"),
+        Option("threads", EVERY, NATURAL, None, "CPU threads per process; 0 leaves the number to PyTorch. Small "
+               "networks gain little from a second thread"),
+        Option("workers", EVERY, NATURAL, None, "loader processes per training process; 0: no separate ones"),
+        Option("save_every", EVERY, COUNT, None, "steps between two saved states"),
+        Option("embed_base", STAGE_2, SWITCH, None, "store the language model's base weights in the checkpoint, too",
                same="later")),
 }
 OPTIONS = {option.name: option for group in TABLE.values() for option in group}
-PER_STAGE = ("epochs", "batch_size", "lr", "optimizer", "validate_every")    # on the command line one value, or two
+PER_STAGE = ("epochs", "batch_size", "lr", "optimizer", "validate_every")    # one or two values on the command line
 
 
 def arguments(argv=None, description=__doc__):
-    """The command line → settings; those of PER_STAGE are (stage 1, stage 2).
+    """The command line → settings; the settings in PER_STAGE are pairs (stage 1, stage 2).
 
-    Raises UserError, also for an option that nothing in this run would read.
+    Raises UserError, also for an option that has no effect in this run.
     """
-    # The defaults, which follow from these two
+    # The preset and the variant determine the defaults
     preset_parser = Parser(add_help=False)
     preset_parser.add_argument("--preset", default="demo")
     preset_parser.add_argument("--variant")
@@ -196,7 +210,7 @@ def arguments(argv=None, description=__doc__):
         raise UserError(f"--preset {chosen.preset}: no such preset; there are {', '.join(PRESETS)}")
     defaults = defaults_of(chosen.preset, chosen.variant)
 
-    # With a name for every option there already, argparse sets what is given, and no default
+    # argparse sets no default where the namespace has the name already, so what is not None was given
     given = vars(parser(defaults, description).parse_args(argv, argparse.Namespace(**dict.fromkeys(OPTIONS))))
     given = {name: value for name, value in given.items() if value is not None}
     pairs = {name: (given[name][0], given[name][-1]) for name in PER_STAGE if name in given}
@@ -204,18 +218,18 @@ def arguments(argv=None, description=__doc__):
 
     for name in given:
         if not OPTIONS[name].reader.reads(args):
-            raise UserError(f"{flag(name)}: only {OPTIONS[name].reader.who} reads it, and there is none in this run; "
-                            "leave it out")
+            raise UserError(f"{flag(name)}: has no effect in this run: only {OPTIONS[name].reader.who} reads this "
+                            "option; leave it out")
     for name in PER_STAGE:
         if len(given.get(name, ())) > (2 if args.stage is None else 1):
-            raise UserError(f"{flag(name)} {' '.join(map(str, given[name]))}: takes one value, or where both stages "
-                            "run one for stage 1 and one for stage 2")
+            raise UserError(f"{flag(name)} {' '.join(map(str, given[name]))}: takes one value, or, if both stages "
+                            "run, two: one for stage 1 and one for stage 2")
     for name, bound, written in (("lora_dropout", 1, "1"), ("clue_dropout", 1, "1"), ("seed", 2**63, "2**63")):
         if getattr(args, name) >= bound:
-            raise UserError(f"{flag(name)} {getattr(args, name)}: must be below {written}")
+            raise UserError(f"{flag(name)} {getattr(args, name)}: too large; give a value below {written}")
     if args.shard and (args.select != "loss" or args.embed_base):
-        raise UserError("--shard: the language model is nowhere whole, so it can't be used with --embed-base or "
-                        "--select " + args.select)
+        raise UserError("--shard: no process holds the whole language model, so --embed-base and "
+                        "--select BLEU-4 or CIDEr are not possible; leave one of them out")
 
     args.lora_targets = [name for name in LINEAR if name in args.lora_targets]
     args.stage1 = args.stage1 or args.run / "stage1.safetensors"
@@ -225,7 +239,7 @@ def arguments(argv=None, description=__doc__):
 
 
 def defaults_of(preset, variant):
-    """{name: value} of a preset; of the variant that is ours, with the choices that it is made of."""
+    """{option: default} of a preset; for our own variant "steered" with the choices that define the variant."""
     defaults = {name: PRESETS[preset].get(name, option.default) for name, option in OPTIONS.items()}
     defaults |= {name: defaults[name] / preset for name in ("data", "weights", "run")}
     if variant == "steered":
@@ -234,7 +248,7 @@ def defaults_of(preset, variant):
 
 
 def parser(defaults, description):
-    """The table for argparse; its help names every default."""
+    """The table as an argparse parser, whose help names every default."""
     result = Parser(usage="python train.py [--preset NAME] [--variant NAME] [--run DIR] [option ...]",
                     add_help=False, **described(description))
     for title, options in TABLE.items():
@@ -262,22 +276,22 @@ def flag(name):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What the settings are turned into
+# Settings for the parts of the program
 
 
 def of_stage(args, number):
-    """The settings of one stage alone: its own value where `arguments` has one for each."""
+    """The settings of one stage alone: of a pair in PER_STAGE, the value of this stage."""
     return argparse.Namespace(**{**vars(args), "stage": number,
                                  **{name: getattr(args, name)[number - 1] for name in PER_STAGE}})
 
 
 def stage2_config(args):
-    """The fields of TRRG's configuration that are options, by their names."""
+    """TRRG's configuration; options set the fields that have their names."""
     names = [field.name for field in fields(trrg.TRRGConfig) if field.name in OPTIONS]
     return configuration(trrg.TRRGConfig, {name: getattr(args, name) for name in names})
 
 
 def same_again(args):
-    """{option: value} that a run of one stage must be given again when it goes on."""
+    """{option: value} of the settings that must be the same when a run of one stage is resumed."""
     return {flag(option.name): getattr(args, option.name) for option in OPTIONS.values()
             if option.same and option.reader.reads(args)}

@@ -1,6 +1,6 @@
-"""What the demo's text networks know before the stages begin, as published ones do: ClinicalBERT has read what notes
-mean, Mistral-7B-Instruct writes and heeds its prompt. Both learn from the reports of the train split alone; neither
-sees a picture.
+"""Pre-training of the demo's two text networks, which stand in for published ones: BERT learns what sentences mean, as
+ClinicalBERT has from clinical notes; the language model learns to write reports and to follow its prompt, as
+Mistral-7B-Instruct can. Both read only the reports of the train split; neither sees a picture.
 """
 
 import re
@@ -24,7 +24,8 @@ DEVICES = ("endotracheal", "nasogastric", "catheter", "pacemaker", "wire", "ches
 
 @cache                                     # sentences repeat
 def statements(sentence):
-    """What a sentence says is there, as a set of findings, severities, sides, zones and devices; else {"nothing"}."""
+    """The set of findings, severities, sides, zones and devices that a sentence states; {"nothing"} if there is
+    none."""
     said = set()
     for found in label(sentence)[1]:
         name = found["finding"]
@@ -37,24 +38,24 @@ def statements(sentence):
 
 @cache
 def says_what_is_there(sentence):
-    """Whether a sentence names a finding as present."""
+    """Whether a sentence states that a finding is present."""
     return PRESENT in label(sentence)[0][:-1]
 
 
 def can_be_seen(sentence):
-    """Whether a sentence says how something looks, and not only what is absent."""
+    """Whether a sentence describes something visible, and not only the absence of findings."""
     return says_what_is_there(sentence) or re.search(r"\b(no|not)\b", sentence, re.I) is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# BERT: texts that say the same lie close together
+# BERT: texts with the same meaning get similar vectors
 
 
 def teach_meaning(bert, words, texts, seed, epochs=30, batch_size=128, lr=1e-3):
-    """Trains BERT until the cosine of two texts' cls tokens is that of the sets of what they say.
+    """Trains BERT so that the cosine of two texts' cls tokens equals the cosine of their `statements`, as 0/1 vectors.
 
-    Without it stage 1 has to find out at the same time what pictures show and what words mean, and each encoder learns
-    from a partner that knows nothing.
+    Without this, stage 1 would have to learn what pictures show and what words mean at the same time, and each encoder
+    would learn from a partner that knows nothing.
     """
     said = [statements(text) for text in texts]
     known = sorted(set().union(*said), key=str)
@@ -76,22 +77,23 @@ def teach_meaning(bert, words, texts, seed, epochs=30, batch_size=128, lr=1e-3):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Mistral: reports from a prompt as `TRRG.assemble` puts it together, with words in the place of pictures and clues
+# Mistral: reports from a prompt in the form of `TRRG.assemble`, with word pieces in place of pictures and clues
 
 
 class Prompts:
-    """Reports with prompts for them, drawn anew each time; what they are like decides what the language model heeds.
+    """Training examples: reports with prompts that are drawn anew each time.
 
-    In the picture's place stand loose word pieces of what the report says is there. In the clues' place stand three
-    sentences that say how something looks, from this report as far as it has any; the first is the likeliest to be
-    right, as with recognised clues. The sentences of a report stand in another order each time, those of findings
-    first: learned by heart, the reports of stage 2 would be written without a look at their pictures.
+    The picture's place holds single word pieces from the report's visible statements. The clues' place holds three
+    sentences that describe something visible: from this report, as far as it has such sentences, but each is replaced
+    by another report's with a probability that grows with its rank, as recognised clues become less certain. A report's
+    sentences are shuffled each time, findings first: a model that knew the reports by heart would write them in stage 2
+    without using the pictures.
     """
 
     PICTURE_TOKENS = 49
-    BLIND = 0.4                            # share of reports whose picture's place tells nothing
-    STRAY = 0.2                            # share of pieces in the picture's place that are from anywhere
-    WRONG_CLUE = (0.1, 0.2, 0.3)           # share of clues, by their rank, that are another report's
+    BLIND = 0.4                            # share of reports whose picture's place holds random pieces only
+    STRAY = 0.2                            # share of random pieces in the picture's place of the other reports
+    WRONG_CLUE = (0.1, 0.2, 0.3)           # share of clues, by rank, that come from another report
 
     def __init__(self, reports, pieces, seed):
         self.pieces, self.random = pieces, Random(seed)
@@ -107,7 +109,7 @@ class Prompts:
             for texts in (["[INST] <Img>"], ["</Img>", "<Clue>"], ["</Clue>", f"{trrg.INSTRUCTION} [/INST]"]))
 
     def example(self, i):
-        """Of report i: (ids, labels), the prompt labelled -100."""
+        """(ids, labels) of report i, (T,) each; the prompt is labelled -100."""
         random = self.random
         seen = [piece for row in self.visible[i] for piece in row]
         if not seen or random.random() < self.BLIND:
@@ -126,7 +128,7 @@ class Prompts:
         return torch.tensor(prompt + report), torch.tensor([-100] * len(prompt) + report)
 
     def batch(self, numbers):
-        """(ids, labels), (B, T) both, of these reports; pads stand on the right, labelled -100."""
+        """(ids, labels), (B, T) each, of the reports with these numbers; padding is on the right, labelled -100."""
         ids, labels = zip(*map(self.example, numbers))
         return (pad_sequence(ids, batch_first=True, padding_value=self.pieces.eos_id),
                 pad_sequence(labels, batch_first=True, padding_value=-100))
@@ -136,10 +138,10 @@ class Prompts:
 
 
 def teach_writing(mistral, pieces, reports, seed, epochs=8, batch_size=16, lr=2e-3):
-    """Teaches the language model to write reports, and to read its prompt, as the published one can.
+    """Teaches the language model to write reports and to use its prompt, as the published model can.
 
-    The loss is that of the report. A language model that never looked into a prompt would have to learn that by LoRA
-    alone.
+    The loss is on the report's tokens only. Without this step the language model would have to learn to use a prompt
+    by LoRA alone.
     """
     prompts, generator = Prompts(reports, pieces, seed), torch.Generator().manual_seed(seed)
     steps_per_epoch = len(reports) // batch_size

@@ -1,6 +1,7 @@
 """One process or several: what the scripts need of torch.distributed, as torchrun sets it up.
 
-A batch is planned for all processes together and each takes its `Share`; nothing else knows how many there are.
+A batch is planned for all processes together, and each process takes its `Share`; the rest of the program does not
+depend on the number of processes.
 """
 
 import errno
@@ -18,7 +19,7 @@ from data.workers import end_with_parent
 
 
 class Processes:
-    """torch.distributed as torchrun set it up, or one process alone."""
+    """The process group that torchrun set up, or one process alone."""
 
     def __init__(self):
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -28,18 +29,18 @@ class Processes:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.world > 1:
-            # The store outlives a process that fails, so it can tell who failed first.
+            # The store outlives a failed process, so it can tell which process failed first.
             self.store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(minutes=5)))
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(minutes=5),
                                     store=dist.PrefixStore("group", self.store), rank=self.rank, world_size=self.world)
 
     def close(self):
-        """At a good end: all together, since gloo of torch 2.6 may hang where one closes while others are further."""
+        """Ends the group after a successful run: all processes together, since gloo of torch 2.6 may hang otherwise."""
         if self.world > 1:
             if self.rank == 0:
                 self.store.set("closing", "")
             else:
-                self.store.wait(["closing"], timedelta(days=1))          # the first may have long work of its own
+                self.store.wait(["closing"], timedelta(days=1))          # the first process may still have long work
             dist.barrier()
             dist.destroy_process_group()
 
@@ -48,8 +49,8 @@ class Processes:
             dist.barrier()
 
     def lead_first(self, work):
-        """work() on the first process, and its result there; the others wait for it, for as long as it takes."""
-        self.turns += 1                                     # a key of the store is for one wait
+        """Runs work() on the first process and returns its result there; the other processes wait, and get None."""
+        self.turns += 1                                     # every wait needs a new key in the store
         if self.rank > 0:
             return self.store.wait([f"lead {self.turns}"], timedelta(days=1))
         result = work()
@@ -58,18 +59,18 @@ class Processes:
         return result
 
     def fails_first(self):
-        """Whether this process is the first to fail, and so the one that has to say why."""
+        """Whether this process is the first to fail; only the first one prints its error."""
         try:
             return self.world == 1 or self.store.add("failures", 1) == 1
-        except dist.DistError:          # the store's own process has gone: not the first, then
+        except dist.DistError:          # the store's process has ended, so this one is not the first
             return False
 
     def lost(self, error):
-        """Whether an error means that another process has gone; NCCL has a class for it, gloo only words."""
+        """Whether an error means that another process has ended; NCCL has a class for this error, gloo only a text."""
         return self.world > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
     def sum(self, **values):
-        """{name: the sum of this number over all processes}, the same on each."""
+        """{name: the value summed over all processes}, the same on every process."""
         total = torch.tensor([float(value) for value in values.values()], dtype=torch.float64, device=self.device)
         if self.world > 1:
             dist.all_reduce(total)
@@ -84,20 +85,20 @@ class Processes:
 
 
 def distributed(module, processes):
-    """The module, its gradients averaged over all processes; all start equal, from the same files and seed."""
+    """The module in DDP, which averages its gradients. All processes start equal, from the same files and seed."""
     if processes.world == 1:
         return module
     warnings.filterwarnings("ignore", ".*broadcast_buffers.*")
-    # Without find_unused_parameters, DDP lays its buckets out anew after the first step it sees, and three or more
-    # processes would then add gradients in another order than the run that was interrupted.
+    # Without find_unused_parameters, DDP rearranges its buckets after the first step. With three or more processes a
+    # resumed run would then add gradients in another order than an uninterrupted one.
     frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(     # or it would send them around at the start
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(     # else DDP broadcasts them at the start
         module, frozen + [name for name, _ in module.named_buffers()])
     return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
 
 
 class Gather(torch.autograd.Function):
-    """(b, d) of every process → (world, b, d). Backward sums the gradients that all processes have for our rows."""
+    """(b, d) of every process → (world, b, d). Backward sums all processes' gradients for this process's rows."""
 
     @staticmethod
     def forward(ctx, x):
@@ -113,22 +114,23 @@ class Gather(torch.autograd.Function):
 
 
 def gather(x, sizes):
-    """Rows of all processes, (Σ sizes, d); this process holds sizes[rank] of them (or one stand-in for none)."""
+    """The rows `x` of all processes, (Σ sizes, d). This process has sizes[rank] rows, or one unused row if that is
+    0."""
     if len(sizes) == 1:
         return x
     size = sizes[dist.get_rank()]
     padded = torch.cat([x[:size], x.new_zeros(max(sizes) - size, *x.shape[1:])])
-    parts = Gather.apply(padded + 0 * x.sum())      # a stand-in row stays in the graph, with no weight
+    parts = Gather.apply(padded + 0 * x.sum())      # keeps an unused row in the graph, with gradient 0
     return torch.cat([part[:size] for part, size in zip(parts, sizes)])
 
 
 class Share:
-    """One process's part of a planned batch, `batch`, which lists the study numbers of all processes.
+    """One process's part of a planned `batch`, which lists the study numbers of all processes.
 
-    numbers   the studies that this process visits in `epoch`
-    sizes     how many of the batch's studies each process has
-    weight    1; 0 where this process has none left: it visits the first study, so that every process runs the same
-              collectives, and the result does not count
+    numbers   the numbers of this process's studies
+    sizes     the number of studies of each process
+    weight    1, or 0 for a process without a study in this batch: it runs the batch's first study, since all processes
+              must take part in the same collective operations, and the result does not count
     """
 
     def __init__(self, batch, processes, epoch=0):
@@ -151,25 +153,25 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def last_words(error, run, processes):
-    """(what to say of an error, the exit code); None for one that is nobody's mistake but the program's."""
+    """(message, exit code) of an error that the user can act on; None for an error of the program itself."""
     if isinstance(error, UserError):
-        # A loader process's error arrives with its traceback, whose last line is the error
+        # An error in a loader process arrives as a traceback, whose last line is the message
         return str(error).strip().splitlines()[-1].removeprefix("data.files.UserError: "), 2
     if isinstance(error, Stopped):
         return str(error), error.code
     if isinstance(error, OSError) and error.errno in DISK:
-        return f"{run}: {error.strerror}; what was written before is whole: make room and run the command again", 1
+        return f"{run}: {error.strerror}; the files already written are intact: make room and run the command again", 1
     if isinstance(error, RuntimeError) and processes.lost(error):
-        return (f"process {processes.rank}: lost another one, which ended or was killed; what was saved is whole: "
+        return (f"process {processes.rank}: another process ended or was killed; the saved states are intact: "
                 "run the command again"), 1
     return None
 
 
 class StopSignal:
-    """SIGTERM or Ctrl-C, noted for the end of the step; torchrun may send it more than once.
+    """A context that notes SIGTERM or Ctrl-C in `number`, for the end of the step; torchrun may send several signals.
 
-    As a context: the handlers from before come back at its end. Where one of several processes leaves it by an error,
-    they do not: torchrun's SIGTERM is on its way to it, and it has to say first what went wrong.
+    The earlier handlers come back at its end, except when one of several processes fails: torchrun then sends SIGTERM,
+    and the process must still print its error.
     """
 
     def __init__(self, processes):
@@ -190,7 +192,7 @@ class StopSignal:
 
 
 def start_loader(_):
-    """Loader processes leave it to the run when to end, and end with it where it is killed."""
+    """Prepares a loader process: it ignores signals, since the run ends it, and it ends if the run is killed."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()

@@ -1,4 +1,4 @@
-"""What happens when: the batches of a run, who loads them, and the learning rate; functions of the settings alone."""
+"""The plan of a run: its batches, their loading, and the learning rate; all of them follow from the settings alone."""
 
 import math
 from functools import lru_cache
@@ -12,8 +12,8 @@ from training.processes import Share, start_loader
 class Plan:
     """Every batch of a run, as a pure function of the seed.
 
-    `view_counts`: how many views a visit of each study shows; `batch_size`: studies per process; `max_steps`: None for
-    all epochs; `validate_every`: epochs from one look at the val split to the next.
+    `view_counts`: number of views that each study shows; `batch_size`: studies per process; `max_steps`: None for all
+    epochs; `validate_every`: epochs from one validation to the next.
     """
 
     def __init__(self, view_counts, processes, batch_size, accumulate, epochs, max_steps, seed, validate_every=1):
@@ -22,10 +22,10 @@ class Plan:
         self.steps_per_epoch = math.ceil(len(plan_epoch(view_counts, self.batch_size)) / accumulate)
         self.steps = min(self.steps_per_epoch * epochs, max_steps or math.inf)
         self.steps_to_validation = self.steps_per_epoch * validate_every
-        self.batches = lru_cache(maxsize=2)(self.batches)            # the loader is ahead, perhaps in the next epoch
+        self.batches = lru_cache(maxsize=2)(self.batches)            # the loader may be in the next epoch already
 
     def batches(self, epoch):
-        """All batches of an epoch, of all processes: lists of study numbers."""
+        """All batches of an epoch, for all processes together: lists of study numbers."""
         return plan_epoch(self.view_counts, self.batch_size, self.seed, epoch)
 
     def shares(self, step):
@@ -35,7 +35,7 @@ class Plan:
         return [Share(batch, self.processes, epoch) for batch in batches]
 
     def validates(self, step):
-        """Whether the val split is looked at after so many steps; at the end of the run it always is."""
+        """Whether a validation follows after `step` steps; after the last step one always does."""
         return step > 0 and (step % self.steps_to_validation == 0 or step == self.steps)
 
 
@@ -46,7 +46,7 @@ def loaded(plan, visits, first, workers, device):
     batches = iter(torch.utils.data.DataLoader(
         visits, batch_sampler=keys, collate_fn=collate, num_workers=workers, worker_init_fn=start_loader,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator()))           # one of its own: drawing from the run's would set a resumed run apart
+        generator=torch.Generator()))           # not the global one, whose state a resumed run needs unchanged
     try:
         for step in steps:
             yield [(share, next(batches)) for share in plan.shares(step)]
@@ -55,13 +55,14 @@ def loaded(plan, visits, first, workers, device):
 
 
 def shut(batches):
-    """Ends a loader's processes now. They heed no signal, so one that is left would hold up the interpreter's end."""
+    """Ends a loader's processes now. They ignore signals, so a forgotten one would keep Python from exiting."""
     if hasattr(batches, "_shutdown_workers"):
         batches._shutdown_workers()
 
 
 def learning_rate(step, steps, peak, warm_up):
-    """Linear warm-up over a fraction of the steps, then a cosine to 0."""
+    """The learning rate of a step: linear warm-up to `peak` over the fraction `warm_up` of the steps, then cosine to
+    0."""
     rise = max(1, round(warm_up * steps))
     if step < rise:
         return peak * (step + 1) / rise

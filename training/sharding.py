@@ -1,4 +1,4 @@
-"""--shard: the frozen language model spread over the processes, by torch's FSDP2."""
+"""--shard: splits the frozen language model over the processes, by torch's FSDP2."""
 
 import inspect
 
@@ -9,20 +9,20 @@ from model.lora import adapters
 
 
 def fsdp():
-    """torch's functions to shard with. Raises UserError where torch is too old to leave the adapters whole."""
+    """torch's two functions for sharding. Raises UserError if this torch cannot exclude the adapters from sharding."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     if "ignored_params" not in inspect.signature(fully_shard).parameters:
-        raise UserError(f"--shard: torch {torch.__version__} can't leave the adapters whole; take a newer torch, or "
-                        "leave --shard out")
+        raise UserError(f"--shard: torch {torch.__version__} cannot exclude the LoRA adapters from sharding; install a "
+                        "newer torch, or leave --shard out")
     return fully_shard, register_fsdp_forward_method
 
 
 def shard(language_model, processes):
-    """Spreads the frozen layers over the processes (FSDP2); each gathers one layer at a time while it computes.
+    """Splits the frozen layers over the processes (FSDP2); to compute, each process gathers one layer at a time.
 
-    Adapters, which train, stay whole on every process, and DDP averages their gradients; so do the embeddings and
-    the head, which are used outside of `hidden`. Layers come from the CPU one by one, so that no GPU ever holds all.
+    Every process keeps the whole adapters, whose gradients DDP averages, and the whole embeddings and head, which are
+    used outside of `hidden`. Layers are moved from the CPU one by one, so that no GPU ever holds all of them.
     """
     from torch.distributed.device_mesh import init_device_mesh
 

@@ -1,10 +1,11 @@
-"""The two stages: what each builds, how it reads a batch, and the loss of one. The loop of train.py knows no more.
+"""The two stages, each a class: the model, how a batch is read, and its loss. The loop in train.py uses nothing else.
 
-`read` turns a batch into tensors, `step` gives its loss, `total` what is minimised, `figures` what the log tells beside
-it, `save` writes the checkpoint; `foundations` are the files that a stage is built on.
+`read` turns a batch into tensors, `step` gives the parts of its loss, `total` the loss that is minimised, `figures`
+further figures for the log, `save` writes the checkpoint, `foundations` names the files that a stage is built on.
 
-A loss is sums over one process's share of a batch, with the numbers to divide them by (`trrg.Loss`). They add up over
-batches and processes; gradients need the numbers of the whole step beforehand, so a `Batch` knows its own.
+The parts of a loss are sums over one process's share of a batch, with the counts that divide them (`trrg.Loss`); they
+can be added over batches and processes. Gradients need the counts of the whole step before the first backward pass, so
+each `Batch` carries its own counts.
 """
 
 import hashlib
@@ -32,9 +33,9 @@ class Batch(NamedTuple):
     """One process's share of a batch, tokenized and on the device."""
 
     share: Share
-    inputs: tuple                    # tensors, as the stage's own `step` unpacks them
-    counts: dict                     # {a field of the stage's loss that divides: how much of it this share holds}
-    cut: int                         # reports that were too long
+    inputs: tuple                    # tensors for the stage's `step`
+    counts: dict                     # {field of the stage's loss that is a divisor: its count in this share}
+    cut: int                         # reports that were cut to --report-tokens
 
 
 class Stage1:
@@ -53,12 +54,12 @@ class Stage1:
                                       prompts_per_disease=args.prompts_per_disease)
         self.model = trrg.Alignment(swin=swin, bert=bert, wordpiece=wordpiece, config=config,
                                     pictures=pictures(prepared, swin))
-        # Weights are read in the type of their file; what trains is kept in fp32
+        # Weights come in the number type of their file; all of stage 1 trains, so all is kept in fp32
         self.model.to(processes.device).float()
 
     @staticmethod
     def foundations(args):
-        """What the stage is built on, which must stay as it was when a run goes on: {what: digest}."""
+        """{name: digest} of the files that the stage is built on; a resumed run must find the same files."""
         return {"the base weights": weights_digest(args.weights / "swin", args.weights / "bert")}
 
     @staticmethod
@@ -67,10 +68,9 @@ class Stage1:
         return [1] * len(studies)
 
     def read(self, share, visits):
-        """Collated visits → `Batch`: images (B, 3, H, W), ids and mask of the distinct sentences, and rows and keys.
-
-        S sentences are drawn per study: rows (S, B) tell where each stands among the distinct ones, keys (S, B) are
-        `text_key`'s.
+        """Collated visits → `Batch` with images (B, 3, H, W); ids and mask (T, tokens) of the T distinct sentences; for
+        the S sentences drawn per study rows (S, B), the index of each among the distinct ones, and keys (S, B), the
+        `text_key` of each.
         """
         draws = list(zip(*visits["texts"]))                                                # S of B sentences
         distinct = list(dict.fromkeys(text for draw in draws for text in draw))            # short sentences repeat
@@ -83,11 +83,11 @@ class Stage1:
         return Batch(share, inputs, counts={"pairs": len(images) * share.weight}, cut=0)
 
     def step(self, model, batch):
-        """Eq. (1) over the pairs of all processes → this process's part of it."""
+        """Eq. (1) over the pairs of all processes → this process's part of the sum."""
         images, ids, mask, rows, keys = batch.inputs
         v, t, tau = model(images, ids, mask)
-        # In fp32, for gradients are summed over processes. Not t[rows]: on several threads the gradients of an index
-        # are added in any order.
+        # In fp32, since gradients are summed over processes. Not t[rows], whose gradient is summed in random order on
+        # several threads.
         v, t = gather(v.float(), batch.share.sizes), t.float().index_select(0, rows.flatten())
 
         losses = []
@@ -96,7 +96,7 @@ class Stage1:
             same = key == key.T if self.model.config.same_sentence_positives else None
             losses.append(trrg.contrastive_loss(v, gather(drawn, batch.share.sizes), tau, same))
 
-        # Every process has the loss of the whole batch, and counts it for its own pairs
+        # Every process has the mean loss of the whole batch, and multiplies it with the number of its own pairs
         pairs = batch.counts["pairs"]
         return AlignmentLoss(contrastive=torch.stack(losses).mean() * pairs, pairs=pairs)
 
@@ -105,7 +105,7 @@ class Stage1:
         return loss.contrastive / loss.pairs
 
     def figures(self, loss):
-        """What the log tells beside the loss."""
+        """Further figures for the log, beside the loss."""
         return {"contrastive": self.total(loss), "tau": self.model.tau.item()}
 
     def save(self, path, header):
@@ -113,7 +113,7 @@ class Stage1:
 
 
 class AlignmentLoss(NamedTuple):
-    """Eq. (1) as a sum over pairs, and how many they are; adds up with +."""
+    """Eq. (1) as a sum over pairs, and the number of pairs; `+` adds both."""
 
     contrastive: torch.Tensor
     pairs: float
@@ -123,7 +123,7 @@ class AlignmentLoss(NamedTuple):
 
 
 def text_key(text):
-    """63 bits of a text's SHA-256: equal texts, and practically only these, have equal keys on every process."""
+    """63 bits of a text's SHA-256, so that processes can compare sentences: different texts practically never agree."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
@@ -136,7 +136,8 @@ class Stage2:
         self.args, self.device, self.prepared = args, processes.device, prepared
         alignment = trrg.load(args.stage1, device=processes.device)
         if not isinstance(alignment, trrg.Alignment):
-            raise UserError(f"{args.stage1}: a stage-2 checkpoint; --stage1 wants the file that stage 1 wrote")
+            raise UserError(f"--stage1 {args.stage1}: is a stage-2 checkpoint; give the stage1.safetensors that stage "
+                             f"1 wrote")
 
         dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
         language_model = Mistral.from_pretrained(args.weights / "mistral", dtype=dtype)
@@ -157,9 +158,9 @@ class Stage2:
 
     @staticmethod
     def foundations(args):
-        """{what: digest}. Raises UserError where there is no stage 1 yet."""
+        """{name: digest}, as for stage 1. Raises UserError if there is no stage-1 checkpoint."""
         if not args.stage1.is_file():
-            raise UserError(f"{args.stage1}: no stage-1 checkpoint; run `train.py --stage 1` with the same --run "
+            raise UserError(f"{args.stage1}: no such stage-1 checkpoint; run `train.py --stage 1` with the same --run "
                             "first, or give --stage1 FILE")
         return {"the stage-1 checkpoint": weights_digest(args.stage1),
                 "the language model": weights_digest(args.weights / "mistral")}
@@ -169,7 +170,7 @@ class Stage2:
         return [len(study["views"]) for study in studies]
 
     def read(self, share, visits):
-        """Collated visits → `Batch`: images (B, V, 3, H, W), report ids and labels (B, T)."""
+        """Collated visits → `Batch` with images (B, V, 3, H, W), report ids and labels (B, T)."""
         ids, labels, cut = self.model.supervise(visits["texts"], self.args.report_tokens)
         counts = {"tokens": int((labels != -100).sum()) * share.weight, "studies": len(ids) * share.weight}
 
@@ -177,12 +178,12 @@ class Stage2:
         return Batch(share, (images, ids.to(self.device), labels.to(self.device)), counts, int(cut * share.weight))
 
     def step(self, model, batch):
-        """Both terms of Eq. (5), of this process's share."""
+        """Both terms of Eq. (5), summed over this process's share."""
         loss = model(*batch.inputs, gather=partial(gather, sizes=batch.share.sizes))
         return trrg.Loss(*(value * batch.share.weight for value in loss))
 
     def total(self, loss):
-        """Eq. (5), its terms the means over report tokens and over studies."""
+        """Eq. (5): L_CE as the mean over report tokens, L_DC as the mean over studies."""
         return self.model.total(loss)
 
     def figures(self, loss):
@@ -193,19 +194,19 @@ class Stage2:
 
 
 def pictures(prepared, swin):
-    """What a checkpoint's reader must know to open pictures as training did."""
+    """Picture sizes in pixels, stored in the checkpoint so that evaluation opens pictures as training did."""
     return {"size": prepared.size, "crop": swin.config.image_size}
 
 
 def check_vocabulary(folder, file, tokenizer, model):
-    """Raises UserError where a tokenizer has tokens for which the model has no embedding."""
+    """Raises UserError if a tokenizer has more tokens than the model has embeddings."""
     if len(tokenizer) > model.config.vocab_size:
-        raise UserError(f"{folder / file}: has {len(tokenizer):,} tokens, but {folder / 'config.json'} has room for "
-                        f"{model.config.vocab_size:,}; take both from the same model")
+        raise UserError(f"{folder / file}: has {len(tokenizer):,} tokens, but vocab_size in {folder / 'config.json'} "
+                        f"is {model.config.vocab_size:,}; take both files from the same model")
 
 
 def tokenized(stage, share, visits):
-    """`stage.read`, which tokenizes. Raises UserError, naming the study whose text is at fault."""
+    """`stage.read`, with a UserError that names the study whose text cannot be tokenized."""
     try:
         return stage.read(share, visits)
     except ValueError:
@@ -213,6 +214,6 @@ def tokenized(stage, share, visits):
             try:
                 stage.read(share, {name: values[i:i + 1] for name, values in visits.items()})
             except ValueError as error:
-                raise UserError(f"{stage.prepared.folder}: the text of the study {study!r} can't be tokenized "
-                                f"({error}); mend it in studies.jsonl") from error
+                raise UserError(f"{stage.prepared.folder}: the text of study {study!r} cannot be tokenized "
+                                f"({error}); correct it in studies.jsonl") from error
         raise

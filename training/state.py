@@ -1,7 +1,7 @@
-"""What a run remembers, so that it goes on bit for bit: weights, optimiser, step, and every process's generators.
+"""Saved states, from which a run resumes bit for bit: weights, optimiser, step, and every process's random generators.
 
-A state is one safetensors file, runs/…/state/STAGE-STEP-DIGEST.safetensors, written whole. The digest of its bytes
-stands in its name: a damaged file is noticed by reading it, and the state before it is used. The last two are kept.
+A state is one safetensors file, runs/…/state/STAGE-STEP-DIGEST.safetensors, written in one go. The file's name holds
+the digest of its bytes, so a damaged file is noticed, and the state before it is used. The last two states are kept.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from training.processes import Stopped
 
 
 def rng_state(device):
-    """The generators of this process as {name: uint8 tensor}. Data needs none of them: see data/dataset.py."""
+    """States of this process's random generators, {name: uint8 tensor}. Data loading uses none (data/dataset.py)."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -28,16 +28,17 @@ def rng_state(device):
 
 
 def set_rng_state(states, device):
+    """Restores what `rng_state` returned."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def save_state(folder, stage, step, parameters, optimizer, rngs, facts):
-    """Writes one state and drops all others of its stage but the one before.
+    """Writes one state, and deletes all states of its stage but this one and the one before.
 
-    `parameters` {name: parameter} are those that train, `rngs` one `rng_state` per process, `facts` whatever of JSON
-    goes with them. Raises Stopped, and writes nothing, where a weight or moment is not finite.
+    `parameters` {name: parameter}: the trainable ones; `rngs`: one `rng_state` per process; `facts`: any JSON value,
+    stored in the header. Raises Stopped, and writes nothing, if a weight or an optimiser moment is not finite.
     """
     tensors = {f"parameter.{name}": value.detach().cpu() for name, value in parameters.items()}
     for name, value in parameters.items():
@@ -45,7 +46,8 @@ def save_state(folder, stage, step, parameters, optimizer, rngs, facts):
             tensors[f"optimizer.{moment}.{name}"] = tensor.detach().cpu()
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise Stopped(f"{name} is not finite after step {step}; no state is written")
+            raise Stopped(f"{stage}: {name} is not finite after step {step}, so no state is written; start over with "
+                          "--fresh and a lower --lr")
     for rank, states in enumerate(rngs):
         for name, tensor in states.items():
             tensors[f"rng.{rank}.{name}"] = tensor.cpu()
@@ -55,7 +57,7 @@ def save_state(folder, stage, step, parameters, optimizer, rngs, facts):
     save_file(draft, tensors, {"stage": stage, "step": step, "facts": facts})
     path = draft.rename(folder / f"{stage}-{step:08d}-{file_digest(draft)}.safetensors")
     others = [other for other in saved_states(folder, stage) if other != path]
-    # A later one is damaged, or the run would have gone on from it; of one step, this state knows more than another.
+    # A later state is damaged, else the run had resumed from it; an older state of the same step lacks its validation.
     before = [other for other in others if other.name < f"{stage}-{step:08d}"]
     for old in {*others} - {*before[-1:]}:
         old.unlink()
@@ -67,21 +69,21 @@ def saved_states(folder, stage):
 
 
 def newest_state(folder, stage, say=print):
-    """The newest undamaged state's (path, header), or (None, None).
+    """(path, header) of the newest undamaged state, or (None, None).
 
-    Damaged ones are named through `say`, left alone.
+    Damaged states are reported through `say`, and not deleted.
     """
     paths = saved_states(folder, stage)
     for path in reversed(paths):
         if file_digest(path) == path.stem.rsplit("-", 1)[1]:
             return path, read_file(path)[1]
         say(f"{path}: damaged, "
-            + ("going back to the state before it" if path != paths[0] else "and no state before it is left"))
+            + ("going back to the state before it" if path != paths[0] else "and there is no older state"))
     return None, None
 
 
 def restore_state(path, parameters, optimizer, rank, device):
-    """Puts back the state in a file that `newest_state` found."""
+    """Restores parameters, optimiser and random generators from a file that `newest_state` found."""
     tensors, _ = read_file(path)
     with torch.no_grad():
         for name, value in parameters.items():
@@ -100,43 +102,43 @@ def restore_state(path, parameters, optimizer, rank, device):
 
 
 def drop_states(folder, stage):
-    """Removes all states of a stage."""
+    """Deletes all states of a stage."""
     for path in saved_states(folder, stage):
         path.unlink()
 
 
 def finished(run, stage, plan, settings, say):
-    """The counters of a stage that has nothing left to do; None where it has, or was never begun.
+    """The counters of a finished stage; None if the stage is unfinished or was never begun.
 
-    Raises UserError where it was begun with other settings, or its checkpoint is gone.
+    Raises UserError if the stage was begun with other settings, or its checkpoint is missing.
     """
     _, header = newest_state(run / "state", stage.name, say)
     if header is None:
         return None
     if changes := differences(header["facts"]["settings"], settings):
         raise UserError(f"{run}: {stage.name} was begun with other settings: {'; '.join(changes)}; "
-                        "give the same again, or start over with --fresh")
+                        "give the same settings again, or start over with --fresh")
     if header["step"] < plan.steps or header["facts"]["validated"] < plan.steps:
         return None
     if not (run / stage.checkpoint).is_file():
-        raise UserError(f"{run / stage.checkpoint}: is gone, though its run is finished; start over with --fresh")
+        raise UserError(f"{run / stage.checkpoint}: is missing, though its run is finished; start over with --fresh")
     return header["facts"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What must be the same again
+# Settings that a resumed run must share with its saved states
 
 
 def settings_of(stage, args, processes, prepared):
-    """What must be the same again when a run of one stage goes on: {option, or what it is built on: value}."""
+    """{option, or name of what the stage is built on: value}: all that must be the same when a stage is resumed."""
     return {**same_again(args), "the number of processes": processes.world, "the data set": data_digest(prepared),
             **stage.foundations(args)}
 
 
 def differences(before, now):
-    """What stands in the way of going on, in words: the state's settings against those of this command.
+    """["--k was 3, now 5", …]: the settings of a state that differ from this command's.
 
-    A state from before an option was made has its default; one that was recorded only later counts as given again.
+    An option that the state does not record counts as its default, or, if marked "later" in the table, as unchanged.
     """
     was = {flag(option.name): option.default for option in OPTIONS.values()} | before
     later = {flag(option.name) for option in OPTIONS.values() if option.same == "later"} - before.keys()
@@ -145,7 +147,7 @@ def differences(before, now):
 
 
 def data_digest(prepared):
-    """A short name of a prepared data set: all of studies.jsonl, and 1,024 evenly spaced pixels."""
+    """A digest of a prepared data set: of all of studies.jsonl, and of 1,024 evenly spaced pixels."""
     sha = hashlib.sha256((prepared.folder / "studies.jsonl").read_bytes())
     sha.update(json.dumps(prepared.images.shape).encode())
     pixels = np.empty(1024, np.uint8)
@@ -156,7 +158,7 @@ def data_digest(prepared):
 
 
 def weights_digest(*folders_or_files):
-    """A short name of weights on the disk, as `model.checkpoint.digest` has it; cheap, for files are memory-mapped."""
+    """The `model.checkpoint.digest` of weights on the disk; cheap, since the files are memory-mapped."""
     names = []
     for path in map(Path, folders_or_files):
         tensors = {}
@@ -167,27 +169,30 @@ def weights_digest(*folders_or_files):
 
 
 class Lock:
-    """Two runs into one folder would spoil each other. A process's end releases its lock, whatever ended it."""
+    """A lock on a folder, since two runs that write into one folder would damage each other's files.
+
+    The end of the process releases the lock, however the process ends. Raises UserError.
+    """
 
     def __init__(self, folder, program="train.py", option="--run"):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.file = open(folder / ".lock", "w")
         except OSError as error:
-            raise UserError(f"--run {folder}: can't be made or written ({error.strerror}); "
-                            "name another folder") from None
+            raise UserError(f"{option} {folder}: the folder cannot be created or written ({error.strerror}); "
+                            "give another folder") from None
         try:
-            # lockf's lock, unlike flock's, is not shared by loader processes that outlive a killed run for a moment
+            # Unlike flock's, lockf's lock is not inherited by loader processes, which may outlive a killed run shortly
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another {program} is writing there; "
-                            f"wait for it, or give another {option}") from None
+            raise UserError(f"{option} {folder}: another {program} is writing into this folder; "
+                            "wait until it ends, or give another folder") from None
 
     def close(self):
         self.file.close()
 
 
 def remove_leftovers(run):
-    """Half-written files that a killed process could not remove."""
+    """Deletes half-written files that a killed process left behind."""
     for path in [*run.glob(".*.tmp"), *run.glob("state/.*.tmp"), *run.glob("state/.*.draft")]:
         path.unlink()

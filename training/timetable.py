@@ -1,4 +1,4 @@
-"""The plan that train.py prints at its start: what it will do, part by part, and how many minutes each takes."""
+"""The timetable that train.py prints: the parts of the work, and about how many minutes each takes."""
 
 import statistics
 import time
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-MEASURED = 20              # steps after which a stage knows how long it will be
+MEASURED = 20              # steps after which a stage's duration is estimated
 REFERENCE = 0.025          # seconds of `work` on the machine on which the demo's parts were timed
 
 
 def work():
-    """What the demo's networks do most: products of some hundred tokens with narrow matrices."""
+    """The demo's typical work, to measure a machine by: products of some hundred tokens with narrow matrices."""
     x, weight = torch.ones(784, 128), torch.full((512, 128), 0.01)
     for _ in range(6):
         x = torch.nn.functional.gelu(x @ weight.T) @ weight
@@ -19,7 +19,7 @@ def work():
 
 
 def slowness(rounds=21):
-    """How many times slower than the reference this machine is now: a quick measurement, on the threads in use."""
+    """This machine's time for `work` over the reference machine's: measured now, in a moment, on the threads in use."""
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -34,7 +34,7 @@ def minutes(seconds):
 
 @dataclass
 class Part:
-    """One part of a command. `seconds` None: nothing tells before it runs; `beside`: at the same time as another."""
+    """One part of the work. `seconds`: expected duration, None if unknown; `beside`: runs while another part runs."""
 
     name: str
     what: str
@@ -43,7 +43,7 @@ class Part:
 
 
 class Timetable:
-    """The parts of a command in their order; what is measured as they run corrects what is expected of the rest."""
+    """The parts of the work in their order. Each measured duration corrects the expected durations of later parts."""
 
     def __init__(self, parts, say):
         self.parts, self.say = parts, say
@@ -54,27 +54,27 @@ class Timetable:
         return f"{self.parts.index(part) + 1} of {len(self.parts)} {part.what}"
 
     def begin(self, name):
-        """Says that a part begins, and how much is left."""
+        """Prints that a part begins, and how many minutes are left."""
         self.now = next(part for part in self.parts if part.name == name)
         self.started = time.perf_counter()
         left = [part.seconds for part in self.parts[self.parts.index(self.now):] if not part.beside]
         self.say(self.line(self.now) + ("" if None in left else f"; about {minutes(sum(left))} to go"))
 
     def end(self):
-        """Corrects the parts to come by how long this one took."""
+        """Ends the current part; its measured duration corrects the later parts."""
         self.correct(time.perf_counter() - self.started)
 
     def correct(self, seconds):
-        """This part takes so many seconds in all: the parts to come, as much longer or shorter than expected."""
+        """Sets the current part's duration, and scales the later parts by measured over expected duration."""
         if self.now.seconds:
             for part in self.parts[self.parts.index(self.now) + 1:]:
                 part.seconds = part.seconds and part.seconds * seconds / self.now.seconds
         self.now.seconds = seconds
 
     def measured(self, done, steps):
-        """After MEASURED steps of this part, of `steps` that it has in this command: how long it will be.
+        """After MEASURED of the current part's `steps` steps, estimates and prints the part's duration.
 
-        The first step is not timed: it waits for everything that comes before it.
+        The first step is not timed, since it includes the start-up.
         """
         now = time.perf_counter()
         if done == 1:
