@@ -1,9 +1,9 @@
-"""Reports under changed pictures and clues: what is put in their place, and what the model makes of it.
+"""Swaps: other pictures or clues for a study, and the model's output with them.
 
     pictures    another study's, a blank one, noise
     clues       another study's, of absent diseases, the true ones, none
 
-swap.py asks this of a checkpoint; the experiments (tests/experiments) ask it of many.
+Used by swap.py for one checkpoint, and by the experiments (tests/experiments) for many.
 """
 
 import re
@@ -22,22 +22,22 @@ from evaluation.writing import another_study, over_batches
 from metrics.truth import side
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Clues for a whole split, whoever chose them
+# Clues of a whole split, recognised or chosen by a swap
 
 
 class Chosen(NamedTuple):
-    """The clues of N studies, as small as they can be kept: `ClueBank.inject` makes `Clues` of them again."""
+    """The clues of N studies in compact form; `ClueBank.inject` turns them into `Clues`."""
 
-    weights: torch.Tensor   # (N, m)
-    best: torch.Tensor      # (N, m)  the prompt of each disease
-    disease: torch.Tensor   # (N, k)
-    threshold: float        # clues lighter than this are masked out
+    weights: torch.Tensor   # (N, m)  of each disease
+    best: torch.Tensor      # (N, m)  number of each disease's prompt in the bank
+    disease: torch.Tensor   # (N, k)  numbers of the chosen diseases
+    threshold: float        # clues with a lower weight are masked out
 
     def of(self, numbers):
         return self._replace(weights=self.weights[numbers], best=self.best[numbers], disease=self.disease[numbers])
 
     def diseases(self):
-        """The numbers of the diseases of each study's clues, without those that are masked out."""
+        """Per study the list of its clues' diseases (numbers), without masked-out clues."""
         there = self.weights.gather(1, self.disease) >= self.threshold
         return [disease[injected].tolist() for disease, injected in zip(self.disease, there)]
 
@@ -49,19 +49,20 @@ def chosen_of(clues, threshold):
 
 
 def injected(own, present, best):
-    """`Chosen` of the diseases that are marked `present` (N, m), at most k, with their prompts; empty slots are masked.
+    """`Chosen` of the diseases marked in `present` (N, m), at most k, with the prompts `best` (N, m); unused slots are
+    masked out.
 
-    Of more than k those are taken that the model itself finds likeliest: `own` are its clues.
+    Of more than k diseases the k with the highest weights in the model's `own` clues are taken.
     """
     disease = (2 * present + own.weights).topk(own.disease.shape[1]).indices
     return Chosen(present.float(), best, disease, threshold=0.5)
 
 
 def swapped(model, own, studies, kind, labels=None):
-    """Other clues than the model's `own`, by `kind` of CLUES, on the CPU.
+    """`Chosen` on the CPU, of the `kind` in verdicts.CLUES, to replace the model's `own` clues.
 
-    labels (N, 14), in CheXbert's coding, say what is present; without them "another" is any other study's, and "absent"
-    and "true" cannot be had. Raises UserError where all studies have the same labels.
+    labels: the true ones (N, 14), in CheXbert's coding. Without labels "another" takes any other study's clues, and
+    "absent" and "true" are impossible. Raises UserError if all studies have the same labels.
     """
     if kind == "another":
         others = another_study(studies, any_views=True) if labels is None else of_other_findings(labels)
@@ -75,7 +76,7 @@ def swapped(model, own, studies, kind, labels=None):
     if kind == "absent":
         return of_absent_diseases(own, prompts, labels)
 
-    # The true ones, each by the prompt that says most of what is true, where side and severity are known.
+    # The true clues; if side and severity are known, each with the prompt that states most of them.
     for number, study in enumerate(studies):
         for finding in study.get("findings", ()):
             disease = LABELS.index(finding["finding"])
@@ -85,30 +86,32 @@ def swapped(model, own, studies, kind, labels=None):
 
 
 def of_other_findings(labels):
-    """For each study the number of one whose positive labels are not the same: its clues are wrong."""
+    """For each study the number of a random study with other positive labels, whose clues are therefore wrong."""
     dice, positive = np.random.default_rng(0), np.asarray(labels) == 1
     others = [np.flatnonzero((positive != own).any(1)) for own in positive]
     if not all(map(len, others)):
-        raise UserError("all studies have the same labels, so no clues can be another study's; measure on more of them")
+        raise UserError("all studies have the same labels, so clues cannot be swapped between studies with different "
+                        "findings; evaluate more studies (--limit)")
     return [int(dice.choice(numbers)) for numbers in others]
 
 
 def of_absent_diseases(own, prompts, labels):
-    """k diseases per study that nobody states, drawn evenly, each with any of its prompts."""
+    """Clues of k random diseases per study that its report does not state, each with a random prompt."""
     labels, dice = torch.as_tensor(np.asarray(labels)), torch.Generator().manual_seed(0)
     best = torch.stack([numbers[torch.randint(len(numbers), (len(labels),), generator=dice)] for numbers in prompts], 1)
     stated = (labels == 1) | (labels == 3)
     lots = torch.rand(labels.shape, generator=dice).masked_fill(stated, -1)
-    lots[:, LABELS.index("No Finding")] = -1                            # a clue that nothing is there invents nothing
+    lots[:, LABELS.index("No Finding")] = -1                            # "No Finding" is no wrong finding
     drawn = torch.zeros(lots.shape).scatter(1, lots.topk(own.disease.shape[1]).indices, 1.0)
     return injected(own, drawn * (lots >= 0), best)
 
 
 def fitting(prompts, finding, report):
-    """The number of the prompt that says most of what is true of a finding: its severity, side and zone.
+    """The number of the prompt that best fits a true finding: a point per right severity, side and zone, minus a point
+    per wrong one.
 
-    Saying nothing is better than saying what is wrong. Among equals, the prompt with the most further words, if all of
-    them stand in the report ("pacemaker", "displaced"), then the first, which is the most general.
+    On a tie, the prompt with the most further words wins, if all of them are in the report ("pacemaker", "displaced");
+    then the first prompt, which is the most general.
     """
     true, words = aspects(finding), re.findall("[a-z]+", report.lower())
 
@@ -122,12 +125,13 @@ def fitting(prompts, finding, report):
 
 
 def aspects(finding):
+    """(severity, side, zone) of a finding; "" for what it does not state."""
     return finding["severity"], side(finding["location"]), finding["location"].partition(" ")[2]
 
 
 @lru_cache(maxsize=None)
 def said_of(prompt):
-    """Severity, side and zone that a prompt names, as the phantom's labeler reads it."""
+    """(severity, side, zone) that a prompt states, as the phantom's labeler reads it."""
     from data.phantom import label  # only a phantom's findings have a side and a severity
 
     findings = label(prompt)[1]
@@ -135,32 +139,32 @@ def said_of(prompt):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What the model makes of it
+# The model's output with swapped pictures or clues
 
 
 class Outcome(NamedTuple):
-    """What the model made of one study under a change."""
+    """The model's output for one study under a swap."""
 
-    report: trrg.Report | None     # None where only the surprise was asked for
-    clues: Chosen | None           # what was injected, of this one study; None where the variant has no clues
-    surprise: tuple                # (cross-entropy of the true report, summed over its tokens; how many they are)
+    report: trrg.Report | None     # None if only the surprise was asked for
+    clues: Chosen | None           # this study's injected clues; None if the variant has no clues
+    surprise: tuple                # (cross-entropy of the true report, summed over its tokens; number of tokens)
 
 
 def outcomes(model, prepared, studies, processes, batch_size, pictures="own", clues=None, write=True, what="reports",
              **decoding):
     """[`Outcome`] of the studies, in their order, on every process.
 
-    pictures: "own", or a kind of PICTURES. clues: `Chosen` in place of the recognised ones. write: whether to write
-    reports, which takes most of the time.
+    pictures: "own", or a kind in verdicts.PICTURES. clues: a `Chosen` that replaces the recognised clues. write:
+    whether to generate reports, which takes most of the time. what: title of the progress bar.
     """
     texts = [clean_report(study["report"]) for study in studies]
-    # A study keeps its number whatever pictures it is shown, so its clues and its true report stay its own.
+    # A study keeps its number when its pictures are swapped, so its clues and its true report stay its own.
     shown = [studies[number] for number in another_study(studies)] if pictures == "another" else studies
     device = model.mapper.weight.device
 
     @torch.no_grad()
     def work(visits):
-        # What is changed: pictures in which nothing is to be seen, and clues that somebody else chose.
+        # The swapped input: empty pictures, or given clues.
         numbers, images = visits["numbers"], visits["images"]
         if pictures in ("blank", "noise"):
             images = no_pictures(pictures, numbers, images.shape[1], model.pictures)
@@ -174,7 +178,7 @@ def outcomes(model, prepared, studies, processes, batch_size, pictures="own", cl
         else:
             reports, prompt = [None] * len(numbers), model.prompt(images.to(device), given)
 
-        # What it had, to put back later, and how it took the true report.
+        # The clues in use, to be injected again in other runs, and the cross-entropy of the true report.
         chosen = [None] * len(numbers)
         if prompt.clues is not None:
             *fields, _ = chosen_of(prompt.clues, threshold)
@@ -185,8 +189,10 @@ def outcomes(model, prepared, studies, processes, batch_size, pictures="own", cl
 
 
 def no_pictures(kind, numbers, views, sizes):
-    """Pictures in which there is nothing to see, (B, V, 3, crop, crop): black, or noise that depends on the study's
-    number alone."""
+    """Empty pictures (B, V, 3, crop, crop): black, or random noise, which depends only on the study's number.
+
+    `numbers`: the studies'; `views`: V; `sizes`: a checkpoint's picture sizes, {"size", "crop"} in pixels.
+    """
     shape = (views, sizes["size"], sizes["size"])
     pixels = [np.random.default_rng(number).integers(0, 256, shape, np.uint8) if kind == "noise"
               else np.zeros(shape, np.uint8) for number in numbers]
@@ -194,8 +200,9 @@ def no_pictures(kind, numbers, views, sizes):
 
 
 def surprises(model, prompt, texts):
-    """[(cross-entropy summed over the report's tokens, how many)] of the true reports, given what the model reads."""
-    ids, labels, _ = model.supervise(texts, max_tokens=10**6)                           # none is cut
+    """[(cross-entropy summed over the report's tokens, number of tokens)] of the true reports `texts`, given the
+    `prompt`."""
+    ids, labels, _ = model.supervise(texts, max_tokens=10**6)                           # no report is cut
     ids, labels = ids.to(prompt.embeds.device), labels.to(prompt.embeds.device)
     supervised = labels != -100
     losses = cross_entropy(model.report_logits(prompt, ids, labels), labels[supervised], reduction="none").double()
@@ -203,7 +210,7 @@ def surprises(model, prompt, texts):
 
 
 def own_clues(written):
-    """The `Chosen` of all studies from their outcomes, or None where the variant has no clues."""
+    """The `Chosen` of all studies from their `Outcome`s; None if the variant has no clues."""
     if written[0].clues is None:
         return None
     fields = zip(*(outcome.clues[:3] for outcome in written))

@@ -1,8 +1,8 @@
-"""A checkpoint over a split of a data set: the reports of stage 2 with their scores and floors, or the recognition and
+"""Evaluation of a checkpoint on a split: the reports of stage 2 with their scores and floors, or the recognition and
 retrieval of stage 1.
 
-    SplitTask             data, studies, decoding, networks: all that is asked for, checked before any work
-    → write_reports       of the model, and of the model that is shown other studies' pictures
+    SplitTask             data, studies, decoding, networks, all checked before any work
+    → write_reports       the model's reports, and its reports for other studies' pictures, a floor
     → a table of systems  {the model, its floors}: rows, then rows with labels and with the networks' scores
     → evaluate_texts      one set of figures per system
     → Task.write          metrics.json, reports.jsonl, report.html
@@ -29,20 +29,20 @@ from training.log import read_rows
 from training.options import PRESETS
 from training.processes import Processes
 
-# The closest peer's knobs (R2GenGPT, scripts/*): they move BLEU by points, so they are never mixed in unnamed.
+# Decoding of the most similar method (R2GenGPT, scripts/*). It changes BLEU by points, so it is used on request only.
 R2GENGPT = {"beams": 3, "repetition_penalty": 2.0, "length_penalty": 2.0}
 R2GENGPT_LENGTHS = {"mimic_cxr": {"min_new_tokens": 80, "max_new_tokens": 120}}
 R2GENGPT_LENGTHS_IU = {"min_new_tokens": 40, "max_new_tokens": 100}
 
 
 def header_of(path):
-    """What a checkpoint says of itself, without its weights. Raises UserError where it is none."""
+    """A checkpoint's header, without its weights. Raises UserError if the file is no checkpoint."""
     return read_trained(path)[1]
 
 
 @contextmanager
 def one_voice():
-    """The processes that torchrun started; where all fail alike, one says why, and the others only end."""
+    """A context with the processes that torchrun started; if all fail with a UserError, only one prints it."""
     processes = Processes()
     try:
         yield processes
@@ -54,13 +54,13 @@ def one_voice():
 
 
 def take_threads(header):
-    """From now on as many threads of the CPU as the checkpoint's preset trains with; 0: torch's own choice."""
+    """Sets the number of CPU threads to that of the checkpoint's preset; 0 leaves it to PyTorch."""
     if threads := PRESETS.get(header.get("preset"), {}).get("threads"):
         torch.set_num_threads(threads)
 
 
 def decoding_of(header, args):
-    """The checkpoint's decoding, with what the command line changes."""
+    """The checkpoint's decoding, changed by --decoding and --beams."""
     decoding = dict(header["decoding"])
     if args.decoding == "r2gengpt":
         decoding |= R2GENGPT | R2GENGPT_LENGTHS.get(header.get("preset"), R2GENGPT_LENGTHS_IU)
@@ -68,9 +68,9 @@ def decoding_of(header, args):
 
 
 def source_of(header, prepared):
-    """Which data set this is: "phantom", "iu_xray", "mimic_cxr", or "" where nothing tells.
+    """The name of a data set: "phantom", "iu_xray", "mimic_cxr", or "" if unknown.
 
-    R2Gen's annotation files have one form for both real sets: of these the checkpoint's preset is believed.
+    R2Gen's annotation files look alike for both real data sets; for these the checkpoint's preset decides.
     """
     names = {"phantom": "phantom", "openi": "iu_xray", "mimic_cxr": "mimic_cxr", "r2gen": header.get("preset")}
     return names.get(prepared.manifest.get("options", {}).get("source"), "")
@@ -79,22 +79,23 @@ def source_of(header, prepared):
 def split_of(header, args):
     """(the data set, its studies to evaluate). Raises UserError."""
     if not args.data and not header.get("data"):
-        raise UserError(f"{args.ckpt}: does not say what it was trained on; give a prepared data set with --data")
+        raise UserError(f"{args.ckpt}: does not name the data set that it was trained on; give a prepared data set "
+                        "with --data")
     folder = Path(args.data or nearest(header["data"], args.ckpt))
     if not args.data and not folder.is_dir():
-        raise UserError(f"{args.ckpt}: {folder}: the data set that this checkpoint was trained on is not there; give "
-                        "its folder with --data")
+        raise UserError(f"{args.ckpt}: the data set that this checkpoint was trained on, {folder}, does not exist; "
+                        "give its folder with --data")
     prepared = Prepared(folder)
     return prepared, prepared.split(args.split)[:args.limit]
 
 
 def results_beside(args, results="eval"):
-    """Where the results go: --out, or a folder beside the checkpoint."""
+    """The folder of the results: --out, or a folder beside the checkpoint."""
     return args.out or Path(args.ckpt).parent / f"{results}-{args.split}"
 
 
 def checkpoint_settings(header, args, prepared, studies):
-    """What metrics.json says of the checkpoint and of the studies that it is evaluated on."""
+    """The entries of metrics.json's settings on the checkpoint and the evaluated studies."""
     settings = {"checkpoint": str(args.ckpt), "sha256_16": file_digest(args.ckpt), "stage": header["stage"],
                 "step": header.get("step"), "trained_on": trained_on(header), "data": str(prepared.folder),
                 "split": args.split, "n": len(studies), "torch": torch.__version__,
@@ -103,20 +104,20 @@ def checkpoint_settings(header, args, prepared, studies):
 
 
 def log_of(path, header):
-    """The rows of the log.jsonl beside a checkpoint; none where it is another run's.
+    """The rows of the log.jsonl beside a checkpoint; an empty list if the log belongs to another run.
 
-    A run's log has a validation at the checkpoint's step, with the figures that stand in the checkpoint.
+    The right log has a validation at the checkpoint's step, with the same figures as the checkpoint's header.
     """
     rows = read_rows(Path(path).parent / "log.jsonl")
     own = {"stage": f"stage{header['stage']}", "step": header.get("step"), "validation": header.get("validation")}
-    return rows if json.dumps(own) in map(json.dumps, rows) else []            # as text, in which NaN is NaN
+    return rows if json.dumps(own) in map(json.dumps, rows) else []            # as text, since NaN != NaN
 
 
 # --- stage 1 ----------------------------------------------------------------------------------------------------------
 
 
 def evaluate_alignment(args, header, processes):
-    """A stage-1 checkpoint: zero-shot recognition and retrieval."""
+    """Evaluates a stage-1 checkpoint: zero-shot recognition and retrieval. Raises UserError."""
     prepared, studies = split_of(header, args)
     out = results_folder(results_beside(args), args.ckpt)
     model = trrg.load(args.ckpt, device=processes.device)
@@ -139,15 +140,15 @@ def evaluate_alignment(args, header, processes):
 
 
 class SplitTask(Task):
-    """A `Task` on the studies of a split, whose reports a model still has to write."""
+    """A `Task` on the studies of a split, for which a model will write the reports."""
 
     def __init__(self, args, header, results="eval"):
         self.prepared, self.studies = split_of(header, args)
         source = source_of(header, self.prepared)
         super().__init__(args, Path(args.ckpt), results_beside(args, results), source)
         if self.labels_only and not args.chexbert and not self.labeler:
-            raise UserError(f"{self.prepared.folder}: --labels-only needs a labeler of its texts; name --chexbert DIR "
-                            "or --labeler phantom")
+            raise UserError(f"{self.prepared.folder}: --labels-only needs a labeler for these texts; give --chexbert "
+                            "DIR or --labeler phantom")
 
         self.batch_size, self.decoding = args.batch_size, decoding_of(header, args)
         if self.against:
@@ -156,33 +157,35 @@ class SplitTask(Task):
                            "variant": header["variant"], "decoding": self.decoding}
 
     def in_order(self, others):
-        """--against: its rows in the order of the studies."""
+        """The rows of --against in the order of the studies. Raises UserError if the studies differ."""
         by_id = {row["id"]: row for row in others}
         ids = [str(study["id"]) for study in self.studies]
         if different := by_id.keys() ^ set(ids):
-            raise UserError(f"{self.against}: a paired comparison needs the same studies, but id {min(different)!r} "
-                            "is on one side only; give --split, --limit and --data as for those reports")
+            raise UserError(f"{self.against}: not the same studies as this evaluation's: id {min(different)!r} is in "
+                            "only one of both; give the same --split, --limit and --data as for those reports")
         return [by_id[name] for name in ids]
 
     def rows(self, texts, clues=None):
-        """The rows of one report per study, in their order."""
+        """The rows of one report per study, in the order of the studies."""
         rows = [as_row(study, text, of_study)
                 for study, text, of_study in zip(self.studies, texts, clues or [()] * len(self.studies), strict=True)]
         if self.labeler and self.source != "phantom":
-            # One labeler reads both sides: only the phantom's own labels are the truth.
+            # The labeler labels both sides; given labels are kept only for phantoms, where they are the truth.
             rows = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
         return rows
 
 
 def evaluate_trrg(args, header, processes):
-    """A stage-2 checkpoint: its reports, their scores, and the floors that a model blind to the picture would reach."""
-    # Everything that can be refused is refused before the weights are read.
+    """Evaluates a stage-2 checkpoint: reports, scores, and floors, the scores of texts that do not depend on the
+    picture. Raises UserError.
+    """
+    # All checks are made before the weights are read.
     task = SplitTask(args, header)
-    processes.lead_first(lambda: task.load_networks(processes.device))           # the first process alone reads texts
+    processes.lead_first(lambda: task.load_networks(processes.device))           # only the first process scores texts
     model = trrg.load(args.ckpt, weights=args.weights, device=processes.device)
     job = model, task.prepared, task.studies, processes, task.batch_size
 
-    # The reports may have taken hours: they are kept before anything else is done.
+    # The reports may have taken hours, so they are saved first.
     written = write_reports(*job, maps=not task.labels_only, **task.decoding)
     rows = task.rows([report.text for report, _ in written], [report.clues for report, _ in written])
     if not processes.rank:
@@ -199,7 +202,7 @@ def evaluate_trrg(args, header, processes):
     if processes.rank:
         return
 
-    # What is scored: the model, what texts reach that have nothing to do with the picture, and other reports.
+    # The systems to score: the model, the floors, and the other reports.
     systems = {"model": rows, "permuted_pictures": task.rows([report.text for report, _ in blind])}
     if training := [study for study in task.prepared.studies if study["split"] == "train"]:
         systems["most_frequent_report"] = task.rows([most_frequent_report(training)] * len(task.studies))
@@ -207,7 +210,7 @@ def evaluate_trrg(args, header, processes):
         systems["against"] = [{**row, "reference": other["reference"]} for row, other in
                               zip(task.rows([row["hypothesis"] for row in task.against_rows]), task.against_rows)]
 
-    # One labeler for all of them, so that a floor is no lower for having been read by another.
+    # The same labeler for all systems, so that figures and floors are comparable.
     labels_from = None
     if task.labeler:
         labelled = {name: task.labelled(rows, task.path) for name, rows in systems.items()}

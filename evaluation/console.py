@@ -1,4 +1,4 @@
-"""What evaluate.py prints: the figures of metrics.json as tables of text."""
+"""The tables that evaluate.py prints from the figures of metrics.json."""
 
 from data.reports import LABELS
 from evaluation.verdicts import FLOORS, KINDS, beside_floors, changed, near_floor, nearly_alike, variety_lines
@@ -6,7 +6,7 @@ from metrics.clinical import AVERAGES, CLASS_SETS, PARTS, UNCERTAIN
 
 
 def figure(cell, digits=4):
-    """A figure with its interval: value [low, high]; the value alone where no interval is known."""
+    """A figure as text: value [low, high], without the interval if it is unknown; "-" if the value is unknown."""
     if cell["value"] is None:
         return "-"
     value = f"{cell['value']:.{digits}f}"
@@ -14,7 +14,7 @@ def figure(cell, digits=4):
 
 
 def signed(cell):
-    """The same of a difference, with its sign."""
+    """A difference as text, like `figure`, with its sign."""
     if cell["difference"] is None:
         return "-"
     value = f"{cell['difference']:+.4f}"
@@ -32,7 +32,7 @@ def print_metrics(metrics):
     """The tables of metrics.json: every figure under its full name, with its 95 % interval."""
     settings, language = metrics["settings"], metrics["language"]
 
-    # Language, with what the protocols mean, and whether the reports differ at all
+    # Language scores, the meaning of the protocols, and how much the reports differ
     print(f"{settings['n']} reports; [95 % interval]\n\nLanguage")
     names = list(next(iter(language.values())))
     table(["", *language], [[name, *(figure(scores[name]) for scores in language.values())] for name in names])
@@ -45,25 +45,25 @@ def print_metrics(metrics):
     if warning := nearly_alike(metrics["variety"], settings["n"]):
         print(f"  {warning}")
 
-    # What else there is, as far as labels, truth, networks and other reports are known
+    # Further parts, if labels, known findings, networks' scores and other reports are there
     if "clinical" in metrics:
         print_clinical(metrics["clinical"])
     if "truth" in metrics:
-        print("\nTruth, against the known findings")
+        print("\nTruth: the reports against the known findings")
         table(["", "", "of"], [[name.replace("_", " "), figure(cell), str(cell["n"])]
                                for name, cell in metrics["truth"].items()])
     if "model_based" in metrics:
-        print("\nScores that networks give")
+        print("\nScores computed by networks")
         table(["", ""], [[name, figure(cell)] for name, cell in metrics["model_based"].items()])
         if any(name.startswith("BERTScore") for name in metrics["model_based"]):
-            print("  a flipped negation hardly moves BERTScore: it never stands alone")
+            print("  a flipped negation hardly changes BERTScore: never rely on BERTScore alone")
     if "against" in metrics:
         print_differences(metrics["against"])
 
 
 def print_clinical(clinical):
-    """The grid of averages, class sets and readings of what is uncertain, then every class."""
-    print(f"\nClinical findings, labels: {clinical['labels_from']}")
+    """Prints the grid of averages, class sets and readings of "uncertain", then every class."""
+    print(f"\nClinical findings (labels: {clinical['labels_from']})")
     for part in PARTS:
         print(f"  {part}")
         header = ["average, uncertain as", *(f"{name} classes" for name in CLASS_SETS)]
@@ -78,7 +78,7 @@ def print_clinical(clinical):
 
 
 def print_differences(against):
-    """Differences of language, truth and networks' scores, and of F1 in the clinical grid; metrics.json has all."""
+    """Prints the differences of language, truth and networks' scores and of clinical F1; metrics.json has the rest."""
     rows = [(f"{name} ({protocol})", cell)
             for protocol, scores in against["language"].items() for name, cell in scores.items()]
     if "clinical" in against:
@@ -88,17 +88,17 @@ def print_differences(against):
     rows += [(name.replace("_", " "), cell) for name, cell in against.get("truth", {}).items()]
     rows += against.get("model_based", {}).items()
     print("\nDifference from the other reports, paired bootstrap")
-    table(["", "the other", "difference", "p, two-sided"], [
+    table(["", "other reports", "difference", "p, two-sided"], [
         [name, "-" if cell["other"] is None else f"{cell['other']:.4f}",
          signed(cell),
          "-" if cell["p"] is None else f"{cell['p']:.3f}"] for name, cell in rows])
 
 
 def print_floors(metrics):
-    """The score beside its floors, and which of them it does not clear."""
+    """Prints the figures beside those of the floors, and names the floors that the model does not clearly exceed."""
     figures = beside_floors(metrics)
     floors = {FLOORS[name]: beside_floors(scores) for name, scores in metrics["floors"].items()}
-    print("\nFloors: what texts score that have nothing to do with the picture")
+    print("\nFloors: scores of texts that do not depend on the picture")
     table(["", "this model", *floors], [[name, figure(cell), *(figure(floor[name]) for floor in floors.values())]
                                         for name, cell in figures.items()])
     for verdict in near_floor(metrics):
@@ -108,17 +108,18 @@ def print_floors(metrics):
 
 
 def print_swaps(metrics):
-    """What a model's reports become under every swap, the differences from the unchanged run, and the verdicts."""
+    """Prints the figures under every swap, their differences from the unchanged run, and the verdicts."""
     swap = metrics["swap"]
     names = list(swap["unchanged"])
     swaps = {f"{what}: {KINDS[what][kind]}": cells for what in KINDS for kind, cells in swap.get(what, {}).items()}
-    print(f"{metrics['settings']['n']} studies; [95 % interval]\n\nSwaps: what the model reads is changed under it")
+    print(f"{metrics['settings']['n']} studies; [95 % interval]\n\nSwaps: the model gets other pictures or other clues")
     table(["", *names], [[name, *(figure(cells[score], 3) for score in names)]
                          for name, cells in {"unchanged": swap["unchanged"], **swaps}.items()])
     print("\nDifference from the unchanged run, paired bootstrap (p, two-sided)")
     table(["", *names], [[name, *(difference(cells[score]["change"]) for score in names)]
                          for name, cells in swaps.items()])
-    print("  cross-entropy: of the true report, per token. invented, missed: findings per report, fewer are better")
+    print("  cross-entropy: of the true report, per token; lower is better. invented, missed: findings per report, "
+          "fewer are better")
     print()
     for verdict in metrics["verdicts"]:
         print(f"  {verdict}")
@@ -131,15 +132,15 @@ def difference(cell):
 
 
 def print_zero_shot(metrics):
-    """Recognition and retrieval of a stage-1 checkpoint."""
+    """Prints recognition and retrieval of a stage-1 checkpoint."""
     print(f"{metrics['settings']['n']} studies; [95 % interval]\n\nZero-shot recognition (AUROC)")
     auroc, pairs = metrics["zero_shot"]["auroc"], metrics["zero_shot"]["auroc_pairs"]
     if auroc is None:
-        print("  the data set holds no labels: none")
+        print("  none, since the data set holds no labels")
     else:
         rows = [[name, figure(auroc["per_finding"][name], 3), figure(pairs["per_finding"][name], 3),
                  str(auroc["per_finding"][name]["positives"])] for name in LABELS]
-        table(["", "clue prompt", "finding against no finding", "positives"],
+        table(["", "clue prompts", "finding against no finding", "positives"],
               [*rows, ["macro mean", figure(auroc["macro"], 3), figure(pairs["macro"], 3), ""]])
     print("\nRetrieval")
     table(["", "R@1 (chance)", "R@5 (chance)", "R@10 (chance)"], [

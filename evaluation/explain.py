@@ -1,6 +1,6 @@
-"""One picture's way through the model, step by step: to learn what happens, and to find out why a report says it.
+"""--explain: the computation of one report, step by step, to learn how the model works and why a report says something.
 
-`evaluate.py --ckpt … --image … --explain` prints it.
+Printed by `evaluate.py --ckpt … --image … --explain`.
 """
 
 from contextlib import contextmanager
@@ -11,25 +11,25 @@ from data.reports import LABELS
 from model.clues import cosine
 from model.decode import generate
 
-WIDTH = 100                            # of the printed lines
+WIDTH = 100                            # characters per printed line
 
-# What each part does, in the order of the paper; a part that a variant does not build is not run, and not listed.
+# The output of each part, in the paper's order. Parts that a variant lacks are not listed.
 STEPS = {
     "swin": "patch tokens of each view, after the last norm",
-    "image_projection": "v_e, the same in R^d, next to the text (stage 1)",
+    "image_projection": "v_e, the patch tokens in R^d, the space shared with text (stage 1)",
     "mapper": "v_d = W v_e + b",
     "bank": "w, and the tokens c_s of the k heaviest clues",
     "interaction.visual_stream": "V', Eq. (2)",
     "interaction.visual_extract": "E^v, Eq. (3)",
     "interaction.clue_stream": "C', Eq. (2)",
     "interaction.clue_extract": "E^c, Eq. (3)",
-    "visual_projector": "P_v: as wide as the language model",
-    "clue_projector": "P_c: the same for the clues",
+    "visual_projector": "P_v, to the width of the language model",
+    "clue_projector": "P_c, the same for the clues",
 }
 
 
 def explain(model, pictures):
-    """The views of one study (paths or PIL images, frontal first) → the text of the whole story. Raises UserError."""
+    """The views of one study (paths or PIL images, frontal first) → the explanation as text. Raises UserError."""
     images = model.open(pictures)
     with torch.no_grad(), recorded(model) as steps:
         prompt = model.prompt(images)
@@ -42,7 +42,9 @@ def explain(model, pictures):
 
 @contextmanager
 def recorded(model):
-    """Notes the shape that each part of `STEPS` gives while the model runs: yields [(name, shape)], in that order."""
+    """A context that records the output shapes of the parts in `STEPS`: yields a list, filled with (name, shape) as the
+    parts run.
+    """
     steps = []
 
     def note(name):
@@ -61,19 +63,19 @@ def recorded(model):
 
 
 def shapes(model, images, steps, prompt):
-    """The shape of every step from the pictures to the prompt, a line each."""
+    """The shape of every step from the pictures to the prompt, one line per step."""
     size = model.pictures["size"]
     rows = [("pictures", (images.shape[1], size, size), "gray, 8 bit, one per view"),
             ("encoder's input", tuple(images.shape), "centre crop, ImageNet's mean and deviation; (studies, views, …)")]
     rows += [(name, shape, STEPS[name]) for name, shape in steps]
-    rows.append(("prompt", tuple(prompt.embeds.shape), "all of it, put together: what the language model reads"))
+    rows.append(("prompt", tuple(prompt.embeds.shape), "all parts together, the input of the language model"))
     first, second = (max(len(str(row[i])) for row in rows) for i in (0, 1))
     lines = [f"  {name:<{first}}  {str(shape):<{second}}  {what}" for name, shape, what in rows]
     return "\n".join(["Shapes, step by step", *lines])
 
 
 def ranking(model, prompt):
-    """All m diseases by weight, each with its best prompt; those that are injected are marked."""
+    """All m diseases by weight, each with its best prompt; injected ones are marked."""
     m = len(LABELS)
     every = model.bank(v_cls(prompt), model.tau, m)
     injected = prompt.clues.disease[0].tolist()
@@ -90,17 +92,18 @@ def ranking(model, prompt):
 
 
 def v_cls(prompt):
-    """The mean of all patch tokens (1, d): what recognition compares with the prompts."""
+    """The mean of all patch tokens (1, d), which recognition compares with the prompts."""
     return prompt.v_e.mean(1)
 
 
 def assembled(model, prompt):
-    """The prompt's parts with their places; what is text stands in quotes, what is not is embeddings."""
+    """The prompt's parts with their positions; text in quotes, embeddings in angle quotes."""
     embeddings = {"v_d": "patch tokens through W and P_v",
-                  "E^v": "what the queries found in the picture, through P_v",
-                  "E^c": "what the queries found in the clues, through P_c",
+                  "E^v": "output of the queries over the picture, through P_v",
+                  "E^c": "output of the queries over the clues, through P_c",
                   "c_s": "the clues' own tokens, through P_c",
-                  "words": "the clues in words, led by how sure each is, as the language model's own tokens"}
+                  "words": "the clues in words, each after a word for its certainty, as the language model's own "
+                           "tokens"}
     lines, place = [f"Prompt: {prompt.embeds.shape[1]} tokens of width {prompt.embeds.shape[2]}"], 0
     for name, length in prompt.parts:
         what = f"‹{name}› {embeddings[name]}" if name in embeddings else f'"{name}"'
@@ -112,9 +115,9 @@ def assembled(model, prompt):
 
 @torch.no_grad()
 def token_probabilities(model, prompt, tokens):
-    """[(token, its probability, [(alternative, probability)] * 3)], by one forward over the prompt and the report.
+    """[(token, its probability, [(alternative, probability)] * 3)], by one forward pass over the prompt and the report.
 
-    The plain model's probabilities: the decoding's penalties and beams chose the tokens, but do not enter here.
+    These are the model's own probabilities, without the penalties and beams by which decoding chose the tokens.
     """
     ids = torch.tensor([tokens], device=prompt.embeds.device)
     probabilities = model.report_logits(prompt, ids, labels=ids).softmax(-1)
@@ -124,14 +127,14 @@ def token_probabilities(model, prompt, tokens):
 
 
 def written(model, prompt, tokens):
-    """The report with the probability of every token under it, and where the model was least sure."""
-    # A report that was not cut ends with </s>, whose probability is told as well.
+    """The report, the probability of every token, and the tokens of which the model was least sure."""
+    # A report that was not cut ends with </s>, whose probability is printed as well.
     text = model.tokenizer.decode(tokens).strip()
     ended = len(tokens) < model.decoding["max_new_tokens"]
     known = token_probabilities(model, prompt, [*tokens, model.tokenizer.eos_id] if ended else tokens)
     settings = ", ".join(f"{name} {value}" for name, value in model.decoding.items())
     lines = [f"Report ({settings})", f"  {text or '(empty)'}", "",
-             f"Probability of each token ({len(known)} tokens{'' if ended else ', cut at the longest allowed'})"]
+             f"Probability of each token ({len(known)} tokens{'' if ended else ', cut at the maximum length'})"]
     lines += in_columns([(piece(model, token), f"{probability:.2f}".removeprefix("0"))
                          for token, probability, _ in known])
 
@@ -145,7 +148,7 @@ def written(model, prompt, tokens):
 
 
 def in_columns(pairs):
-    """Lines with each pair of words one above the other, as many pairs side by side as there is room for."""
+    """Lines of text with each pair of words one above the other, as many pairs per line as fit into WIDTH."""
     lines, above, below = [], " ", " "
     for upper, lower in pairs:
         width = max(len(upper), len(lower))

@@ -1,4 +1,4 @@
-"""Given texts (--reports): read, labelled, scored, compared. No model, and no torch unless a network reads them."""
+"""--reports: scores given texts, without a model, and without torch unless a network scores or labels the texts."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from evaluation.task import Task
 
 
 def score_reports(args):
-    """--reports FILE, as evaluate.py's options say. Raises UserError."""
+    """Reads, labels, scores and compares the texts of --reports. Raises UserError."""
     path = Path(args.reports)
     rows = read_pairs(path, args.section)
     task = Task(args, path, args.out or path.parent / f"eval-{path.stem}")
@@ -20,7 +20,7 @@ def score_reports(args):
 
     if task.labels_only:
         if labels_from is None:
-            raise UserError(f"{path}: holds no labels; name --chexbert DIR or --labeler phantom")
+            raise UserError(f"{path}: holds no labels; give --chexbert DIR or --labeler phantom to label the texts")
         task.keep(rows)
         task.write_labels(rows)
         return
@@ -29,7 +29,7 @@ def score_reports(args):
     if against:
         against, theirs = task.labelled(against, task.against)
         if labels_from and not theirs:
-            raise UserError(f"{task.against}: holds no labels, though {path} does; name --chexbert or --labeler")
+            raise UserError(f"{task.against}: holds no labels, though {path} does; give --chexbert or --labeler")
 
     systems = task.scored({"own": rows, "against": against} if against else {"own": rows})
     rows = systems["own"]

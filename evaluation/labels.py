@@ -1,11 +1,11 @@
-"""Labels and scores of texts: who reads them, and rows that carry them.
+"""Labels and scores of texts: labelers, and the rows that hold labels and scores.
 
-A row is {"id", "hypothesis": text, "reference": text or list of texts}, a line of reports.jsonl, and may hold, for
-either side ("hypothesis", "reference"),
+A row is {"id", "hypothesis": text, "reference": text or list of texts}, a line of reports.jsonl. It may also hold, for
+each side ("hypothesis", "reference"),
     "labels":    14 values in CheXbert's order and coding
-    "findings":  [{"finding", "severity", "location"}], where they are known
-With several references the first is the one that labels are read from. A row that networks have scored also holds
-    "scores":    {name: value}, as metrics/model_based.py gives them for this pair of texts
+    "findings":  [{"finding", "severity", "location"}], if known
+With several references, the first one is labelled. A row that networks have scored also holds
+    "scores":    {name: value}, from metrics/model_based.py, for this pair of texts
 """
 
 from typing import Callable, NamedTuple
@@ -18,7 +18,7 @@ SIDES = ("hypothesis", "reference")
 class Labeler(NamedTuple):
     """Reads labels from texts: labeler(texts) → one (14 labels, findings or None) per text."""
 
-    name: str        # as "labels_from" in metrics.json
+    name: str        # the "labels_from" of metrics.json
     read: Callable
 
     def __call__(self, texts):
@@ -26,14 +26,14 @@ class Labeler(NamedTuple):
 
 
 def phantom_labeler():
-    """The phantom's own rules, which know severity and side as well."""
-    from data.phantom import label  # with its drawing code, which scoring given texts should not have to load
+    """The phantom's own rules, which also give findings with severity and side."""
+    from data.phantom import label  # only here, since it imports drawing code
 
     return Labeler("phantom rules", lambda texts: [label(text) for text in texts])
 
 
 def chexbert_labeler(chexbert):
-    """The same of a metrics.chexbert.Labeler, which knows no findings."""
+    """A `Labeler` from a metrics.chexbert.Labeler; it gives no findings."""
     return Labeler("CheXbert", lambda texts: [(labels, None) for labels in chexbert(texts)])
 
 
@@ -51,17 +51,17 @@ def labels_of(rows, side):
 
 
 def missing_labels(rows):
-    """[(number of the row, side)] of the texts that carry no labels."""
+    """[(number of the row, side)] of the texts without labels."""
     return [(number, side) for number, row in enumerate(rows) for side in SIDES if side not in row.get("labels", {})]
 
 
 def with_labels(rows, labeler):
-    """(rows with labels on both sides, where these come from): given labels stay, the labeler reads the other texts."""
+    """(rows with labels on both sides, origin of the labels): given labels stay, the labeler labels the other texts."""
     missing = missing_labels(rows)
     if not missing:
         return list(rows), "given"
 
-    # All texts at once, so that a labeler can sort them and read equal ones once.
+    # All texts at once, so that a labeler can sort them, and read equal texts only once.
     texts = [rows[number]["hypothesis"] if side == "hypothesis" else reference_text(rows[number])
              for number, side in missing]
     read = dict(zip(missing, labeler(texts), strict=True))
@@ -71,7 +71,7 @@ def with_labels(rows, labeler):
         new = {side: read[number, side] for side in SIDES if (number, side) in read}
         labels = {**row.get("labels", {}), **{side: list(labels) for side, (labels, _) in new.items()}}
         findings = row.get("findings", {})
-        # Only what a generated report states is read from text: a reference's findings are known, or there is no truth.
+        # Findings are read from generated reports only: those of a reference must be known, else there is no truth.
         if "hypothesis" in new and "hypothesis" not in findings and new["hypothesis"][1] is not None:
             findings = {**findings, "hypothesis": new["hypothesis"][1]}
         labelled.append({**row, "labels": labels, **({"findings": findings} if findings else {})})
@@ -85,9 +85,9 @@ def with_labels(rows, labeler):
 
 
 def with_scores(systems, models):
-    """{name: rows} of systems, the `models`' scores (metrics.model_based.ModelScores) in every row.
+    """{name: rows} of systems, with the scores of `models` (metrics.model_based.ModelScores) in every row.
 
-    All systems at once, so that what several of them write is read once.
+    All systems at once, so that a text that several systems wrote is read only once.
     """
     rows = [row for of_system in systems.values() for row in of_system]
     scores = models([row["hypothesis"] for row in rows], [references_of(row) for row in rows])

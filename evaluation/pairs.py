@@ -2,8 +2,8 @@
 ReXrank's JSON, {study: {"model_prediction", "section_findings", "section_impression", …}}.
 
 ReXrank (rajpurkarlab/ReXrank, example_files/evaluation_script.md) scores a prediction against both sections in one
-text, "Findings: … Impression: …", with the word None for a section that a study lacks. That is `section="report"`;
-with "findings" or "impression" the sections are compared alone, and studies without it are left out.
+text, "Findings: … Impression: …", with the word None for a missing section: `section="report"`. With "findings" or
+"impression" only this section is compared, and studies without this section are left out.
 """
 
 import csv
@@ -17,17 +17,17 @@ from data.reports import LABELS
 
 SECTIONS = ("report", "findings", "impression")
 SURROGATES = re.compile("[\ud800-\udfff]")
-# "Findings: … Impression: …", either alone.
+# "Findings: … Impression: …", or one of both.
 HEADED = re.compile(r"\s*(?:findings\s*:(?P<findings>.*?))?(?:impression\s*:(?P<impression>.*))?", re.I | re.S)
 
 
 def read_pairs(path, section="report"):
     """Rows {"id", "hypothesis": str, "reference": str or list, maybe "labels", "findings"} of a .jsonl, .csv or .json.
 
-    "hypothesis" may be a list of one text. "labels" holds 14 values 0..3 in CheXbert's order per side:
-    {"hypothesis": […], "reference": […]}, either alone, or a bare list, which is the reference's. A CSV has a header,
-    one reference per row, and no labels. A .json file is ReXrank's; `section` is what is scored of it. Blank lines are
-    skipped. Raises UserError, naming the line or the study.
+    "hypothesis" may be a list of one text. "labels" holds 14 values 0..3 in CheXbert's order per side: {"hypothesis":
+    […], "reference": […]}, or one of both; a plain list belongs to the reference. A CSV has a header, one reference per
+    row, and no labels. A .json file is ReXrank's, of which `section` is scored. Blank lines are skipped. Raises
+    UserError, naming the line or the study.
     """
     path = Path(path)
     text = _text_of(path)
@@ -40,12 +40,12 @@ def read_pairs(path, section="report"):
     for place, row in entries:
         row = _checked(row, f"{path}: {place}")
         if row["id"] in places:
-            raise UserError(f"{path}: {place}: id {row['id']!r} is there already, on {places[row['id']]}; "
+            raise UserError(f"{path}: {place}: id {row['id']!r} occurs already on {places[row['id']]}; "
                             "give each pair its own id")
         places[row["id"]] = place
         rows.append(row)
     if not rows:
-        raise UserError(f'{path}: holds no pairs; write lines of {{"id", "hypothesis", "reference"}}')
+        raise UserError(f'{path}: holds no reports; write one {{"id", "hypothesis", "reference"}} per line')
     return rows
 
 
@@ -59,11 +59,11 @@ def _text_of(path):
         raise UserError(f"{path}: line {line} is not UTF-8; save the file as UTF-8") from error
 
 
-# --- the three forms: each yields (where in the file, the row as it stands there) -------------------------------------
+# --- the three formats: each function yields (place in the file, the row as it is) ------------------------------------
 
 
 def _json_lines(path, text):
-    # Only "\n" ends a line: U+2028 and its like are text.
+    # Only "\n" ends a line; U+2028 and similar characters are text.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
@@ -81,17 +81,18 @@ def _csv(path, text):
         columns = reader.fieldnames or []
         for name in ("hypothesis", "id", "reference"):
             if columns.count(name) != 1:
-                raise UserError(f"{path}: the header has {'no' if name not in columns else 'more than one'} {name}; "
-                                f"the first line names the columns id, hypothesis, reference, separated by commas, "
-                                f"here {', '.join(map(repr, columns))[:300] or 'nothing'}")
+                number = "no" if name not in columns else "more than one"
+                raise UserError(f"{path}: the header has {number} column {name}; the first line must name the "
+                                "columns id, hypothesis, reference, separated by commas; "
+                                f"it holds {', '.join(map(repr, columns))[:300] or 'nothing'}")
 
         for row in reader:
             if None in row or None in row.values():
-                raise UserError(f"{path}: line {reader.reader.line_num} has not as many fields as the header; "
-                                "quote texts with commas")
+                raise UserError(f"{path}: line {reader.reader.line_num} has more or fewer fields than the header; "
+                                "put texts with commas into quotes")
             yield f"line {reader.reader.line_num}", {name: row[name] for name in ("id", "hypothesis", "reference")}
     except csv.Error as error:
-        raise UserError(f"{path}: line {reader.reader.line_num} is not CSV ({error})") from error
+        raise UserError(f"{path}: line {reader.reader.line_num} is not CSV ({error}); correct the line") from error
 
 
 def _rexrank(path, text, section):
@@ -100,16 +101,16 @@ def _rexrank(path, text, section):
     for name, study in studies.items():
         place = f"study {name!r}"
         if not isinstance(study.get("model_prediction"), str):
-            raise UserError(f'{path}: {place} has no "model_prediction"; add it, or remove the study')
+            raise UserError(f'{path}: {place} has no text "model_prediction"; add it, or remove the study')
 
-        # Their example file has the older names. A missing section is null, NaN or not there.
+        # ReXrank's example file has the older names. A missing section is null, NaN or left out.
         sections = {}
         for one in ("findings", "impression"):
             value = study.get(f"section_{one}", study.get(one))
             sections[one] = value if isinstance(value, str) and value.strip() else None
         if not any(sections.values()) and "section_findings" not in study and "findings" not in study:
             raise UserError(f'{path}: {place} has no "section_findings" and no "section_impression", so there is '
-                            "nothing to score it against; take them from ReXrank's own file of the split")
+                            "no reference; copy both sections from ReXrank's own file of the split")
 
         if section == "report":
             reference = f"Findings: {sections['findings']} Impression: {sections['impression']}"
@@ -122,31 +123,32 @@ def _rexrank(path, text, section):
         yield place, {"id": name, "hypothesis": hypothesis, "reference": reference}
 
     if left_out:
-        print(f"{path}: {left_out:,} of {len(studies):,} studies have no {section} to score against and are left out",
+        print(f"{path}: {left_out:,} of {len(studies):,} studies are left out, since they have no {section} as "
+               f"reference",
               file=sys.stderr)
 
 
 def rexrank_studies(path, text):
-    """{study: its fields} of a file in ReXrank's form. Raises UserError."""
+    """{study: its fields} of a text in ReXrank's format. Raises UserError, naming the file `path`."""
     try:
         studies = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); one object per line belongs into a .jsonl file") from None
+        raise UserError(f"{path}: is not JSON ({error}); if it holds one object per line, name it .jsonl") from None
     if not isinstance(studies, dict) or not all(isinstance(study, dict) for study in studies.values()):
-        raise UserError(f"{path}: not ReXrank's form, {{study: {{fields}}}}; one object per line belongs into a .jsonl "
-                        "file")
+        raise UserError(f"{path}: is not in ReXrank's format, {{study: {{fields}}}}; if it holds one object per line, "
+                        "name it .jsonl")
     return studies
 
 
 def section_of(text, section):
-    """One section of "Findings: … Impression: …"; all of a text without such headings."""
+    """One section of a text "Findings: … Impression: …"; the whole text if it has no such headings."""
     match = HEADED.fullmatch(text)
     if match is None or not any(match.groups()):
         return text
     return (match[section] or "").strip()
 
 
-# --- what a row must be -----------------------------------------------------------------------------------------------
+# --- checks of a row --------------------------------------------------------------------------------------------------
 
 
 def _text(value):
@@ -155,23 +157,23 @@ def _text(value):
 
 def _checked(row, where):
     if not isinstance(row, dict):
-        raise UserError(f'{where} is no object; write {{"id", "hypothesis", "reference"}}')
+        raise UserError(f'{where} is no JSON object; write {{"id", "hypothesis", "reference"}}')
     missing = [name for name in ("id", "hypothesis", "reference") if row.get(name) is None]
     if missing:
         raise UserError(f"{where} has no {' and no '.join(missing)}; add it, or remove the line")
     if row["id"] == "" or str(row["id"]).isspace():
         raise UserError(f"{where}: the id is empty; give each pair its own id")
     if isinstance(row["id"], bool) or not isinstance(row["id"], (str, int)):
-        raise UserError(f"{where}: the id is a string or a whole number")
+        raise UserError(f"{where}: the id must be a string or a whole number")
 
     hypothesis, reference = row["hypothesis"], row["reference"]
     if isinstance(hypothesis, list) and len(hypothesis) == 1:
         hypothesis = hypothesis[0]
     if not isinstance(hypothesis, str):
-        raise UserError(f"{where}: the hypothesis is one text")
+        raise UserError(f"{where}: the hypothesis must be one text")
     texts = [reference] if isinstance(reference, str) else reference
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{where}: the reference is a text or a list of texts")
+        raise UserError(f"{where}: the reference must be a text or a list of texts")
 
     texts = list(map(_text, texts))
     checked = {"id": _text(str(row["id"])), "hypothesis": _text(hypothesis),
@@ -184,13 +186,13 @@ def _checked(row, where):
 
 
 def _sides(value, name, check, where):
-    """{"hypothesis": …, "reference": …} of labels or findings, either alone; a bare list is the reference's."""
+    """Labels or findings as {"hypothesis": …, "reference": …} or one of both; a plain list is the reference's."""
     if value is None:
         return {}
     sides = value if isinstance(value, dict) else {"reference": value}
     sides = {side: of_side for side, of_side in sides.items() if of_side is not None}
     if not sides.keys() <= {"hypothesis", "reference"} or not all(map(check, sides.values())):
-        raise UserError(f"{where}: {name} are {check.__doc__}, under \"hypothesis\" and \"reference\"")
+        raise UserError(f"{where}: {name} must be {check.__doc__}, under \"hypothesis\" and \"reference\"")
     return sides
 
 

@@ -1,4 +1,4 @@
-"""Stage 1 over a whole split: which diseases it recognises without training on labels, and what it retrieves."""
+"""Evaluation of stage 1 on a split: zero-shot recognition of diseases, and retrieval of sentences and pictures."""
 
 import numpy as np
 import torch
@@ -13,19 +13,19 @@ from model.clues import cosine, disease_scores
 
 
 def zero_shot(alignment, prepared, studies, processes, batch_size=16, draws=DRAWS, seed=SEED):
-    """The evaluation of stage 1: {"zero_shot": …, "retrieval": …} for metrics.json, and the scores that the page draws.
+    """({"zero_shot": …, "retrieval": …} for metrics.json, the scores (N, 14) for the page's ROC curves).
 
-    auroc        a disease's score from its clue prompts, the very score that picks the clues
-    auroc_pairs  softmax over "{disease}" and "no {disease}"
-    retrieval    picture → sentence: one of its own among the K best of all distinct sentences of the split;
-                 sentence → picture: a study that holds it among the K best
+    auroc        by each disease's score from its clue prompts, the same score that chooses the clues in stage 2
+    auroc_pairs  by a softmax over the prompts "{disease}" and "no {disease}"
+    retrieval    picture → sentence: one of the study's own sentences is among the K best of the split's sentences;
+                 sentence → picture: a study whose report holds the sentence is among the K best
 
-    The clue prompts are those of the run (--prompts-per-disease), as its configuration has them.
+    The clue prompts are those of the training run (--prompts-per-disease). Without labels both AUROCs are None.
     """
     v = recognise(alignment, prepared, studies, processes, batch_size)
     scores, tau = clue_scores(alignment, v), alignment.tau.item()
 
-    # By a pair of prompts per disease, as CheXzero does: softmax over two is the sigmoid of their difference.
+    # A pair of prompts per disease, as in CheXzero; the softmax over two values is the sigmoid of their difference.
     positive, negative = (embed_sentences(alignment, list(texts)) for texts in zip(*zero_shot_pairs()))
     pair = torch.sigmoid((cosine(v, positive) - cosine(v, negative)) / tau).numpy()
 
@@ -35,7 +35,7 @@ def zero_shot(alignment, prepared, studies, processes, batch_size=16, draws=DRAW
         result["zero_shot"] = {"auroc": zero_shot_scores(scores, labels, LABELS, draws, seed),
                                "auroc_pairs": zero_shot_scores(pair, labels, LABELS, draws, seed)}
 
-    # Equal sentences of several studies are one sentence of the gallery, and right for each of them.
+    # A sentence of several studies is in the gallery once, and is a right answer for each of these studies.
     of_study = [set(sentences(study["report"])) for study in studies]
     gallery = sorted(set().union(*of_study))
     right = np.array([[text in texts for text in gallery] for texts in of_study])
@@ -46,16 +46,16 @@ def zero_shot(alignment, prepared, studies, processes, batch_size=16, draws=DRAW
 
 
 def auroc_so_far(alignment, prepared, studies, processes, batch_size=64):
-    """`zero_shot`'s macro AUROC of the clue prompts alone, without an interval: for a look during training.
+    """The macro AUROC of the clue prompts, as in `zero_shot` but without an interval: for validations during training.
 
-    None where no disease has studies with it and studies without it.
+    None if no disease has both positive and negative studies.
     """
     scores = clue_scores(alignment, recognise(alignment, prepared, studies, processes, batch_size, what=None))
     return zero_shot_scores(scores, [study["labels"] for study in studies], LABELS, draws=1)["macro"]["value"]
 
 
 def clue_scores(alignment, v):
-    """v_cls (N, d) → the diseases' scores by the clue prompts (N, m), as stage 2 chooses its clues."""
+    """v_cls (N, d) → the diseases' scores (N, m) by the clue prompts, as in the choice of clues in stage 2."""
     texts, diseases = flattened(clue_prompts(alignment.config.prompts_per_disease))
     cosines = cosine(v, embed_sentences(alignment, texts))
     return disease_scores(cosines, torch.tensor(diseases), len(LABELS), alignment.tau.item())[0].numpy()

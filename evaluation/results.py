@@ -1,7 +1,7 @@
 """The figures of metrics.json: language, clinical, truth and networks' scores, with intervals and paired differences.
 
-`evaluate_texts` is the one way from texts to figures; scoring given reports and scoring a checkpoint both go through
-it. Several systems that wrote reports on the same studies are measured side by side; what a row is: labels.py.
+`evaluate_texts` computes all figures, both for given reports and for a checkpoint's. Several systems (sets of reports
+on the same studies) are measured side by side. A row is described in labels.py.
 """
 
 import platform
@@ -29,8 +29,8 @@ class Scoring(NamedTuple):
 
     protocols: tuple = PROTOCOLS
     cleaning: str = "iu"                     # of "r2gen"
-    reference_words: int | None = None       # of "r2gen"; None: as the cleaning's data set has it
-    meteor_data: str | bool | None = None    # METEOR's folder; None looks for an installed one, False takes none
+    reference_words: int | None = None       # of "r2gen"; None: the default of the cleaning's data set
+    meteor_data: str | bool | None = None    # METEOR's folder; None: that of an installed pycocoevalcap, False: none
     draws: int = DRAWS                       # bootstrap resamples
     seed: int = SEED                         # of the bootstrap
 
@@ -38,9 +38,9 @@ class Scoring(NamedTuple):
 def evaluate_texts(rows, scoring=Scoring(), labels_from=None, against=None, floors=None):
     """{"settings", "language", "clinical", "truth", "model_based", "variety", "floors", "against"} of rows.
 
-    Parts without data are left out. labels_from: `with_labels`' answer, for all systems; None leaves the clinical part
-    out. against: another system's rows, with the same ids and references. floors: {name: rows}. Every figure is
-    {"value", "low", "high"} over the resamples. Raises UserError.
+    Parts without data are left out. labels_from: origin of the labels, from `with_labels`; None leaves the clinical
+    part out. against: another system's rows, with the same ids and references. floors: {name: rows}. Every figure is
+    {"value", "low", "high"}, the interval from the bootstrap. Raises UserError.
     """
     systems = {"": rows, **(floors or {})}
     if against is not None:
@@ -59,16 +59,16 @@ def evaluate_texts(rows, scoring=Scoring(), labels_from=None, against=None, floo
 
 
 def measure_systems(systems, scoring, folder, labelled):
-    """{system: {part of metrics.json, as a path: Measured}} of {system: rows}, all on the same studies.
+    """{system: {path of a part in metrics.json: Measured}} of {system: rows}, all on the same studies.
 
-    folder: METEOR's, or None. labelled: whether all rows carry labels on both sides.
+    folder: METEOR's data, or None. labelled: whether all rows have labels on both sides.
     """
     prepared = {(name, protocol): prepare([row["hypothesis"] for row in rows], [row["reference"] for row in rows],
                                           protocol, scoring.cleaning, scoring.reference_words)
                 for name, rows in systems.items() for protocol in scoring.protocols}
     lexicon = read_lexicon(folder)
 
-    # Truth is judged where the findings of both sides are known, in all systems or in none.
+    # Truth is measured if the findings of both sides are known in all systems.
     known = labelled and all(len(row.get("findings", {})) == 2 for rows in systems.values() for row in rows)
     scored = all("scores" in row for rows in systems.values() for row in rows)
     measured = {}
@@ -111,6 +111,7 @@ def compared(parts, other_parts, scoring, labels_from):
 
 
 def clinical_part(grid, labels_from):
+    """The "clinical" part of metrics.json: {"grid", "per_class", "labels_from"}."""
     averages = {name: cells for name, cells in grid.items() if name != "per_class"}
     return {"grid": averages, "per_class": grid["per_class"], "labels_from": labels_from}
 
@@ -127,10 +128,11 @@ def nested(parts):
 
 
 def variety(rows):
-    """How much the reports differ from each other: a model that always writes the same may still score well in BLEU.
+    """How much the reports differ from each other, since a model that repeats one report may still score well in BLEU.
 
-    "distinct": how many different reports there are; "distinct_references" likewise; "most_frequent": the share of the
-    most frequent report; "names_nothing": the share of reports without a positive finding, None where no labels tell.
+    "distinct": number of different reports; "distinct_references": number of different references; "most_frequent":
+    share of the most frequent report; "names_nothing": share of reports without a positive finding, None without
+    labels.
     """
     texts = Counter(" ".join(row["hypothesis"].split()) for row in rows)
     references = {" ".join(references_of(row)[0].split()) for row in rows}
@@ -142,23 +144,23 @@ def variety(rows):
 
 
 def matched(rows, others):
-    """The other system's rows in the order of these. Raises UserError where ids or references differ."""
+    """The other system's rows, in the order of `rows`. Raises UserError if ids or references differ."""
     by_id = {row["id"]: row for row in others}
     if by_id.keys() != {row["id"] for row in rows}:
         unmatched = [row["id"] for row in rows if row["id"] not in by_id]
         extra = unmatched or sorted(by_id.keys() - {row["id"] for row in rows})
-        raise UserError(f"the two sets of reports differ: id {extra[0]!r} is in one of them only; "
-                        "a paired comparison needs the same studies")
+        raise UserError(f"the two sets of reports are not on the same studies: id {extra[0]!r} is in only one of them; "
+                        "give two files with the same ids")
     ordered = [by_id[row["id"]] for row in rows]
     for row, other in zip(rows, ordered):
         if references_of(row) != references_of(other):
             raise UserError(f"the two sets of reports have different references for id {row['id']!r}; "
-                            "a paired comparison needs the same ones")
+                            "give two files with the same references")
     return ordered
 
 
 def settings_of(rows, scoring, folder):
-    """What the figures of metrics.json depend on, in words."""
+    """The settings that the figures of metrics.json depend on."""
     return {
         "n": len(rows),
         "protocols": {protocol: described(protocol, scoring) for protocol in scoring.protocols},
@@ -170,9 +172,10 @@ def settings_of(rows, scoring, folder):
 
 
 def described(protocol, scoring):
+    """One sentence on a protocol."""
     if protocol == "coco":
         return "Penn Treebank tokens, punctuation dropped, full references (pycocoevalcap's practice)"
     words = scoring.reference_words or CLEANINGS[scoring.cleaning][1]
     return (f"both sides cleaned as {'R2GenGPT' if 'gpt' in scoring.cleaning else 'R2Gen'} does ({scoring.cleaning}), "
-            f'blank-separated tokens, " . " counts, references cut to {words} words; '
-            "published rows were computed this way")
+            f'tokens separated by blanks, " . " counts as a word, references cut to {words} words; '
+            "most published results were computed this way")

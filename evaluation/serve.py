@@ -1,12 +1,12 @@
-"""evaluate.py --serve: a page to try a checkpoint with, in a browser on the same machine.
+"""evaluate.py --serve: a web page to try a checkpoint, for a browser on the same machine.
 
     browser ── pictures or an example's id, and what to change ──→  Handler, a thread per connection
             ←─ report, clues, heat maps, probabilities as JSON ───  Writer, in the main thread, one request at a time
 
-Pictures of patients do not leave the process: it listens on 127.0.0.1 alone, writes nothing to disk, opens no file
-that a request names, and its pages may ask nothing of any other address (Content-Security-Policy). A web page from
-elsewhere can't use it: requests with another Host (DNS rebinding) or another Origin (a form or script of that page)
-are refused. What a request may take is bounded before it is taken: bytes, pixels, connections, time.
+Pictures of patients do not leave the process: it listens on 127.0.0.1 only, writes nothing to disk, opens no file that
+a request names, and its pages may contact no other address (Content-Security-Policy). Web pages from elsewhere cannot
+use the server: requests with another Host (DNS rebinding) or another Origin (a form or script of such a page) are
+refused. Limits are checked before any work: bytes, pixels, connections, time.
 """
 
 import io
@@ -30,10 +30,10 @@ from evaluation.labels import phantom_labeler
 from evaluation.what_if import Writer
 
 ADDRESS = "127.0.0.1"
-BODY, HEAD = 64 * 2**20, 16 * 2**10    # bytes of a request's body, and of the JSON line that it opens with
+BODY, HEAD = 64 * 2**20, 16 * 2**10    # most bytes of a request's body, and of the JSON line at its beginning
 PICTURES = 4                           # views per request
 CONNECTIONS, BODIES = 16, 4            # at once: connections (more wait), and bodies in memory (more wait, then 503)
-SECONDS = 30                           # for a request to arrive, and for an answer to be taken
+SECONDS = 30                           # time limit to receive a request, and to send an answer
 
 PAGE = {"/": ("try.html", "text/html"), "/page.css": ("page.css", "text/css"), "/try.css": ("try.css", "text/css"),
         "/page.js": ("page.js", "text/javascript"), "/try.js": ("try.js", "text/javascript")}
@@ -45,15 +45,15 @@ HEADERS = {
 
 
 def serve_page(args, header, processes):
-    """--serve: the page of a stage-2 checkpoint, until Ctrl-C. Raises UserError."""
+    """Serves the page of a stage-2 checkpoint until Ctrl-C. Raises UserError."""
     if processes.world > 1:
-        raise UserError("--serve: a page is served by one process; start it without torchrun")
+        raise UserError("--serve: runs in one process only; start it without torchrun")
     try:
         prepared, examples = split_of(header, args)
     except UserError as error:
         if args.data or args.split != "test":
             raise
-        print(f"no examples on the page: {error}")
+        print(f"the page will offer no examples: {error}")
         prepared, examples = None, []
     model = trrg.load(args.ckpt, weights=args.weights, device=processes.device)
     model.decoding = decoding_of(header, args)
@@ -62,22 +62,24 @@ def serve_page(args, header, processes):
 
 
 def serve(writer, port):
-    """Listens until it is interrupted. Raises UserError."""
+    """Serves requests until Ctrl-C. Raises UserError if the port cannot be used."""
     try:
         server = Server(writer, port)
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
-        raise UserError(f"--port {port}: can't be listened on ({why}); name another one") from None
+        raise UserError(f"--port {port}: this port cannot be used ({why}); give another port, or 0 for any free "
+                        "port") from None
     with server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         ends_with_ctrl_c(server)
-        print(f"open http://{ADDRESS}:{server.port} in a browser on this machine; Ctrl-C ends it", flush=True)
+        print(f"open http://{ADDRESS}:{server.port} in a browser on this machine; Ctrl-C stops the server", flush=True)
         server.work()
 
 
 def ends_with_ctrl_c(server):
-    """Lets Ctrl-C end the server's work in any case. The exit that the command's own handler raises is lost where it
-    comes while a finaliser runs, as Python ignores what those raise; what lies in the queue is not."""
+    """Makes Ctrl-C end `work` in any case. The command's own handler raises SystemExit, which Python ignores while a
+    finaliser runs; the None in the queue is not lost.
+    """
     command = signal.getsignal(signal.SIGINT)
 
     def stop(number, frame):
@@ -88,13 +90,13 @@ def ends_with_ctrl_c(server):
 
 
 class Refused(Exception):
-    """An answer other than 200: (status, one line for the page)."""
+    """A refused request: (HTTP status, one line for the page)."""
 
 
 class Server(ThreadingTCPServer):
-    """A thread per connection reads and sends; `work` answers, in the thread that calls it.
+    """Each connection has a thread that receives and sends; `work` computes the answers, in the thread that calls it.
 
-    The model so runs in one thread, and Ctrl-C reaches it between two operations.
+    So the model runs in one thread only, the main one, which Ctrl-C interrupts between two operations.
     """
 
     allow_reuse_address, daemon_threads, block_on_close, request_queue_size = True, True, False, 64
@@ -107,21 +109,22 @@ class Server(ThreadingTCPServer):
         self.requests = queue.SimpleQueue()
         folder = Path(__file__).parent / "page"
         self.files = {path: ((folder / name).read_bytes(), kind) for path, (name, kind) in PAGE.items()}
-        # A browser leaves out the port that is HTTP's own.
+        # A browser leaves out HTTP's default port, 80.
         names = [f"{name}:{self.port}" for name in (ADDRESS, "localhost")]
         self.hosts = {*names, *([ADDRESS, "localhost"] if self.port == 80 else [])}
 
     def work(self):
-        """Answers what is asked, one request after the other, for ever."""
+        """Answers requests, one after the other, for ever."""
         while True:
             self.work_once()
 
     def work_once(self):
-        """A request's error is that request's alone. It ends here: handed on, its traceback would keep the pictures."""
+        """Answers one request, if there is one. Errors are caught here, since a stored traceback would keep the
+        pictures in memory."""
         try:
             asked = self.requests.get(timeout=0.5)
         except queue.Empty:
-            return          # a wait without end would not notice a Ctrl-C that came just before it
+            return          # an endless wait could miss a Ctrl-C that came just before it
         if asked is None:
             raise SystemExit(130)
         reply, request, files = asked
@@ -131,11 +134,11 @@ class Server(ThreadingTCPServer):
             answer = 400, *as_json({"error": " ".join(str(error).split())})
         except Exception:
             traceback.print_exc()
-            answer = 500, *as_json({"error": "an error of the program; its terminal says more"})
+            answer = 500, *as_json({"error": "an error in the program; see its terminal for details"})
         reply.set_result(answer)
 
     def process_request(self, request, client_address):
-        self.connections.acquire()                     # further connections wait: each of these has its time limit
+        self.connections.acquire()                     # further connections wait; each open one has a time limit
         super().process_request(request, client_address)
 
     def process_request_thread(self, request, client_address):
@@ -145,13 +148,13 @@ class Server(ThreadingTCPServer):
             self.connections.release()
 
     def handle_error(self, request, client_address):
-        """A client that went away or was too slow is no news; anything else is told, and the server goes on."""
+        """Ignores clients that disconnected or were too slow; prints any other error. The server goes on."""
         if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
             traceback.print_exc()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request: who asks, what is asked, how much may be read, and the answer with its headers."""
+    """One request: checks its origin and size, reads it, and sends the answer."""
 
     server_version, sys_version = "TRRG", ""
 
@@ -166,7 +169,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(self.report)
 
     def answer(self, what):
-        """Sends what `what` gives, (status, bytes, kind), to those who may ask."""
+        """Sends the result of `what()`, (status, bytes, content type), if the request comes from this page."""
         try:
             self.check_asker()
             answer = what()
@@ -176,17 +179,17 @@ class Handler(BaseHTTPRequestHandler):
         self.send(*answer)
 
     def page(self):
-        """GET: a file of the page, or what it shows before any report. Raises Refused."""
+        """GET: a file of the page, or /facts, the data that the page shows at its start. Raises Refused."""
         if self.path == "/facts":
             return 200, *as_json(self.server.facts)
         if self.path not in self.server.files:
-            raise Refused(404, "no such page")
+            raise Refused(404, "this server has no such page")
         return 200, *self.server.files[self.path]
 
     def report(self):
-        """POST: hands the request to the thread that writes reports, and waits for its answer. Raises Refused."""
+        """POST: passes the request to the thread that writes reports, and waits for the answer. Raises Refused."""
         if self.path != "/report":
-            raise Refused(404, "no such page")
+            raise Refused(404, "this server has no such page")
         if not self.server.bodies.acquire(timeout=SECONDS / 2):
             raise Refused(503, "too many requests at once; try again in a moment")
         try:
@@ -197,10 +200,10 @@ class Handler(BaseHTTPRequestHandler):
             self.server.bodies.release()
 
     def body(self):
-        """(the JSON of the body's first line, the pictures behind it). Nothing is read before its length is known."""
+        """(the JSON of the body's first line, the bytes of the pictures after it). Checks the length before reading."""
         lengths = self.headers.get_all("Content-Length") or ["none"]
         if len(lengths) > 1 or "Transfer-Encoding" in self.headers or not re.fullmatch("[0-9]{1,15}", lengths[0]):
-            raise Refused(411, "a request names its length once")
+            raise Refused(411, "a request must state its length exactly once")
         if (length := int(lengths[0])) > BODY:
             raise Refused(413, f"the pictures together are larger than {BODY >> 20} MB")
         body = memoryview(self.rfile.read(length))
@@ -210,19 +213,19 @@ class Handler(BaseHTTPRequestHandler):
         request, sizes = parsed(head)
         ends = [len(head) + 1 + sum(sizes[:number]) for number in range(len(sizes) + 1)]
         if not line or ends[-1] != length:
-            raise Refused(400, "the request is not as long as it says")
+            raise Refused(400, "the request's length differs from the stated sizes")
         return request, [body[start:end] for start, end in zip(ends, ends[1:])]
 
     def check_asker(self):
-        """Refuses what does not come from this server's own page, or from a program on this machine (no Origin)."""
+        """Refuses requests, except from this server's own page or from a program on this machine (no Origin)."""
         hosts, origins = self.headers.get_all("Host") or [], self.headers.get_all("Origin") or []
         if len(hosts) != 1 or hosts[0] not in self.server.hosts:
-            raise Refused(403, f"this server answers as http://{ADDRESS}:{self.server.port} alone")
+            raise Refused(403, f"open this page as http://{ADDRESS}:{self.server.port}")
         if any(origin != f"http://{hosts[0]}" for origin in origins):
-            raise Refused(403, "pages from elsewhere may not use this server")
+            raise Refused(403, "pages from other sites may not use this server")
 
     def send(self, status, data, kind):
-        self.connection.settimeout(SECONDS)            # for the whole of the answer
+        self.connection.settimeout(SECONDS)            # for the whole answer
         self.send_response(status)
         for name, value in {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": len(data), **HEADERS}.items():
             self.send_header(name, value)
@@ -230,16 +233,17 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def send_error(self, code, message=None, explain=None):
-        """What http.server itself refuses, such as other methods, in the same form."""
+        """Sends http.server's own errors, such as unknown methods, in the same JSON format."""
         self.send(code, *as_json({"error": message or self.responses[code][0]}))
 
     def log_message(self, *args):
-        """Nothing: names of pictures do not belong in a log."""
+        """Logs nothing, since names of pictures may be confidential."""
 
 
 class Arriving(io.RawIOBase):
-    """What a connection sends, for `SECONDS` in all: with a time limit per read, a byte now and then would go on for
-    ever."""
+    """The input of a connection, with a time limit of `SECONDS` in total; a limit per read would let a slow client hold
+    the connection for ever.
+    """
 
     def __init__(self, connection):
         self.connection, self.end = connection, time.monotonic() + SECONDS
@@ -256,7 +260,7 @@ class Arriving(io.RawIOBase):
 
 
 def parsed(head):
-    """The JSON line of a request → (what Writer.answer takes, the pictures' sizes in bytes)."""
+    """The JSON line of a request → (the request for Writer.answer, the pictures' sizes in bytes). Raises Refused."""
     try:
         request = json.loads(head)
         pictures = request.get("pictures", [])
@@ -265,7 +269,8 @@ def parsed(head):
     except (ValueError, TypeError, AttributeError, RecursionError):
         good = False
     if not good or ("example" in request) == bool(names) or len(names) > PICTURES:
-        raise Refused(400, f"a request holds an example or 1 to {PICTURES} pictures, in the form that this page sends")
+        raise Refused(400, f"a request must hold an example or 1 to {PICTURES} pictures, in the format that this page "
+                            f"sends")
     return {**request, "pictures": names}, sizes
 
 

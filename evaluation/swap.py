@@ -1,14 +1,15 @@
-"""Does the model look? What becomes of its reports when what it reads is changed under it (--swap).
+"""--swap: does the model use its pictures and clues? How reports change when the model gets others.
 
     pictures    another study's, a blank one, noise; the clues stay the study's own
     clues       another study's, of absent diseases, the true ones, none; the pictures stay the study's own
-    both        another study's pictures, and the clues that are recognised in them
+    both        another study's pictures, and the clues recognised in these pictures
 
-A clue is recognised in the picture, so a model may find the same in either: one that can do without each of them alone
-still loses where both are changed. Every swap is compared with the unchanged run, study by study, on the same draws.
+Clues are recognised in the picture, so pictures and clues may hold the same information: a model that can do without
+either of them still gets worse when both are swapped. Every swap is compared with the unchanged run, study by study, on
+the same bootstrap draws.
 
-Beside what the reports say stands the cross-entropy of the true report: how surprised the model is by it, per token. It
-needs no label and has little noise, so it shows a change that no report shows yet.
+Besides scores of the reports, the cross-entropy of the true report is measured, per token: how surprised the model is
+by that report. It needs no labels and has little noise, so it shows changes that are too small to change a report.
 """
 
 import numpy as np
@@ -30,18 +31,19 @@ from metrics.truth import measure_truth
 
 
 def evaluate_swaps(args, header, processes):
-    """--swap: metrics.json, reports.jsonl and report.html of a stage-2 checkpoint. Raises UserError."""
+    """Writes metrics.json, reports.jsonl and report.html of all swaps of a stage-2 checkpoint. Raises UserError."""
     task = SplitTask(args, header, results="swap")
     if len(task.studies) < 2:
-        raise UserError(f"{task.prepared.folder}: one study has no other to swap with; evaluate on more of them")
+        raise UserError(f"{task.prepared.folder}: --swap needs at least two studies; give a larger --limit or another "
+                        "--split")
     task.load_networks(processes.device)
     labels = true_labels(task, processes)
     if labels is not None and header["variant"] != "base":
-        of_other_findings(labels)                           # what can't be swapped is said before any report is written
+        of_other_findings(labels)                           # fails before any report is written
     model = trrg.load(args.ckpt, weights=args.weights, device=processes.device)
 
     def run(*names, **changes):
-        """The rows and the surprise of one swap; its reports are kept as soon as they are there."""
+        """Runs one swap, puts its rows and surprises into `swaps`, and writes all reports so far."""
         done = outcomes(model, task.prepared, task.studies, processes, task.batch_size, what=": ".join(names),
                         **changes, **task.decoding)
         rows = task.rows([outcome.report.text for outcome in done], [outcome.report.clues for outcome in done])
@@ -50,7 +52,7 @@ def evaluate_swaps(args, header, processes):
             write_rows(task.out / "reports.jsonl", side_by_side({key: rows for key, (rows, _) in swaps.items()}))
         return done
 
-    # The unchanged run first: its own clues are what stays where the pictures change.
+    # The unchanged run comes first, since swaps of pictures keep its clues.
     swaps = {}
     own = own_clues(run("unchanged"))
     for kind in PICTURES:
@@ -68,7 +70,7 @@ def evaluate_swaps(args, header, processes):
         swap.setdefault(what, {})[kind] = cells(measured[what, kind], measured["unchanged",], args.draws, args.seed)
     kept = sum(number == other for number, other in enumerate(another_study(task.studies)))
     settings = {**task.checkpoint, **task.settings(), "draws": args.draws, "seed": args.seed,
-                "studies whose number of views nobody shares, and that keep their pictures": kept}
+                "studies that keep their pictures, as no other study has as many views": kept}
     metrics = {"settings": settings, "swap": swap, "verdicts": what_it_reads(swap)}
 
     write_json(task.out / "metrics.json", metrics)
@@ -79,7 +81,7 @@ def evaluate_swaps(args, header, processes):
 
 
 def true_labels(task, processes):
-    """(N, 14), what the studies' own reports state, or None where nothing labels them. Each process reads its share."""
+    """The labels (N, 14) of the studies' own reports, or None without a labeler. Each process labels its share."""
     if task.labeler is None or task.source == "phantom":
         known = all("labels" in study for study in task.studies)
         return np.array([study["labels"] for study in task.studies]) if known else None
@@ -99,14 +101,14 @@ def side_by_side(swaps):
 
 
 def measured_of(task, rows, surprise):
-    """{figure: (Measured, its path there)} of one swap, as far as labels are known."""
+    """{figure: (Measured, path of the figure in it)} of one swap; without labels only the figures that need none."""
     ce = Measured(np.array(surprise), lambda summed: {("ce",): summed[..., 0] / summed[..., 1]})
     figures = {"cross-entropy": (ce, ("ce",))}
     if task.labeler:
         rows, _ = task.labelled(rows, task.path)
     parts = measure_systems({"": rows}, Scoring(("coco",), meteor_data=False), None, labelled=bool(task.labeler))[""]
     if task.labeler:
-        nothing = [[]] * len(rows)                                      # side and severity are not asked for here
+        nothing = [[]] * len(rows)                                      # side and severity are not measured here
         truth = measure_truth(labels_of(rows, "hypothesis"), labels_of(rows, "reference"), nothing, nothing)
         figures |= {"micro F1": (parts["clinical",], ("micro", "14", "positive", "f1")),
                     "invented": (truth, ("invented_per_report",)), "missed": (truth, ("missed_per_report",))}
@@ -125,6 +127,7 @@ def cells(figures, unchanged, draws, seed):
 
 
 def at(tree, path):
+    """The value at a path of keys in nested dicts."""
     for name in path:
         tree = tree[name]
     return tree

@@ -1,7 +1,7 @@
-"""The report of one study with all that stands behind it, and what-ifs, as JSON for the page to try (serve.py).
+"""The answers of --serve (serve.py) as JSON: a report with its clues, heat maps and probabilities, and what-ifs.
 
-What-ifs take the same roads as the rest: a report is written and explained as --explain does it, other clues are
-injected as --swap does it, and the card that the page draws is report.html's (page/gallery.py).
+The same functions do the work as elsewhere: reports are written and explained as by --explain, other clues are injected
+as by --swap, and the study's card is that of report.html (page/gallery.py).
 """
 
 import base64
@@ -26,9 +26,9 @@ from model.decode import generate
 
 
 class Writer:
-    """Reports for the page: of pictures that are sent, and of `examples`, studies of the data set `prepared`.
+    """Writes reports for the page: for uploaded pictures, and for `examples`, studies of the data set `prepared`.
 
-    `labeler` (evaluation/labels.py), or None, marks what an example's report has right.
+    `labeler` (evaluation/labels.py), or None, marks right and wrong findings in an example's report.
     """
 
     def __init__(self, model, checkpoint, prepared=None, examples=(), labeler=None):
@@ -43,14 +43,14 @@ class Writer:
 
     @torch.no_grad()
     def answer(self, request, files):
-        """One request of the page → the report and what stands behind it, as JSON. Raises UserError.
+        """One request of the page → the report, its clues, heat maps and probabilities, as JSON. Raises UserError.
 
-        request: {"example": id}, or {"pictures": [name, …]} whose bytes are `files`, frontal first. A what-if adds one
-        of {"without": "clues"}, {"without": number of a view}, {"clue": rank, "prompt": its number in the bank}.
+        request: {"example": id}, or {"pictures": [name, …]}, whose bytes are in `files`, frontal first. A what-if adds
+        one of {"without": "clues"}, {"without": number of a view}, {"clue": rank, "prompt": number in the bank}.
         """
         started, model, without = time.monotonic(), self.model, request.get("without")
 
-        # The pictures, as training and --image read them; of the views, one may be left out.
+        # The pictures, read as in training and by --image; a what-if may leave out one view.
         with warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always", Outshone)
             study, views = self.opened(request, files)
@@ -60,18 +60,18 @@ class Writer:
             views = torch.cat([views[:gone], views[gone + 1:]])
         images = augment(views, model.pictures["crop"])[None].to(model.mapper.weight.device)
 
-        # What the language model reads: with the recognised clues, or with others.
+        # The language model's prompt, with the recognised clues or with others.
         prompt = model.prompt(images)
         if without == "clues" or "clue" in request:
             prompt = model.prompt(images, other_clues(model, prompt.clues, request))
         clues = [] if without == "clues" else model.named_clues(prompt.clues, 0)
 
-        # The report, by its tokens, since their probabilities are shown.
+        # The report as tokens, since their probabilities are shown.
         tokens = generate(model.language_model, embeds=prompt.embeds, eos_id=model.tokenizer.eos_id,
                           **model.decoding)[0]
         known = token_probabilities(model, prompt, tokens) if tokens else []
 
-        # report.html's card: what the reference says as well, the findings, a heat map per clue.
+        # The study's card as in report.html: report, reference, findings, and a heat map per clue.
         row = as_row(study or {"id": "", "report": ""}, model.tokenizer.decode(tokens).strip(), clues)
         labeler = self.labeler if study else None
         if labeler:
@@ -90,7 +90,7 @@ class Writer:
         if "example" in request:
             study = self.examples.get(request["example"]) if isinstance(request["example"], str) else None
             if study is None:
-                raise UserError("no such example; reload the page")
+                raise UserError("this data set has no such example; reload the page")
             return study, self.prepared.pictures(study)
         names = request["pictures"]
         return None, torch.stack([torch.from_numpy(read(io.BytesIO(file), self.model.pictures["size"], name))
@@ -98,9 +98,9 @@ class Writer:
 
 
 def other_clues(model, own, request):
-    """One study's recognised `Clues`, all taken away, or one of them replaced by a prompt of the bank."""
+    """One study's `Clues` after a what-if: all removed, or one replaced by a prompt of the bank. Raises UserError."""
     if own is None:
-        raise UserError(f"the variant {model.config.variant} has no clues to change")
+        raise UserError(f"this model (variant {model.config.variant}) has no clues to change")
     chosen = chosen_of(own, model.config.clue_threshold)
     if request.get("without") == "clues":
         chosen = injected(chosen, torch.zeros_like(chosen.weights), chosen.best)
@@ -112,11 +112,14 @@ def other_clues(model, own, request):
 
 
 def with_clue(model, chosen, rank, number):
-    """The `Chosen` of one study with the prompt `number` in the place of a clue, whose weight it takes over."""
+    """The `Chosen` of one study with the clue at `rank` replaced by the prompt `number`, which gets the clue's weight.
+
+    Raises UserError if another clue has the prompt's disease.
+    """
     diseases, new = chosen.disease[0].tolist(), int(model.bank.disease[number])
     old, diseases[rank] = diseases[rank], new
     if diseases.count(new) > 1:
-        raise UserError(f"{LABELS[new]} is among the clues already; replace that one by it")
+        raise UserError(f"{LABELS[new]} is among the clues already; replace that clue instead")
 
     weights, best = chosen.weights.clone(), chosen.best.clone()
     weights[0, [old, new]] = weights[0, [new, old]]
@@ -125,10 +128,11 @@ def with_clue(model, chosen, rank, number):
 
 
 def by_sentence(model, known, sentences):
-    """token_probabilities' rows, a list per sentence: [[text, probability, [(alternative, probability)] * 3]].
+    """The rows of `token_probabilities`, one list per sentence: [[text, probability, [(alternative, probability)] *
+    3]].
 
-    A token's text is what it adds to the decoded report, so that the texts, joined, are the report. It belongs to the
-    sentence in which its first letter stands, counted without blanks.
+    A token's text is the text that the token adds to the decoded report, so the joined texts are the report. A token
+    belongs to the sentence of its first letter, counted without blanks.
     """
     ends = list(accumulate(len("".join(sentence.split())) for sentence in sentences))
     rows, before, letters = [[] for _ in sentences], "", 0
@@ -137,20 +141,20 @@ def by_sentence(model, known, sentences):
         added, before = text.removeprefix(before), text
         at = next((i for i, end in enumerate(ends) if letters < end), len(ends) - 1)
         letters += len("".join(added.split()))
-        if rows:                                       # else the report is blanks alone
+        if rows:                                       # there are none if the report is blank
             rows[at].append([added, round(probability, 4), [(piece(model, token), round(p, 4)) for token, p in best]])
     return rows
 
 
 def jpeg(view):
-    """A uint8 array (S, S), as the model reads it → JPEG in base64."""
+    """A picture (S, S) uint8, as the model reads it → JPEG in base64."""
     file = io.BytesIO()
     Image.fromarray(view).save(file, "JPEG", quality=90)
     return base64.b64encode(file.getvalue()).decode()
 
 
 def index(value, length, what):
-    """`value`, if it is a number below `length`. Raises UserError."""
+    """`value`, if it is a whole number from 0 to `length` - 1. Raises UserError, naming `what` it counts."""
     if type(value) is not int or not 0 <= value < length:
         raise UserError(f"there is no {what} {value!r}; reload the page")
     return value

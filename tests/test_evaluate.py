@@ -277,7 +277,7 @@ def test_chexbert_reads_both_sides_once(run, tmp_path, monkeypatch):
     rows = [json.loads(line) for line in (tmp_path / "out/reports.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["labels"]["reference"] for row in rows] == load(folder)([row["reference"] for row in rows],
                                                                         progress=False)
-    assert "no labeler was at hand" not in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "needs a labeler" not in (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert evaluate.main([*command, "--out", str(tmp_path / "labels"), "--labels-only"]) == 0
     # the reports that took the time are kept, and their labels
     assert sorted(path.name for path in (tmp_path / "labels").iterdir()) == ["labels.csv", "reports.jsonl"]

@@ -112,7 +112,7 @@ def test_labels_only(tmp_path):
 
 
 @pytest.mark.parametrize("change, options, words", [
-    (lambda rows: rows[:0], [], "holds no pairs"),
+    (lambda rows: rows[:0], [], "holds no reports"),
     (lambda rows: rows + rows[:1], [], "line 7"),
     (lambda rows: rows, ["--labels-only"], "--chexbert"),
     (lambda rows: [rows[0] | {"labels": [0] * 14}, *rows[1:]], [], "has no labels of its hypothesis"),

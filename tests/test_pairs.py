@@ -53,19 +53,19 @@ def test_labels_and_findings(tmp_path):
 @pytest.mark.parametrize("text, words", [
     (line() + "\n{bad", "line 2 is not JSON"),
     ("[\n " + line() + "]", "line 1 is not JSON.*one object per line.*\\.csv"),
-    (line() + "\n[1]", "line 2 is no object"),
-    (line() + "\n" + line(), "line 2.*'a' is there already, on line 1"),
+    (line() + "\n[1]", "line 2 is no JSON object"),
+    (line() + "\n" + line(), "line 2.*'a' occurs already on line 1"),
     (line(id=1) + "\n" + line(id="1"), "there already"),
     (line(hypothesis=None), "line 1 has no hypothesis; add it, or"), (line(id=""), "id is empty"),
     ('{"id": 1}', "no hypothesis and no reference"),
     (line(id=True), "the id"), (line(id=[1]), "the id"),
-    (line(hypothesis=3), "hypothesis is one text"), (line(hypothesis=["a", "b"]), "hypothesis is one text"),
-    (line(reference=[]), "reference is"), (line(reference=["a", None]), "reference is"),
-    (line(labels=[1] * 13), "labels are 14"), (line(labels=[True] * 14), "labels are 14"),
-    (line(labels=[-1] * 14), "labels are 14"),
-    (line(labels={"h": [0] * 14}), "labels are 14"), (line(labels=3), "labels are 14"),
-    (line(findings=[{"finding": 1}]), "findings are"),
-    ("", "holds no pairs"), ("\n\n", "holds no pairs"), ("[" * 100000, "line 1 is not JSON"),
+    (line(hypothesis=3), "hypothesis must be one text"), (line(hypothesis=["a", "b"]), "hypothesis must be one text"),
+    (line(reference=[]), "reference must be"), (line(reference=["a", None]), "reference must be"),
+    (line(labels=[1] * 13), "labels must be 14"), (line(labels=[True] * 14), "labels must be 14"),
+    (line(labels=[-1] * 14), "labels must be 14"),
+    (line(labels={"h": [0] * 14}), "labels must be 14"), (line(labels=3), "labels must be 14"),
+    (line(findings=[{"finding": 1}]), "findings must be"),
+    ("", "holds no reports"), ("\n\n", "holds no reports"), ("[" * 100000, "line 1 is not JSON"),
     (b'{"id": 1}\n\xff\xfe', "line 2 is not UTF-8"),
 ])
 def test_broken_json_lines(tmp_path, text, words):
@@ -79,7 +79,7 @@ def test_broken_json_lines(tmp_path, text, words):
     ("id,hypothesis,hypothesis,reference\n1,2,3,4\n", "more than one hypothesis"),
     ("id,hypothesis\n1,2\n", "no reference"),
     ("id,hypothesis,reference\n1,a\n", "line 2"),
-    ("id,hypothesis,reference\n1,a,b,c\n", "line 2"), ("id,hypothesis,reference\n", "holds no pairs"),
+    ("id,hypothesis,reference\n1,a,b,c\n", "line 2"), ("id,hypothesis,reference\n", "holds no reports"),
     (",hypothesis,reference\n1,2,3\n", "no id"), ("id,hypothesis,reference\n ,a,b\n", "line 2: the id is empty"),
     ('id,hypothesis,reference\n1,"a,b\n', "line 2"), ("id,hypothesis,reference\n1,a,b\n1,c,d\n", "line 3.*line 2"),
 ])
@@ -122,11 +122,11 @@ def test_one_section_of_rexrank(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text, words", [
-    ("[1]", "not ReXrank's form"), ('{"a": 1}', "not ReXrank's form"), ("{", "not JSON.*jsonl"),
+    ("[1]", "not in ReXrank's format"), ('{"a": 1}', "not in ReXrank's format"), ("{", "not JSON.*jsonl"),
     ("[" * 100_000, "not JSON"),
     ('{"a": {"section_findings": "x"}}', "study 'a' has no \"model_prediction\""),
-    ('{"a": {"model_prediction": "x"}}', "study 'a' has no \"section_findings\""), ("{}", "holds no pairs"),
-    ('{"a": {"model_prediction": "x", "section_findings": null}}', "holds no pairs")])
+    ('{"a": {"model_prediction": "x"}}', "study 'a' has no \"section_findings\""), ("{}", "holds no reports"),
+    ('{"a": {"model_prediction": "x", "section_findings": null}}', "holds no reports")])
 def test_broken_rexrank(tmp_path, text, words):
     with pytest.raises(UserError, match=words) as caught:
         read_pairs(written(tmp_path, text, "r.json"))

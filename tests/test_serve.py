@@ -185,17 +185,18 @@ GOOD = b'{"example": "test-0"}\n'
 
 # (status, words of the answer, headers and the like in place of a good request's)
 ASKERS = [
-    (403, "answers as", {"Host": "evil.example"}), (403, "answers as", {"Host": "127.0.0.1"}),
-    (403, "answers as", {"Host": "evil.example", "method": "GET", "path": "/"}),
-    (403, "elsewhere", {"Origin": "http://evil.example"}), (403, "elsewhere", {"Origin": "null"}),
-    (403, "elsewhere", {"Origin": "http://localhost:{port}"}),                   # not its own Host's
-    (404, "no such page", {"path": "/../../etc/passwd", "method": "GET"}),
-    (404, "no such page", {"path": "/page.py", "method": "GET"}), (404, "no such page", {"path": "/"}),
+    (403, "open this page as http:", {"Host": "evil.example"}), (403, "open this page as http:", {"Host": "127.0.0.1"}),
+    (403, "open this page as http:", {"Host": "evil.example", "method": "GET", "path": "/"}),
+    (403, "other sites", {"Origin": "http://evil.example"}), (403, "other sites", {"Origin": "null"}),
+    (403, "other sites", {"Origin": "http://localhost:{port}"}),                   # not its own Host's
+    (404, "this server has no such page", {"path": "/../../etc/passwd", "method": "GET"}),
+    (404, "this server has no such page", {"path": "/page.py", "method": "GET"}),
+    (404, "this server has no such page", {"path": "/"}),
     (501, "Unsupported method", {"method": "OPTIONS"}), (501, "Unsupported method", {"method": "PUT"}),
     (411, "length", {"Transfer_Encoding": "chunked"}), (411, "length", {"Content_Length": "-1"}),
     (411, "length", {"Content_Length": "1_0"}), (413, "64 MB", {"Content_Length": str(2**26 + 1)}),
 ]
-FORM, LENGTH = "holds an example or", "as long as"
+FORM, LENGTH = "must hold an example or", "differs from the stated sizes"
 BODIES = [
     (FORM, b""), (FORM, b"[]\n"), (FORM, b"[" * 10000 + b"\n"), (FORM, b" " * 2**15 + GOOD),
     (FORM, b'{"pictures": 3}\n'),
@@ -246,7 +247,7 @@ def test_an_error_of_the_program_is_told_and_ends_nothing(server, monkeypatch, c
     with monkeypatch.context() as patched:
         patched.setattr(server.writer, "opened", lambda *_: 1 / 0)
         status, answer, _ = ask(server, GOOD)
-    assert status == 500 and "an error of the program" in answer["error"]
+    assert status == 500 and "an error in the program" in answer["error"]
     assert "ZeroDivisionError" in capsys.readouterr().err
     assert ask(server, GOOD)[0] == 200
 
@@ -370,7 +371,7 @@ def test_ctrl_c_ends_it(run, tmp_path):
 
 
 def test_a_port_in_use_is_told(server):
-    with pytest.raises(UserError, match=f"--port {server.port}: can't be listened on .*in use"):
+    with pytest.raises(UserError, match=f"--port {server.port}: this port cannot be used .*in use"):
         serve.serve(server.writer, server.port)
     with pytest.raises(UserError, match="--port 70000"):
         serve.serve(server.writer, 70000)

@@ -152,7 +152,7 @@ def test_without_labels(place, tmp_path, capsys):
     capsys.readouterr()
     assert evaluate.main(["--ckpt", str(place / "trrg.safetensors"), "--swap", "--limit", "1", "--out",
                           str(tmp_path)]) == 2
-    assert "no other to swap with" in capsys.readouterr().err
+    assert "--swap needs at least two studies" in capsys.readouterr().err
 
 
 def test_two_processes_find_what_one_does(place, tmp_path):

@@ -1,19 +1,19 @@
-"""Drawings of the page as inline SVG; colours come from page.css by class, so that they follow light and dark."""
+"""The page's charts as inline SVG. Their colours are set by classes in page.css, for the light and the dark mode."""
 
 from html import escape
 from math import ceil, floor, isfinite, log10
 
-SMOOTH = 0.06                                      # share of the steps that a smoothed curve averages over
-POINTS = 300                                       # at most, a curve
+SMOOTH = 0.06                                      # window of a smoothed curve, as a share of all steps
+POINTS = 300                                       # most points per curve
 
 
 def number(value, digits=3):
-    """A figure for people: "0.123", "–" where there is none."""
+    """A number as text: "0.123", or "–" for None."""
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
 def ends(cell):
-    """(value, low, high) of a figure; without an interval it is as short as the value."""
+    """(value, low, high) of a figure; without an interval low and high are the value."""
     value = cell["value"]
     return value, *(value if cell[key] is None else cell[key] for key in ("low", "high"))
 
@@ -37,12 +37,12 @@ def bar(cell, cls=""):
 
 
 def intervals(cells, classes):
-    """Figures one below the other as dots with intervals, on one axis from 0, or the lowest, to the highest of them."""
+    """Figures one below the other, as dots with intervals, on one axis, which includes 0."""
     width, line = 260, 15
     known = [end for cell in cells if cell["value"] is not None for end in ends(cell)]
     if not known:
         return ""
-    bottom, top = min(0, *known), max(0, *known)              # a value may lie beside its interval: macro F1 of a few
+    bottom, top = min(0, *known), max(0, *known)              # a value may lie outside its interval: macro F1 of a few
     scale = (width - 12) / ((top - bottom) or 1)
     parts = []
     for row, (cell, cls) in enumerate(zip(cells, classes)):
@@ -56,7 +56,7 @@ def intervals(cells, classes):
 
 
 def ticks(low, high, most=4):
-    """Round numbers within [low, high]: at most `most` + 1."""
+    """Round numbers within [low, high] for an axis, at most `most` + 1."""
     rough = (high - low) / most
     power = 10 ** floor(log10(rough))
     step = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= rough * 0.999)
@@ -64,7 +64,7 @@ def ticks(low, high, most=4):
 
 
 def short(value):
-    """A tick's label: 0.25, 1e-4, 12k."""
+    """A number as a short axis label: 0.25, 1e-4, 12k."""
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
     return f"{value / 1000:g}k" if abs(value) >= 10000 else f"{value:g}".replace("-", "−")
@@ -82,7 +82,7 @@ def curves(title, lines):
     if not values:
         return ""
 
-    # Some room above and below, also where all values are the same, or 0.
+    # Some room above and below, also if all values are equal, or 0.
     low, high = min(values), max(values)
     margin = (high - low) * 0.06 or abs(high) * 0.1 or 1
     low, high = low - margin, high + margin
@@ -94,7 +94,7 @@ def curves(title, lines):
     def y(value):
         return top + (height - top - bottom) * (high - min(max(value, low), high)) / (high - low)
 
-    # The grid and its numbers; the last one to the right must not be cut off.
+    # The grid and its labels; the rightmost label must not be cut off.
     parts = [f'<path class="grid" d="M{left} {y(t):.1f}H{width - right}"/>'
              f'<text class="tick" x="{left - 6}" y="{y(t) + 3.5:.1f}" text-anchor="end">{short(t)}</text>'
              for t in ticks(low, high)]
@@ -130,9 +130,9 @@ def thinned(points):
 
 
 def smoothed(points):
-    """A centred moving average over a share of the finite points.
+    """A centred moving average of the finite points, over SMOOTH of all points.
 
-    Near both ends its window is narrower, so that it ends where they end.
+    Near both ends the window is narrower, so that the average reaches the first and last point.
     """
     points = [(step, value) for step, value in points if isfinite(value)]
     values, half = [value for _, value in points], max(1, round(len(points) * SMOOTH / 2))
@@ -147,7 +147,7 @@ def smoothed(points):
 
 
 def roc(name, rates):
-    """One finding's ROC curve: rates = (false positive rates, true positive rates)."""
+    """One finding's ROC curve; rates: (false positive rates, true positive rates), or None for an empty frame."""
     size, edge = 150, 148
     points = thinned(list(zip(*([float(rate) for rate in side] for side in rates)))) if rates is not None else []
     line = "L".join(f"{1 + edge * x:.1f} {1 + edge * (1 - y):.1f}" for x, y in [(0, 0), *points, (1, 1)])
@@ -158,10 +158,10 @@ def roc(name, rates):
 
 
 def swaps(names, figures):
-    """One row per swap, one panel per figure: dots with intervals, and the unchanged run's value as a line through all.
+    """One row per swap, one panel per figure: dots with intervals, and a vertical line at the unchanged run's value.
 
-    names: of the rows, the unchanged run first. figures: [(title, [cell per row])], a cell as in metrics.json's "swap";
-    a dot is filled where it differs from the unchanged run with p < 0.05.
+    names: of the rows, the unchanged run first. figures: [(title, [cell per row])], cells as in metrics.json's "swap".
+    A filled dot differs from the unchanged run with p < 0.05.
     """
     label, panel, line, top, bottom = 190, 120, 22, 26, 18
     height = top + line * len(names) + bottom
@@ -175,7 +175,7 @@ def swaps(names, figures):
         if not known:
             continue
 
-        # Each figure has a scale of its own, from the lowest to the highest of its intervals.
+        # Each panel has its own scale, from the lowest to the highest end of the intervals.
         low, high = min(known), max(known)
         margin = 0.05 * (high - low) or 0.5
         low, high = low - margin, high + margin

@@ -1,8 +1,9 @@
-"""The frame of every page: one self-contained file for people who would rather look than read.
+"""The frame of every page: one self-contained HTML file.
 
-It opens from the disk, asks nothing of any network (its own policy forbids it), and runs one script, allowed by its
-hash. Every text of the data is escaped, in the markup and in the JSON that the script reads; the script writes texts as
-text only. page.css and page.js beside this file are put into it as they are.
+A page opens from the disk, loads nothing from the network (its Content-Security-Policy forbids this), and runs one
+script, which the policy allows by its hash. All texts of the data are escaped, in the markup and in the JSON that the
+script reads; the script inserts texts as text nodes only. page.css and page.js beside this file are copied into the
+page.
 """
 
 import base64
@@ -26,17 +27,17 @@ def settings_section(settings):
 
 
 def write(path, title, subtitle, settings, tiles, sections, data):
-    """Puts a page together and writes it in one go. Raises OSError.
+    """Writes a page, whole or not at all. Raises OSError.
 
-    settings: metrics.json's, whose "trained_on" stands on top. tiles: HTML. sections: [(id, heading, HTML below it)].
-    data: what the script draws studies from, or None.
+    settings: those of metrics.json; "trained_on" is shown at the top. tiles: HTML. sections: [(id, heading, HTML below
+    the heading)]. data: the studies for the script, as JSON, or None.
     """
     origin = [settings["trained_on"]] if settings.get("trained_on") else []
     notes = "".join(paragraph(escape(note), "origin") for note in [*origin, NO_ADVICE])
     links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in sections)
     body = "".join(f'<section id="{name}"><h2>{heading}</h2>{html}</section>' for name, heading, html in sections)
 
-    # The one script that may run is the one whose hash the policy names.
+    # The policy allows only the script with this hash.
     folder = Path(__file__).parent
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -67,11 +68,11 @@ def write(path, title, subtitle, settings, tiles, sections, data):
 </html>
 """
     with whole_file(path) as file:
-        file.write(text.encode("utf-8", "replace").decode())     # half a surrogate pair becomes "?": no file holds it
+        file.write(text.encode("utf-8", "replace").decode())     # unpaired surrogates, which UTF-8 lacks, become "?"
 
 
 def in_script(data):
-    """JSON that cannot end its <script>, begin another, or break a line: < > & and U+2028/9 as \\u escapes."""
+    """JSON that is safe inside <script>: < > & and the line separators U+2028 and U+2029 as \\u escapes."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

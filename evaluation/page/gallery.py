@@ -1,11 +1,13 @@
-"""The studies of the page: what each report states that the other does not, thumbnails, and heat maps as numbers.
+"""The studies of the page as JSON for page.js: findings that report and reference share or not, thumbnails, heat maps.
 
-Everything is plain JSON, drawn by page.js. Only a positive label (1) is a finding here, as in metrics/truth.py; "No
-Finding" is none. The kinds of a finding, and of the sentence that states it:
+Only a positive label (1) counts as a finding, as in metrics/truth.py; "No Finding" does not. The kinds of a finding,
+and of the sentence that states it:
 
-    match      both reports have it                    missed     the reference alone has it
-    differs    both have it, on another side or grade  denied     missed, and the sentence says it is absent
-    invented   the generated report alone has it
+    match      both reports state the finding
+    differs    both state the finding, but with another side or severity
+    invented   only the generated report states the finding
+    missed     only the reference states the finding
+    denied     missed, and this sentence of the generated report denies the finding
 """
 
 import base64
@@ -21,19 +23,19 @@ from metrics import prepare
 from metrics.rouge import rouge_l
 from metrics.truth import side
 
-STUDIES = 500                                      # more would make the page too heavy to send; reports.jsonl has all
-SIDE, QUALITY = 128, 72                            # of a thumbnail: its longer side in px, JPEG
+STUDIES = 500                                      # most studies on a page, whose file would else be too large
+SIDE, QUALITY = 128, 72                            # of a thumbnail: longer side in pixels, JPEG quality
 WORST_FIRST = ("invented", "denied", "missed", "differs", "match")
 SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
 
 
 def labelled(rows):
-    """Whether both sides of every row carry labels."""
+    """Whether every row has labels on both sides."""
     return bool(rows) and all(len(row.get("labels") or {}) == 2 for row in rows)
 
 
 def stated(row, side):
-    """The positive findings of one side, as a set of indices into LABELS."""
+    """The positive findings of one side of a row, as a set of indices into LABELS."""
     return {i for i in DISEASES if row["labels"][side][i] == 1}
 
 
@@ -49,7 +51,7 @@ def finding_kinds(row):
 
 
 def disagreement(row, name):
-    """"left, not right", "mild, not severe": where both reports have the finding, and its details are known."""
+    """"left, not right", "mild, not severe": how a finding's side and severity differ, if both reports state them."""
     both = [{finding["finding"]: finding for finding in row.get("findings", {}).get(which) or ()}.get(name)
             for which in ("hypothesis", "reference")]
     if None in both:
@@ -61,7 +63,7 @@ def disagreement(row, name):
 
 
 def sentence_kind(row, which, labels, kinds):
-    """(kind or "", labels' names) of one sentence with its own labels; the worst kind where it has several findings."""
+    """(kind or "", names of the findings) of one sentence with these labels; of several kinds the worst."""
     stated = ("match", "differs", "invented" if which == "hypothesis" else "missed")
     found = []
     for i in DISEASES:
@@ -76,15 +78,15 @@ def sentence_kind(row, which, labels, kinds):
 
 
 def sentences_of(text):
-    """The text as written, in pieces that end with a sentence; nothing is dropped but white space between them."""
+    """The sentences of a text, unchanged but for the white space between them."""
     return [piece for piece in SENTENCE.split(text.strip()) if piece]
 
 
 def studies(rows, pictures=None, maps=None, labeler=None):
-    """(rows as JSON, how many were left out). At most `STUDIES`: those at the ends of the three orders.
+    """(studies as JSON, number of studies left out). At most `STUDIES`, see `chosen`.
 
-    pictures(i) → uint8 arrays (S, S), a view each, or None. maps(i) → what writing.clue_maps gives for one study, or
-    None. labeler(texts) → [(14 labels, …)] marks single sentences (evaluation/labels.py).
+    pictures(i) → uint8 arrays (S, S), one per view, or None. maps(i) → one study's entry of writing.clue_maps, or None.
+    labeler(texts) → [(14 labels, …)] marks single sentences (evaluation/labels.py).
     """
     similar = similarity(rows)
     known = labelled(rows)
@@ -97,7 +99,7 @@ def studies(rows, pictures=None, maps=None, labeler=None):
 
 
 def study(row, kinds, agree, similar, of_sentence, views, maps):
-    """One study as JSON: a short name a field, since there are hundreds."""
+    """One study as JSON, with short field names, since a page holds hundreds of studies."""
     return {
         "id": str(row["id"]),
         "h": marked(row, "hypothesis", kinds, of_sentence), "r": marked(row, "reference", kinds, of_sentence),
@@ -113,14 +115,14 @@ def study(row, kinds, agree, similar, of_sentence, views, maps):
 
 
 def marked(row, which, kinds, of_sentence):
-    """One side of a row as [[sentence, kind or "", labels' names], …]; of_sentence: as `label_sentences` gives it."""
+    """One side of a row as [[sentence, kind or "", names of findings], …]; of_sentence: from `label_sentences`."""
     text = reference_text(row) if which == "reference" else row["hypothesis"]
     return [[piece, *(sentence_kind(row, which, of_sentence[piece], kinds) if piece in of_sentence else ("", []))]
             for piece in sentences_of(text)]
 
 
 def label_sentences(rows, labeler):
-    """{sentence: labels} of every distinct sentence of both sides."""
+    """{sentence: labels} of all distinct sentences of both sides."""
     pieces = list(dict.fromkeys(piece for row in rows for text in (row["hypothesis"], reference_text(row))
                                 for piece in sentences_of(text)))
     return {piece: list(labels) for piece, (labels, *_) in zip(pieces, labeler(pieces), strict=True)}
@@ -133,14 +135,15 @@ def similarity(rows):
 
 
 def agreement(row):
-    """F1 of one report's 14 labels, uncertain as negative; two reports without any positive label agree."""
+    """F1 of one report's 14 labels, uncertain as negative; 1 if neither side has a positive label."""
     generated, true = ({i for i, value in enumerate(row["labels"][which]) if value == 1}
                        for which in ("hypothesis", "reference"))
     return 2 * len(generated & true) / (len(generated) + len(true)) if generated or true else 1.0
 
 
 def chosen(agree, similar, found):
-    """The numbers of the rows to show, in order: all, or a third each of the best, the worst and the most disputed."""
+    """The numbers of the rows to show, in order: all, or one third each of the best, the worst, and those with the most
+    differing findings."""
     numbers = range(len(agree))
     if len(agree) <= STUDIES:
         return list(numbers)
@@ -151,8 +154,8 @@ def chosen(agree, similar, found):
 
 
 def thumbnail(view):
-    """A uint8 array (S, S) → JPEG in base64."""
-    from PIL import Image  # which scoring given texts should not have to load
+    """A uint8 array (S, S) → a small JPEG in base64."""
+    from PIL import Image  # only here, since scoring given texts needs no Pillow
 
     picture = Image.fromarray(np.asarray(view, np.uint8))
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
@@ -162,7 +165,7 @@ def thumbnail(view):
 
 
 def quantised(grid):
-    """(V, g, g) → [lowest, highest, g, one string of g·g bytes in base64 a view], one scale for all views."""
+    """(V, g, g) → [lowest, highest, g, [g·g bytes in base64, per view]], with one scale for all views."""
     grid = np.asarray(grid, np.float64)
     low, high = float(grid.min()), float(grid.max())
     levels = np.round((grid - low) * (255 / (high - low) if high > low else 0)).astype(np.uint8)
@@ -171,9 +174,9 @@ def quantised(grid):
 
 
 def confusion(rows):
-    """(14, 14) counts over labelled rows: [missed finding, invented finding] of the same report, hits on the diagonal.
+    """(14, 14) counts over labelled rows: [missed finding, invented finding] of the same report; found on the diagonal.
 
-    The last row counts inventions where nothing was missed, the last column misses where nothing was invented.
+    The last row counts inventions in reports that miss nothing, the last column misses in reports that invent nothing.
     """
     counts = np.zeros((len(DISEASES) + 1,) * 2, int)
     for row in rows:

@@ -1,8 +1,8 @@
 "use strict";
-// Draws the studies. Every text of the data becomes a text node, never markup.
+// Draws the studies. All texts of the data are inserted as text nodes, never as markup.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const PAGE = 8;                                   // studies a "Show more"
+const PAGE = 8;                                   // studies per click on "Show more"
 const WORST = { match: 0, differs: 1, missed: 2, denied: 2, invented: 3 };
 
 function el(tag, cls, ...children) {
@@ -62,11 +62,11 @@ function report(name, pieces) {
   return el("div", "", el("h4", "", name), text);
 }
 
-// A bar or a map that, pressed, shows its heat map over the large pictures; pressed again, none.
+// A clue's row as a button: a click shows its heat map on the large pictures, a second click hides the map.
 function mapped(study, map, box, row) {
   const range = `${map[0].toFixed(2)} to ${map[1].toFixed(2)}`;
   row.append(el("span", "minis", ...study.v.map((_, i) => picture(study, i, map))));
-  row.title = `transparent to yellow: ${range}. Press to see it large`;
+  row.title = `Heat map, transparent to yellow: ${range}. Click to show the map on the large pictures`;
   row.type = "button";
   row.ariaPressed = false;
   row.addEventListener("click", () => {
@@ -123,11 +123,11 @@ const ORDERS = {
   "as in the data": null,
   "best first": (a, b) => b.s - a.s || b.l - a.l,
   "worst first": (a, b) => a.s - b.s || a.l - b.l,
-  "most disputed first": (a, b) => disputes(b) - disputes(a) || a.l - b.l,
+  "most differences first": (a, b) => disputes(b) - disputes(a) || a.l - b.l,
 };
 
-// Whether a study holds all the words, and the finding (null: any) of that kind (null: any). A finding that is in both
-// reports counts as a match however it differs: so do the table's counts.
+// Whether a study holds all words, and a finding (null: any) of a kind (null: any). With a finding chosen, "match"
+// includes "differs", as in the table's counts.
 function wanted(study, words, finding, kind) {
   return words.every(word => study.words.includes(word)) && ((finding === null && kind === null)
     || study.f.some(([label, how]) => (finding === null || label === finding)
@@ -152,14 +152,14 @@ function gallery() {
   const more = document.getElementById("more"), count = document.getElementById("count");
   for (const study of DATA.studies) study.words = textOf(study);
 
-  const order = options(el("select"), Object.keys(ORDERS).filter(name => DATA.labelled || !name.includes("disputed")));
+  const order = options(el("select"), Object.keys(ORDERS).filter(name => DATA.labelled || !name.includes("differences")));
   const search = el("input");
   search.type = "search";
-  search.placeholder = "id or words";
+  search.placeholder = "id or words of a report";
   const finding = options(el("select"), ["any finding", ...DATA.labels]);
-  const kind = options(el("select"), ["in any way", "match", "differs", "invented", "missed"]);
+  const kind = options(el("select"), ["any kind", "match", "differs", "invented", "missed"]);
   tools.append(labelled("Sort", order), labelled("Search", search));
-  if (DATA.labelled) tools.append(labelled("Finding", finding), labelled("Marked", kind));
+  if (DATA.labelled) tools.append(labelled("Finding", finding), labelled("Kind", kind));
 
   let found = [], shown = 0;
   function extend(to) {
@@ -183,7 +183,7 @@ function gallery() {
   document.querySelectorAll("button.count").forEach(button => button.addEventListener("click", () => {
     finding.value = button.dataset.finding;
     kind.value = button.dataset.kind;
-    search.value = "";                             // the count knows of no search
+    search.value = "";                             // the count ignores the search
     refresh();
     document.getElementById("gallery").scrollIntoView();
   }));

@@ -1,4 +1,4 @@
-"""report.html of a checkpoint or of given texts: what each section says. The frame around them is document.py's."""
+"""The sections of report.html, for a checkpoint or for given texts. The frame around the sections is in document.py."""
 
 from html import escape
 
@@ -13,19 +13,21 @@ from evaluation.page.training import learned_section, samples_of, training_secti
 from evaluation.verdicts import headline, near_floor, nearly_alike, variety_lines
 from metrics.zero_shot import roc_curve
 
-KINDS = (("match", "both reports have it"), ("differs", "both have it, on another side or in another severity"),
-         ("invented", "the generated report alone has it"), ("missed", "the reference alone has it"),
-         ("denied", "missed, and the sentence says it is absent"))
+KINDS = (("match", "both reports state the finding"),
+         ("differs", "both state the finding, but with another side or severity"),
+         ("invented", "only the generated report states the finding"),
+         ("missed", "only the reference states the finding"),
+         ("denied", "missed, and this sentence even denies the finding"))
 
 
 def write_page(path, metrics, rows, *, title, pictures=None, maps=None, labeler=None, log=None, source=None):
-    """The page of a stage-2 checkpoint, or of given texts.
+    """Writes the page of a stage-2 checkpoint, or of given texts.
 
-    metrics: as in metrics.json, parts may be absent. rows: as in reports.jsonl. pictures(i) → uint8 arrays (S, S) of
-    row i, a view each, or None. maps(i) → {"clues": [(prompt, weight, (V, g, g))], "queries": (V, g, g) or None,
-    "cover": the middle part of the picture's side that the grid lies over}, or None. labeler(texts) → [(14 labels, …)]
-    marks single sentences. log: the rows of the run's log.jsonl. source: the data set whose published rows stand
-    beside ours. Raises OSError.
+    metrics: as in metrics.json; parts may be missing. rows: as in reports.jsonl. pictures(i) → uint8 arrays (S, S), one
+    per view of row i, or None. maps(i) → {"clues": [(prompt, weight, (V, g, g))], "queries": (V, g, g) or None,
+    "cover": share of the picture's side that the grid covers, in the middle}, or None. labeler(texts) → [(14 labels,
+    …)] marks single sentences. log: the rows of the run's log.jsonl. source: the data set whose published results are
+    shown below ours. Raises OSError.
     """
     settings, known = metrics.get("settings", {}), gallery.labelled(rows)
     shown, left = gallery.studies(rows, pictures, maps, labeler)
@@ -47,8 +49,9 @@ def write_page(path, metrics, rows, *, title, pictures=None, maps=None, labeler=
 
 
 def write_alignment_page(path, metrics, *, title, scores=None, labels=None, log=None):
-    """The page of a stage-1 checkpoint. scores (N, 14) of the clue prompts and labels (N, 14) in CheXbert's coding give
-    the ROC curves; log: the rows of log.jsonl. Raises OSError."""
+    """Writes the page of a stage-1 checkpoint. The ROC curves need scores (N, 14), by the clue prompts, and labels
+    (N, 14), in CheXbert's coding. log: the rows of log.jsonl. Raises OSError.
+    """
     sections, settings = [], metrics.get("settings", {})
     found = metrics.get("zero_shot", {})
     if found.get("auroc"):
@@ -64,7 +67,7 @@ def write_alignment_page(path, metrics, *, title, scores=None, labels=None, log=
     write(path, title, studies, settings, "".join(tile(*figure) for figure in figures), sections, None)
 
 
-# --- sections: each gives the HTML below its heading ------------------------------------------------------------------
+# --- sections: each function returns the HTML below a heading ---------------------------------------------------------
 
 def tile(name, cell, floor=None):
     if cell["value"] is None:
@@ -92,11 +95,11 @@ def scores_section(metrics, source):
         if warning := nearly_alike(metrics["variety"], n):
             parts.append(paragraph(escape(warning) + ".", "warning"))
     if ROWS.get(source):
-        parts.append(paragraph("Rows below ours are other papers’, and users’ own runs of released code (dashed). The "
-                               "protocol of each is what it <em>appears</em> to be: few papers state it. A blank is a "
-                               "figure we have no source for.", "note"))
+        parts.append(paragraph("Rows below ours are results of other papers, and of users who ran released code "
+                               "(dashed). Few papers state their protocol; shown is what it <em>appears</em> to be. "
+                               "Blank cells: we know no source for the figure.", "note"))
     if "model_based" in metrics:
-        parts.append("<h3>Scores that networks give</h3>" + tables.model_based_table(metrics["model_based"]))
+        parts.append("<h3>Scores computed by networks</h3>" + tables.model_based_table(metrics["model_based"]))
     return "".join(parts)
 
 
@@ -110,15 +113,15 @@ def floors_section(metrics):
 
 
 def clinical_section(clinical):
-    return (paragraph(f"Labels: {escape(str(clinical['labels_from']))}. The literature prints different cells of this "
-                      "grid as “F1”. 13 labels: without No Finding; 5: Cardiomegaly, Edema, Consolidation, "
+    return (paragraph(f"Labels: {escape(str(clinical['labels_from']))}. The literature calls different cells of this "
+                      "grid “F1”. 13 labels: without No Finding; 5: Cardiomegaly, Edema, Consolidation, "
                       "Atelectasis, Pleural Effusion.")
             + tables.clinical_grid(clinical["grid"]))
 
 
 def findings_section(clinical, rows):
     per_class = clinical["per_class"]["negative"]
-    return (paragraph("Uncertain counts as absent. Bars end at the value, whiskers are 95 % intervals. Press a count "
+    return (paragraph("Uncertain counts as absent. Bars end at the value; whiskers are 95 % intervals. Click a count "
                       "to see its studies.")
             + tables.findings_table(per_class, rows)
             + "<h3>Invented instead of what?</h3>"
@@ -130,10 +133,10 @@ def findings_section(clinical, rows):
 def gallery_section(shown, left, known, labeler):
     notes = []
     if left:
-        notes.append(f"{len(shown)} of {len(shown) + left} studies: the best, worst and most disputed; "
-                     "reports.jsonl has all.")
+        notes.append(f"{len(shown)} of {len(shown) + left} studies: the best, the worst, and those with most "
+                     "differences; reports.jsonl has all studies.")
     if not known:
-        notes.append("Findings are not marked: these reports carry no labels.")
+        notes.append("Findings are not marked, since these reports have no labels.")
     elif labeler is None:
         notes.append("Findings are marked for the whole report only: no labeler was at hand for single sentences.")
     if any(study["c"] and study["m"] for study in shown):
@@ -142,7 +145,7 @@ def gallery_section(shown, left, known, labeler):
     return (legend() * known + "".join(paragraph(note, "note") for note in notes)
             + '<form id="tools"></form><p id="count" role="status"></p><div id="cards"></div>'
             '<button id="more" hidden>Show more</button>'
-            '<noscript><p class="warning">The studies are drawn by a script, which is off.</p></noscript>')
+            '<noscript><p class="warning">The studies are drawn by JavaScript, which is turned off.</p></noscript>')
 
 
 def legend():
@@ -152,8 +155,8 @@ def legend():
 
 def how_it_learned(samples, step, labeler):
     known = labeler is not None
-    return (paragraph("What the model wrote for the same studies of the val split (--samples) after each validation of "
-                      "stage 2, without a beam search." + " The reference is marked against this checkpoint’s report."
+    return (paragraph("Reports that the model wrote for the same val studies (--samples) at each validation of stage "
+                      "2, by greedy decoding." + " The marks in the reference compare it with this checkpoint’s report."
                       * known)
             + legend() * known + learned_section(samples, step))
 
@@ -168,7 +171,7 @@ def zero_shot_section(found, scores, labels):
             for name, cell in clue["per_finding"].items()]
     rows.append(("total", ["macro mean", "", *cells(clue["macro"], pairs["macro"])]))
     header = ["finding", "positives", '<span class="key own"></span>clue prompt',
-              '<span class="key floor-a"></span>finding against no finding', "AUROC, from 0"]
+              '<span class="key floor-a"></span>finding against no finding', "AUROC, axis from 0"]
     panels = ""
     if scores is not None and labels is not None:
         scores, labels = np.asarray(scores), np.asarray(labels)

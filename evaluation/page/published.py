@@ -1,22 +1,22 @@
-"""Rows of other papers, for the table of the page: each with what it was measured on and by, as far as that is known.
+"""Published results for the page's table, each with its protocol, as far as it is known.
 
-None of them may be read off against our own figures without its `protocol` and `average`: the column "F1" of the
-literature mixes conventions, and references were cut and cleaned in different ways before BLEU was counted.
-A figure that we could not find is left out, never guessed.
+Do not compare these figures with ours without a look at `protocol` and `average`: the literature's "F1" mixes
+conventions, and references were cleaned and cut in different ways before BLEU was computed. A figure without a source
+is left out, never guessed.
 """
 
 from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """One row. `language` by our names, `clinical` (precision, recall, F1) with None where unknown."""
+    """One row. `language`: {our name of the score: value}; `clinical`: (precision, recall, F1), None if unknown."""
 
     name: str
-    kind: str        # "published": the authors' figures; "re-measured": users' figures for the released code or weights
+    kind: str        # "published": by the authors; "re-measured": by users of the released code or weights
     language: dict
     clinical: tuple
-    protocol: str    # what BLEU, ROUGE-L, METEOR, CIDEr seem to be counted on
-    average: str     # what the clinical figures seem to be
+    protocol: str    # how BLEU, ROUGE-L, METEOR, CIDEr seem to be computed
+    average: str     # how the clinical figures seem to be averaged
     source: str
 
 

@@ -1,4 +1,4 @@
-"""The page of --swap: what the model reads, in words, as one chart with intervals, as tables, and as reports."""
+"""The page of --swap: verdicts in words, a chart with intervals, a table of differences, and examples of reports."""
 
 from html import escape
 
@@ -6,15 +6,16 @@ from evaluation.page import charts, tables
 from evaluation.page.document import paragraph, settings_section, write
 from evaluation.verdicts import KINDS, changed
 
-SHOWN = 3                              # studies whose reports are shown under every swap
+SHOWN = 3                              # number of studies whose reports are shown
 TITLES = {"cross-entropy": "cross-entropy ↓", "micro F1": "micro F1 ↑", "invented": "invented ↓", "missed": "missed ↓",
           "BLEU-4": "BLEU-4 ↑", "CIDEr": "CIDEr ↑"}
 
 
 def write_swap_page(path, metrics, swaps, *, title):
-    """metrics: as in metrics.json of --swap. swaps: {("unchanged",) or (what, kind): rows}. Raises OSError."""
+    """Writes the page. metrics: metrics.json of --swap; swaps: {("unchanged",) or (what, kind): rows}. Raises
+    OSError."""
     settings = metrics["settings"]
-    sections = [("swaps", "What it reads", swap_section(metrics)),
+    sections = [("swaps", "What the model uses", swap_section(metrics)),
                 ("differences", "Differences", difference_section(metrics["swap"])),
                 ("reports", "Reports under swaps", report_section(swaps)),
                 ("settings", "Settings", settings_section(settings))]
@@ -37,18 +38,18 @@ def swap_section(metrics):
     return ("".join(paragraph(escape(verdict), "warning" if verdict.startswith("NO SIGN") else "")
                     for verdict in metrics["verdicts"])
             + f'<div class="scroll" tabindex="0">{charts.swaps(list(rows), figures)}</div>'
-            + paragraph("What the model reads is changed, and its reports are measured against the same references. "
-                        "Changed pictures keep the study’s own clues, changed clues its own pictures; “both” is "
-                        "another study’s pictures with the clues seen in them. The line is the unchanged run; a full "
-                        "dot differs from it with p &lt; 0.05. Cross-entropy: of the true report, per token.",
-                        "note"))
+            + paragraph("The model gets other pictures or clues, and its reports are compared with the same "
+                        "references. Swaps of pictures keep the study’s own clues, swaps of clues its own pictures; "
+                        "“both” is another study’s pictures with the clues recognised in them. Vertical lines: the "
+                        "unchanged run. Filled dots differ from it with p &lt; 0.05. Cross-entropy: of the true "
+                        "report, per token.", "note"))
 
 
 def difference_section(swap):
     names = list(swap["unchanged"])
     rows = [("", [escape(row), *(difference(cells[name]["change"]) for name in names)])
             for row, cells in rows_of(swap).items() if row != "unchanged"]
-    return (paragraph("From the unchanged run, study by study: 95 % interval and two-sided p of a paired bootstrap.")
+    return (paragraph("Differences from the unchanged run, with 95 % interval and two-sided p of a paired bootstrap.")
             + tables.table(["", *map(escape, names)], rows, "differences"))
 
 
@@ -66,4 +67,4 @@ def report_section(swaps):
         rows += [("", [escape(named(*names)), escape(rows[number]["hypothesis"]) or "<em>(empty)</em>"])
                  for names, rows in swaps.items()]
         parts.append(f"<h3>{escape(str(own['id']))}</h3>" + tables.table(["", ""], rows, "both-sides"))
-    return "".join(parts) + paragraph("The first studies; reports.jsonl has all.", "note")
+    return "".join(parts) + paragraph("Shown are the first studies; reports.jsonl has all.", "note")

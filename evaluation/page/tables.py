@@ -1,4 +1,4 @@
-"""The tables of the page as HTML, from metrics.json: every figure under its full name, with its interval."""
+"""The tables of the page as HTML, from metrics.json."""
 
 from html import escape
 
@@ -13,21 +13,22 @@ from metrics.clinical import CLASS_SETS, PARTS, UNCERTAIN
 # In the papers' order; a metric added to `metrics.measure` needs its column here.
 LANGUAGE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "METEOR", "CIDEr")
 COUNTED = {"coco": "full references, Penn Treebank tokens",
-           "r2gen": "R2Gen’s cleaning, the stop counts, references cut"}
+           "r2gen": "R2Gen’s cleaning, the full stop counts as a word, references cut"}
 MODEL_BASED = {"SembScore": "cosine of the two texts’ vectors in CheXbert",
-               "BERTScore": "F1 of matched tokens; a flipped negation hardly moves it, so it never stands alone",
-               "RadGraph-F1, simple": "entities that both texts name",
-               "RadGraph-F1, partial": "entities, and whether they have a relation",
-               "RadGraph-F1, complete": "entities with their relations",
-               "RadGraph-F1, combined": "mean of the F1 of entities and that of relations, as RadCliQ takes it",
-               "RadCliQ": "errors as a radiologist would count them, predicted from the scores above and a BLEU-2",
-               "1 / RadCliQ": "of the mean, as ReXrank prints it"}
-# The cells of the clinical grid that published rows come nearest to: 14 labels, uncertain as negative.
+               "BERTScore": "F1 of matched tokens; a flipped negation hardly changes it, so never rely on it alone",
+               "RadGraph-F1, simple": "F1 of the entities that both texts name",
+               "RadGraph-F1, partial": "F1 of entities, each with the fact whether it has a relation",
+               "RadGraph-F1, complete": "F1 of entities with their relations",
+               "RadGraph-F1, combined": "mean of the F1 of entities and the F1 of relations, as used by RadCliQ",
+               "RadCliQ": "number of errors that a radiologist would count, predicted from the scores above and a "
+               "BLEU-2; lower is better",
+               "1 / RadCliQ": "1 / the mean RadCliQ, as ReXrank reports it; higher is better"}
+# The rows of the clinical grid that are closest to published results: 14 labels, uncertain as negative.
 BESIDE = ("macro", "micro", "example")
 
 
 def table(header, rows, cls=""):
-    """header: HTML, already escaped; rows: (class, [cells]), the first cell naming the row. Wide ones scroll."""
+    """An HTML table; wide ones scroll. header: escaped HTML; rows: (class, [cells]), whose first cell names the row."""
     head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
     body = "".join(f'<tr class="{of_row}"><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}'
                    "</tr>" for of_row, (name, *cells) in rows)
@@ -36,14 +37,14 @@ def table(header, rows, cls=""):
 
 
 def figure(cell, digits=3):
-    """The value, and its interval below it."""
+    """A value with its interval below, as HTML."""
     if cell["value"] is None:
         return "–"
     return f'{number(cell["value"], digits)}<small>{number(cell["low"], digits)}–{number(cell["high"], digits)}</small>'
 
 
 def language_cells(scores):
-    """The seven columns of a protocol's scores; a METEOR without its synonyms says so."""
+    """The seven columns of a protocol's scores; METEOR without synonyms is marked "exact+stem"."""
     cells = []
     for name in LANGUAGE:
         found = next((key for key in scores if key.partition(" (")[0] == name), None)
@@ -53,7 +54,7 @@ def language_cells(scores):
 
 
 def score_table(metrics, source=None):
-    """Our rows, one convention a row, and published rows beside them where the data set has any."""
+    """Our results, one row per convention, and below them published results for the data set `source`, if known."""
     published = ROWS.get(source, ())
     blank, clinical = [""] * len(LANGUAGE), "clinical" in metrics or published
     none = [""] * len(PARTS) if clinical else []
@@ -70,11 +71,11 @@ def score_table(metrics, source=None):
             f"{escape(row.name)}<small>{escape(row.source)}</small>",
             *(number(row.language[name]) if name in row.language else "" for name in LANGUAGE),
             *("" if value is None else number(value) for value in row.clinical), escape("; ".join(notes))]))
-    return table(["", *LANGUAGE, *(("precision", "recall", "F1") if clinical else ()), "counted on"], rows, "scores")
+    return table(["", *LANGUAGE, *(("precision", "recall", "F1") if clinical else ()), "how computed"], rows, "scores")
 
 
 def clinical_grid(grid):
-    """F1, precision and recall of every reading: averages by class sets and uncertain."""
+    """F1, precision and recall of every convention: averages × class sets × reading of "uncertain"."""
     columns = [(classes, uncertain) for classes in CLASS_SETS for uncertain in UNCERTAIN]
     header = ["", *(f"{classes} labels<small>uncertain as {uncertain}</small>" for classes, uncertain in columns)]
     rows = []
@@ -87,14 +88,14 @@ def clinical_grid(grid):
 
 
 def model_based_table(scores):
-    """The scores that networks give, one per row, and what each is."""
+    """The networks' scores, one per row, each with an explanation."""
     notes = {name: note for name in scores for start, note in MODEL_BASED.items() if name.startswith(start)}
     rows = [("own", [escape(name), figure(cell), notes[name]]) for name, cell in scores.items()]
-    return table(["", "this run", "what it is"], rows, "scores")
+    return table(["", "this run", "meaning"], rows, "scores")
 
 
 def floors_table(metrics):
-    """Headline figures and networks' scores, beside those of texts that have nothing to do with the picture."""
+    """The main figures and networks' scores, beside those of the floors."""
     floors = {name: beside_floors(scores) for name, scores in metrics["floors"].items()}
     rows = []
     for name, cell in beside_floors(metrics).items():
@@ -106,7 +107,7 @@ def floors_table(metrics):
 
 
 def findings_table(per_class, rows):
-    """Per finding, uncertain as negative: support, counts that lead to the gallery, and bars."""
+    """Per finding, uncertain as negative: support, counts that are links to the studies, and bars."""
     counts = confusion(rows)
     lines = []
     for i, (name, cell) in enumerate(per_class.items()):
@@ -121,13 +122,13 @@ def findings_table(per_class, rows):
 
 
 def jump(finding, kind, count):
-    """A count that shows its studies in the gallery when pressed."""
+    """A count as a button, which shows its studies in the gallery."""
     return (f'<button class="count {kind}" data-finding="{escape(finding)}" data-kind="{kind}"'
             f'{" disabled" * (not count)}>{count}</button>')
 
 
 def confusion_table(rows):
-    """Rows: the finding that was missed; columns: what the same report invented; the diagonal: found."""
+    """The counts of `confusion` as a table. Rows: missed finding; columns: invented finding; diagonal: found."""
     counts = confusion(rows)
     used = [i for i in range(len(DISEASES)) if counts[i].any() or counts[:, i].any()]
     names = [LABELS[DISEASES[i]] for i in used]

@@ -1,5 +1,4 @@
-"""How a checkpoint was trained, from the rows of its run's log.jsonl: reports after each validation, curves over steps.
-"""
+"""The page's sections on training, from the rows of the run's log.jsonl: reports per validation, curves over steps."""
 
 from html import escape
 from typing import NamedTuple
@@ -17,7 +16,7 @@ RAW = ("loss", "ce", "dc", "gradient_norm", "studies_per_s")           # noisy: 
 
 
 class Sample(NamedTuple):
-    """The report of a val study that a validation wrote; both texts in pieces, as `gallery.marked` has them."""
+    """The report that a validation wrote for a val study; both texts in sentences, as `gallery.marked` returns them."""
 
     step: int
     report: list
@@ -33,7 +32,7 @@ def samples_of(log, labeler=None):
             for _, sample in samples]
     of_sentence = {}
     if labeler and rows:
-        # Sides and severities of the reference as the labeler reads them: the log has its text alone
+        # The labeler also reads the references' findings, since the log has only their texts
         read = labeler([row["reference"] for row in rows])
         rows = [{**row, "labels": {"reference": list(labels)}, "findings": {"reference": findings}}
                 for row, (labels, findings) in zip(rows, read, strict=True)]
@@ -49,10 +48,10 @@ def samples_of(log, labeler=None):
 
 
 def learned_section(samples, step):
-    """Per val study its reference, its clues, and its report after each validation; `step`: the checkpoint's."""
+    """Per val study the reference, the clues, and the report of each validation, as HTML; `step`: the checkpoint's."""
     parts = []
     for name, of_study in samples.items():
-        # What is marked in the reference, and which clues: as the checkpoint has them, whose step may not be the last
+        # The reference's marks and the clues are those of the checkpoint, whose step may not be the last
         own = next((sample for sample in of_study if sample.step == step), of_study[-1])
         clues = "; ".join(f"{100 * weight:.0f} % {prompt.removeprefix('Clue: ')}" for prompt, weight in own.clues)
         lines = [("reference", marks(own.reference)), *([("clues", escape(clues))] if clues else [])]
@@ -64,7 +63,7 @@ def learned_section(samples, step):
 
 
 def marks(pieces):
-    """A text in pieces as `gallery.marked` has them → HTML, as page.js draws it in the gallery."""
+    """The sentences of `gallery.marked` → HTML, in the same form as page.js draws them in the gallery."""
     if not pieces:
         return "<em>(empty)</em>"
     return " ".join(f'<mark class="{kind}" title="{escape(kind)}: {escape(", ".join(labels))}">{escape(text)}</mark>'
@@ -90,7 +89,7 @@ def points_of(name, rows):
 
 
 def panel(title, name, points, held_out):
-    """One figure over steps, with its value on the validation studies where it is known."""
+    """One figure over steps as HTML, with its values on the val split if known."""
     if not points:
         return ""
     lines = [(name, "train", points, "raw" if name in RAW else "line")]

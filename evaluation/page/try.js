@@ -1,20 +1,20 @@
 "use strict";
-// The page to try: sends pictures or an example's id, draws the answer with page.js's parts, and compares what-ifs.
-// Every text of the data becomes a text node, never markup.
+// The page of --serve: sends pictures or an example's id, shows the answer by means of page.js, and compares what-ifs.
+// All texts of the data are inserted as text nodes, never as markup.
 
 const at = id => document.getElementById(id);
-let facts = null;                                 // what the server says of itself and its model
-let asked = null;                                 // {files} or {example}: what the report on the page was written for
-let base = null;                                  // the answer on the page, which what-ifs are compared with
+let facts = null;                                 // the server's /facts: checkpoint, examples, bank of clues, limits
+let asked = null;                                 // {files} or {example}: the study of the report on the page
+let base = null;                                  // the answer on the page; what-ifs are compared with it
 
 // --- asking ----------------------------------------------------------------------------------------------------------
 
-// One question to the server: a line of JSON, and behind it the pictures' bytes.
+// One request to the server: a line of JSON, then the pictures' bytes.
 async function ask(what, change) {
   const files = what.files || [];
   const size = files.reduce((sum, file) => sum + file.size, 0);
-  if (files.length > facts.pictures) throw new Error(`${files.length} files: a study here has at most ${facts.pictures}.`);
-  if (size > facts.body) throw new Error(`The pictures together are larger than ${facts.body >> 20} MB.`);
+  if (files.length > facts.pictures) throw new Error(`You chose ${files.length} files; a study has at most ${facts.pictures} pictures here.`);
+  if (size > facts.body) throw new Error(`The pictures together are larger than ${facts.body >> 20} MB; choose smaller files.`);
   const study = what.files ? { pictures: files.map(file => [file.name, file.size]) } : { example: what.example };
   const body = new Blob([JSON.stringify({ ...study, ...change }), "\n", ...files]);
   const response = await fetch("/report", { method: "POST", body });
@@ -23,7 +23,7 @@ async function ask(what, change) {
   return answer;
 }
 
-// Runs one piece of work at a time, and says how it went. No control is disabled: that would lose the keyboard's focus.
+// Runs one piece of work at a time, and shows its status. No control is disabled, since it would lose the focus.
 async function busy(status, work) {
   if (document.body.ariaBusy === "true") return;
   document.body.ariaBusy = "true";
@@ -33,7 +33,7 @@ async function busy(status, work) {
     at("status").textContent = await work();
   } catch (error) {
     at("status").textContent = "";
-    at("error").textContent = error instanceof TypeError ? "No answer: is the program still running?" : error.message;
+    at("error").textContent = error instanceof TypeError ? "No answer from the program. Is it still running in its terminal?" : error.message;
     at("error").hidden = false;
     at("error").scrollIntoView({ block: "nearest" });
   }
@@ -41,7 +41,7 @@ async function busy(status, work) {
 }
 
 function reportOn(what) {
-  return busy("Writing …", async () => {
+  return busy("Writing the report …", async () => {
     base = await ask(what);
     asked = what;
     at("sides").replaceChildren();
@@ -83,10 +83,10 @@ function tokens(answer, detail, changed = new Set(), wrap = "") {
   return box;
 }
 
-// Doubtful tokens are underlined, where no finding is marked.
+// Uncertain tokens are underlined, unless findings are marked.
 const doubt = p => p < .5 ? "doubt-2" : p < .9 ? "doubt-1" : "";
 
-// `detail` tells of the token that is pointed at, or has the focus: one stop of the Tab key, then arrow keys.
+// `detail` shows the probability of the token under the pointer or with the focus (reached by Tab, then arrow keys).
 function told(box, spans, detail) {
   const tell = event => {
     if (!event.target.token) return;
@@ -108,8 +108,8 @@ function told(box, spans, detail) {
   });
 }
 
-// What stands in one report and not in the other: of the sentences that both have nothing, of the others the words
-// outside their longest common subsequence. Gives the changed tokens of either report.
+// The tokens in which two reports differ, as a set per report. Sentences that both reports have are equal; of all other
+// sentences, the tokens outside the longest common subsequence are changed.
 function difference(a, b) {
   const text = sentence => sentence.map(([piece]) => piece).join("").trim();
   const rest = (of, other) => {
@@ -143,7 +143,7 @@ function chips(study) {
     el("li", kind, el("span", "unseen", `${kind}: `), label, note ? el("small", "", ` ${note}`) : "")));
 }
 
-// Where the answer to a token goes; until then, where the model was least sure.
+// The line below a report: first the least certain words, later the probability of the token that is pointed at.
 function detailOf(answer) {
   const doubtful = answer.sentences.flat().filter(([, p]) => p < .9).sort((a, b) => a[1] - b[1]).slice(0, 3);
   const least = doubtful.map(([text, p]) => `“${bare(text)}” ${percent(p)}`).join(", ");
@@ -154,7 +154,7 @@ function detailOf(answer) {
   return detail;
 }
 
-// page.js's pictures, each with its number, and the scale of the map below.
+// page.js's pictures, each with its number, and below them the scale of the heat map.
 function framed(study) {
   const box = pictures(study), draw = box.show, views = study.v.length;
   const again = () => reportOn({ files: [...asked.files].reverse() });
@@ -162,7 +162,7 @@ function framed(study) {
     draw(map);
     if (views > 1) [...box.children].forEach((view, i) => view.append(el("small", "", `view ${i + 1}`)));
     if (map) box.append(el("p", "scale", map[0].toFixed(2), el("i"), map[1].toFixed(2)));
-    if (asked.files && views > 1) box.append(button("Swap the views’ order", again));
+    if (asked.files && views > 1) box.append(button("Swap the order of the views", again));
   };
   box.show(null);
   return box;
@@ -182,13 +182,13 @@ function show() {
   if (study.r.length) texts.append(report("reference", study.r));
   texts.append(el("h4", "", study.r.length ? "generated" : "report"), tokens(base, detail), detail);
   for (const note of base.notes) texts.append(el("p", "note", `Note: ${note}.`));
-  if (base.cut) texts.append(el("p", "note", "The report was cut at the longest length allowed."));
+  if (base.cut) texts.append(el("p", "note", "The report was cut at the maximum length."));
   if (study.f.length) {
-    const key = "✓ both reports have it · ≠ both, on another side or in another severity · + invented · − missed";
+    const key = "✓ in both reports · ≠ in both, but with another side or severity · + invented · − missed";
     texts.append(chips(study), el("p", "note", key));
   }
   at("card").replaceChildren(el("h3", "", el("span", "id", study.id)), box, texts, list);
-  list.querySelector("button.clue")?.click();     // the heaviest clue's map, to begin with
+  list.querySelector("button.clue")?.click();     // show the heaviest clue's map first
   offer(study);
 }
 
@@ -215,14 +215,14 @@ function side(title, answer, changed, wrap) {
 }
 
 function whatIf(name, change) {
-  return busy("Writing once more …", async () => {
+  return busy("Writing the report again …", async () => {
     const other = await ask(asked, change);
     const [gone, added] = difference(base.sentences, other.sentences);
     const [before, after] = [base, other].map(answer => answer.sentences.flat().map(([text]) => text).join(""));
-    const verdict = gone.size + added.size ? "another report; what changed is marked."
-      : before === after ? "the same report, word for word." : "the same sentences in another order.";
+    const verdict = gone.size + added.size ? "the report changes; differences are marked."
+      : before === after ? "the report stays the same, word for word." : "the same sentences, in another order.";
     at("changed").replaceChildren(el("b", "", `${name[0].toUpperCase()}${name.slice(1)}: ${verdict}`));
-    at("sides").replaceChildren(side("as it is", base, gone, "del"), side(name, other, added, "ins"));
+    at("sides").replaceChildren(side("unchanged", base, gone, "del"), side(name, other, added, "ins"));
     at("what-if").scrollIntoView({ block: "nearest" });
     return "";
   });
@@ -235,7 +235,7 @@ function listen() {
   const take = list => { if (list.length) reportOn({ files: [...list] }); };
   files.addEventListener("change", () => { take([...files.files]); files.value = ""; });
   for (const name of ["dragover", "drop", "dragleave"]) {
-    document.addEventListener(name, event => {     // anywhere on the page: a miss must not open the file instead
+    document.addEventListener(name, event => {     // on the whole page, so that the browser never opens a dropped file
       event.preventDefault();
       drop.classList.toggle("over", name === "dragover");
       if (name === "drop") take(event.dataTransfer.files);
