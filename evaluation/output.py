@@ -55,7 +55,8 @@ def results_folder(out, *read):
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise UserError(f"{out}: the results cannot be written into this folder ({error.strerror}); "
+        why = "there is a file of this name" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"{out}: the results cannot be written into this folder ({why}); "
                         "give another folder with --out") from None
     return out
 

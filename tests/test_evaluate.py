@@ -171,8 +171,8 @@ def test_one_image_prints_its_report_and_clues(run, capsys):
     (["--ckpt", "{run}/ckpt.safetensors", "--chexbert", "{run}/nowhere"], "nowhere"),
     (["--ckpt", "{run}/ckpt.safetensors", "--meteor-data", "{run}/nowhere"], "nowhere"),
     (["--ckpt", "{run}/ckpt.safetensors", "--against", "{run}/nothing.jsonl"], "nothing.jsonl"),
-    (["--ckpt", "{run}/stage1.safetensors", "--against", "{run}/nothing.jsonl"], "--against wants the file of stage 2"),
-    (["--ckpt", "{run}/ckpt.safetensors", "--out", "{run}/frontal.png"], "name another folder with --out"),
+    (["--ckpt", "{run}/stage1.safetensors", "--against", "{run}/nothing.jsonl"], "so --against has no effect; give the stage-2 checkpoint"),
+    (["--ckpt", "{run}/ckpt.safetensors", "--out", "{run}/frontal.png"], "give another folder with --out"),
 ])
 def test_a_mistake_is_one_line_and_exit_code_2(run, capsys, arguments, message):
     assert evaluate.main([argument.format(run=run) for argument in arguments]) == 2
@@ -243,7 +243,7 @@ def test_a_checkpoint_against_other_reports(run, tmp_path, capsys):
     for change in ({"id": "test-9"}, {"reference": "Another one."}):
         path.write_text("".join(json.dumps(row) + "\n" for row in [rows[0] | change, *rows[1:]]), encoding="utf-8")
         assert evaluate.main(against) == 2
-        assert "paired comparison" in capsys.readouterr().err
+        assert "not the same studies" in capsys.readouterr().err
     assert evaluate.main([*against, "--out", str(tmp_path / "one")]) == 2
     assert "would be overwritten" in capsys.readouterr().err
 

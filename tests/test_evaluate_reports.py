@@ -129,7 +129,7 @@ def test_labels_only(tmp_path):
      "--against has no effect with --labels-only"),
     (lambda rows: rows, ["--seed", "-1"], "--seed: '-1' is not a whole number of 0 or more"),
     (lambda rows: rows, ["--protocol", "bleu"], "--help lists all options"),
-    (lambda rows: rows, ["--out", "/dev/null"], "name another folder with --out"),
+    (lambda rows: rows, ["--out", "/dev/null"], "give another folder with --out"),
 ])
 def test_mistakes_exit_with_2_and_one_line(tmp_path, capsys, change, options, words):
     path = write(tmp_path / "a.jsonl", change(rows()))

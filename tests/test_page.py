@@ -186,7 +186,7 @@ def test_sorting_searching_and_filtering(written, tmp_path):
         return sum({"match": 0, "differs": 0.5}.get(kind, 1) for _, kind, _ in study["f"])
 
     for name, key in (("best first", lambda s: (-s["s"], -s["l"])), ("worst first", lambda s: (s["s"], s["l"])),
-                      ("most disputed first", lambda s: (-disputes(s), s["l"]))):
+                      ("most differences first", lambda s: (-disputes(s), s["l"]))):
         assert found["orders"][name] == [study["id"] for study in sorted(studies, key=key)], name
 
 
@@ -198,7 +198,7 @@ set(search, "study-3"); seen.searched = cards().length;
 set(search, "nowhere"); seen.nowhere = cards().length;
 const button = document.querySelector("button.count:not(:disabled)");
 button.click(); seen.pressed = cards().length; seen.says = +button.textContent; seen.left = search.value;
-set(finding, "any finding"); set(kind, "in any way"); set(order, "worst first");
+set(finding, "any finding"); set(kind, "any kind"); set(order, "worst first");
 seen.first = cards()[0].querySelector(".id").textContent;
 const map = cards()[0].querySelector("button.clue");
 const large = () => cards()[0].querySelectorAll(".pictures canvas").length;

@@ -55,7 +55,7 @@ def test_labels_and_findings(tmp_path):
     ("[\n " + line() + "]", "line 1 is not JSON.*one object per line.*\\.csv"),
     (line() + "\n[1]", "line 2 is no JSON object"),
     (line() + "\n" + line(), "line 2.*'a' occurs already on line 1"),
-    (line(id=1) + "\n" + line(id="1"), "there already"),
+    (line(id=1) + "\n" + line(id="1"), "occurs already"),
     (line(hypothesis=None), "line 1 has no hypothesis; add it, or"), (line(id=""), "id is empty"),
     ('{"id": 1}', "no hypothesis and no reference"),
     (line(id=True), "the id"), (line(id=[1]), "the id"),
@@ -75,12 +75,12 @@ def test_broken_json_lines(tmp_path, text, words):
 
 
 @pytest.mark.parametrize("text, words", [
-    ("", "no hypothesis.*nothing"), ("id;hypothesis;reference\n1;2;3\n", "by commas, here 'id;hypothesis;reference'"),
-    ("id,hypothesis,hypothesis,reference\n1,2,3,4\n", "more than one hypothesis"),
-    ("id,hypothesis\n1,2\n", "no reference"),
+    ("", "no column hypothesis.*nothing"), ("id;hypothesis;reference\n1;2;3\n", "by commas; it holds 'id;hypothesis;reference'"),
+    ("id,hypothesis,hypothesis,reference\n1,2,3,4\n", "more than one column hypothesis"),
+    ("id,hypothesis\n1,2\n", "no column reference"),
     ("id,hypothesis,reference\n1,a\n", "line 2"),
     ("id,hypothesis,reference\n1,a,b,c\n", "line 2"), ("id,hypothesis,reference\n", "holds no reports"),
-    (",hypothesis,reference\n1,2,3\n", "no id"), ("id,hypothesis,reference\n ,a,b\n", "line 2: the id is empty"),
+    (",hypothesis,reference\n1,2,3\n", "no column id"), ("id,hypothesis,reference\n ,a,b\n", "line 2: the id is empty"),
     ('id,hypothesis,reference\n1,"a,b\n', "line 2"), ("id,hypothesis,reference\n1,a,b\n1,c,d\n", "line 3.*line 2"),
 ])
 def test_broken_csv(tmp_path, text, words):
@@ -116,7 +116,7 @@ def test_one_section_of_rexrank(tmp_path, capsys):
     path = written(tmp_path, json.dumps(REXRANK), "r.json")
     assert [(row["id"], row["hypothesis"], row["reference"]) for row in read_pairs(path, "findings")] == [
         ("s1", "Clear lungs.", "Lungs clear."), ("s2", "A tube.", "A tube is in place.")]
-    assert "1 of 3 studies have no findings" in capsys.readouterr().err
+    assert "1 of 3 studies are left out, since they have no findings" in capsys.readouterr().err
     impressions = [(row["id"], row["hypothesis"]) for row in read_pairs(path, "impression")]
     assert impressions == [("s1", "Normal."), ("s3", "Normal.")]
 
@@ -124,7 +124,7 @@ def test_one_section_of_rexrank(tmp_path, capsys):
 @pytest.mark.parametrize("text, words", [
     ("[1]", "not in ReXrank's format"), ('{"a": 1}', "not in ReXrank's format"), ("{", "not JSON.*jsonl"),
     ("[" * 100_000, "not JSON"),
-    ('{"a": {"section_findings": "x"}}', "study 'a' has no \"model_prediction\""),
+    ('{"a": {"section_findings": "x"}}', "study 'a' has no text \"model_prediction\""),
     ('{"a": {"model_prediction": "x"}}', "study 'a' has no \"section_findings\""), ("{}", "holds no reports"),
     ('{"a": {"model_prediction": "x", "section_findings": null}}', "holds no reports")])
 def test_broken_rexrank(tmp_path, text, words):

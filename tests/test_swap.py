@@ -136,7 +136,7 @@ def test_the_command(place, tmp_path, capsys, variant):
     rows = [json.loads(line) for line in (tmp_path / "reports.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 9 and len(rows[0]["swapped"]) == (8 if clues else 3)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count('class="swaps"') == 1 and "reads" in printed
+    assert page.count('class="swaps"') == 1 and "model uses" in printed
     assert all(verdict in printed for verdict in metrics["verdicts"])
     assert all(name in printed for name in ("pictures: noise", "pictures: a blank one"))
 
