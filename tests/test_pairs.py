@@ -75,7 +75,8 @@ def test_broken_json_lines(tmp_path, text, words):
 
 
 @pytest.mark.parametrize("text, words", [
-    ("", "no column hypothesis.*nothing"), ("id;hypothesis;reference\n1;2;3\n", "by commas; it holds 'id;hypothesis;reference'"),
+    ("", "no column hypothesis.*nothing"),
+    ("id;hypothesis;reference\n1;2;3\n", "by commas; it holds 'id;hypothesis;reference'"),
     ("id,hypothesis,hypothesis,reference\n1,2,3,4\n", "more than one column hypothesis"),
     ("id,hypothesis\n1,2\n", "no column reference"),
     ("id,hypothesis,reference\n1,a\n", "line 2"),
