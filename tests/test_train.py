@@ -211,7 +211,7 @@ def test_a_gradient_that_is_not_finite_on_one_process_is_left_out_on_all(toy):
     argv = [*argv, "--stage", "1", "--batch-size", "8", "--run", folder / "poisoned"]
     code, out, err = runs.run("train", argv, folder / "out", 2, poison_a_gradient)
     assert code == 0 and out.count("; step skipped, no update") == 1, err
-    assert "stage1: step 2: loss " in out and "loss nan" not in out and "gradient norm nan; the studies: train-" in out
+    assert "stage1: step 2: loss " in out and "loss nan" not in out and "gradient norm nan, on the studies train-" in out
     assert all(value.isfinite().all() for value in load_file(folder / "poisoned" / "stage1.safetensors").values())
 
 
@@ -377,7 +377,7 @@ def test_four_in_a_row_end_the_run(toy, tmp_path, monkeypatch, capfd):
     poisoned(monkeypatch, {1, 2, 3, 4})
     assert train.main([*toy[1], "--stage", "1", "--batch-size", "8", "--run", str(tmp_path), "--save-every", "1"]) == 1
     err = capfd.readouterr().err.splitlines()[-1]
-    assert "step 5: loss inf" in err and "not finite 4 times in a row" in err
+    assert "step 5: loss inf" in err and "not finite in 4 steps in a row" in err
     (newest,) = (path for path in (tmp_path / "state").iterdir() if "00000004" in path.name)
     assert all(value.isfinite().all() for value in load_file(newest).values() if value.is_floating_point())
 
