@@ -3,6 +3,7 @@
     python -m docs.make --ckpt runs/demo/ckpt.safetensors
 
     first.svg               one study: its pictures with a clue's heat map, its clues, its report beside the reference
+    frontal.png, lateral.png   the same study's pictures alone, to try `evaluate.py --image` with
     gallery[-dark].webp     two studies of report.html, where there is a Chromium
     ladder.svg, swaps.svg   what the experiments measured, with 95 % intervals over the studies of all seeds
     scarce.svg, mix.svg     the same over the share of reports that stage 2 reads, and over the share of right clues
@@ -396,6 +397,10 @@ def make(args):
         if args.results.is_file() else []
 
     save(args.out / "first.svg", first(prepared, *best[0]))
+    for name, picture in zip(("frontal.png", "lateral.png"), prepared.pictures(best[0][0]).numpy()):
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "PNG")
+        save(args.out / name, file.getvalue())
     for name, picture, missing in (("learned.svg", learned(log), "the log holds no sample reports"),
                                    ("curves.svg", loss_curves(log), "the log holds no losses"),
                                    ("ladder.svg", ladder(lines), f"{args.results} holds no ladder"),
