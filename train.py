@@ -295,8 +295,9 @@ def expected_parts(args):
         parts = demo.lacking(args.data, args.weights, slow)
         seconds = [slow * visit * min(epochs * demo.STUDIES[0], (args.max_steps or math.inf) * batch)
                    for visit, epochs, batch in zip(demo.VISIT, args.epochs, args.batch_size)]
-    stages = [Part("stage1", f"stage 1: pictures aligned with sentences, {args.epochs[0]} epochs", seconds[0]),
-              Part("stage2", f"stage 2: reports from pictures and clues, {args.epochs[1]} epochs", seconds[1])]
+    lengths = [f"{epochs} epoch{'s' * (epochs > 1)}" for epochs in args.epochs]
+    stages = [Part("stage1", f"stage 1: pictures aligned with sentences, {lengths[0]}", seconds[0]),
+              Part("stage2", f"stage 2: reports from pictures and clues, {lengths[1]}", seconds[1])]
     return parts + [stage for number, stage in enumerate(stages, start=1) if args.stage in (None, number)]
 
 
