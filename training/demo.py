@@ -31,7 +31,7 @@ MARK = "demo.json"                         # marks a folder of weights as the de
 
 # Seconds on the machine of timetable.REFERENCE: to draw a picture; to pre-train BERT; to pre-train the language model;
 # to train on one study in stage 1, in stage 2
-DRAWING, MEANING, WRITING, VISIT = 0.005, 15, 165, (0.009, 0.026)
+DRAWING, MEANING, WRITING, VISIT = 0.005, 15, 165, (0.009, 0.022)
 
 
 def lacking(data, weights, slowness):
