@@ -1,14 +1,14 @@
-"""Scores of generated reports, each under its full name: `score` for language; the folder's files define the rest.
+"""Scores of generated reports. `score` gives the language scores; the other files here define all further scores.
 
 Two protocols, because the literature has two and calls both BLEU:
-- "coco": pycocoevalcap's practice. Full references, Penn Treebank tokens, punctuation dropped.
-- "r2gen": what R2Gen, R2GenCMN and R2GenGPT do. Both sides go through their cleaning function, which writes the
-  sentence dot as a word of its own (" . "), tokens are what blanks separate, so that the dot counts, and references are
-  cut to 60 (IU X-Ray) or 100 (MIMIC-CXR) words. Published rows were computed this way and compare with this protocol
-  only.
+- "coco": as pycocoevalcap computes scores. Full references, Penn Treebank tokens, punctuation dropped.
+- "r2gen": as R2Gen, R2GenCMN and R2GenGPT compute scores. Their cleaning function is applied to hypothesis and
+  reference; it writes the full stop as a word of its own (" . "). Tokens are separated by blanks, so the full stop
+  counts as a token. References are cut to 60 (IU X-Ray) or 100 (MIMIC-CXR) words. Published results were computed this
+  way, so they are comparable with this protocol only.
 
-What "r2gen" does not copy: rare words of the reference become <unk> there, after the training set's vocabulary; R2Gen's
-limit counts the start token, so that 59 or 99 words remain; R2GenGPT's counts LLaMA's sub-word tokens.
+What "r2gen" does not copy: the original replaces words of the reference that are rare in the training set by <unk>;
+R2Gen's limit counts the start token, so that 59 or 99 words remain; R2GenGPT's limit counts LLaMA's sub-word tokens.
 """
 
 import numpy as np
@@ -25,31 +25,35 @@ from metrics.radcliq import measure_scores
 from metrics.rouge import rouge_l
 
 PROTOCOLS = ("coco", "r2gen")
-# Cleaning function and number of words left of a reference.
+# Cleaning function, and the number of words to which a reference is cut.
 CLEANINGS = {"iu": (clean_r2gen_iu, 60), "mimic": (clean_r2gen_mimic, 100),
              "r2gengpt-mimic": (clean_r2gengpt_mimic, 100)}
 
 
 def reference_lists(hypotheses, references):
-    """Texts or lists of texts → a list of texts per hypothesis. Raises UserError for sides that do not match."""
+    """References, each a text or a list of texts → one list of texts per hypothesis.
+
+    Raises UserError if the numbers of hypotheses and references differ, are 0, or an item is not text.
+    """
     if len(hypotheses) != len(references):
-        raise UserError(f"{len(hypotheses)} hypotheses and {len(references)} references; give a reference, or a list "
-                        "of them, per hypothesis")
+        raise UserError(f"{len(hypotheses)} hypotheses and {len(references)} references; give one reference, or a list "
+                        "of references, per hypothesis")
     if not len(hypotheses):
         raise UserError("no pair of texts to score; give at least one hypothesis with its reference")
 
     lists = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
     for i, (hypothesis, texts) in enumerate(zip(hypotheses, lists)):
         if not isinstance(hypothesis, str) or not texts or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"pair {i + 1}: a hypothesis is one text and a reference a text or a list of texts")
+            raise UserError(f"pair {i + 1}: is not text; give one text as hypothesis, and one text or a list of texts "
+                            "as reference")
     return lists
 
 
 def prepare(hypotheses, references, protocol="coco", cleaning="iu", reference_words=None):
-    """Token strings of both sides: (list of texts, list of texts or lists of texts) → (list, list of lists).
+    """Token strings of N hypotheses and references: (N texts, N texts or lists of texts) → (N strings, N lists).
 
-    `cleaning` (iu, mimic, r2gengpt-mimic) and `reference_words` (None: as the cleaning's data set has it) belong to
-    "r2gen". Raises UserError for sides that do not match.
+    `cleaning` (iu, mimic, r2gengpt-mimic) and `reference_words` (None: the limit of the cleaning's data set) apply to
+    "r2gen" only. Raises UserError as `reference_lists` does, and for an unknown protocol or cleaning.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"protocol {protocol!r} is not known; take one of {', '.join(PROTOCOLS)}")
@@ -66,7 +70,7 @@ def prepare(hypotheses, references, protocol="coco", cleaning="iu", reference_wo
 
 
 def measure(hypotheses, references, lexicon):
-    """Measured of token strings as `prepare` gives them; `lexicon` as read_lexicon gives it."""
+    """`Measured` language scores of the token strings from `prepare`; `lexicon` is the result of read_lexicon."""
     means = [rouge_l(hypotheses, references)[1], cider(hypotheses, references)[1], np.ones(len(hypotheses))]
     blocks = [bleu_statistics(hypotheses, references), meteor_statistics(hypotheses, references, lexicon),
               np.stack(means, axis=1)]
@@ -84,13 +88,13 @@ def measure(hypotheses, references, lexicon):
 
 
 def score(hypotheses, references, protocol="coco", meteor_data=None, cleaning="iu", reference_words=None, models=None):
-    """Corpus scores of texts against texts or lists of texts.
+    """Corpus scores of N texts against N references, each a text or a list of texts.
 
-    {"BLEU-1": …, "BLEU-4", "METEOR" or "METEOR (exact+stem)", "ROUGE-L", "CIDEr"}.
+    Returns {"BLEU-1": …, "BLEU-4", "METEOR" or "METEOR (exact+stem)", "ROUGE-L", "CIDEr"}: fractions in [0, 1], but
+    CIDEr from 0 to 10, as in pycocoevalcap.
 
-    Fractions, CIDEr as pycocoevalcap gives it. `meteor_data` is METEOR's folder; None looks for an installed
-    pycocoevalcap, False uses none. `models` (metrics/model_based.py: ModelScores) adds the scores that networks give.
-    Raises UserError.
+    `meteor_data`: METEOR's folder; None looks for an installed pycocoevalcap, False does without the data. `models`: a
+    ModelScores (metrics/model_based.py), whose scores are added. Raises UserError.
     """
     prepared = prepare(hypotheses, references, protocol, cleaning, reference_words)
     parts = [measure(*prepared, read_lexicon(None if meteor_data is False else find_data(meteor_data)))]

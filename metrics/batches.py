@@ -1,4 +1,4 @@
-"""Texts in batches, as CheXbert, BERTScore and RadGraph read them."""
+"""Batches of texts for the networks of CheXbert, BERTScore and RadGraph."""
 
 from tqdm import tqdm
 
@@ -7,17 +7,17 @@ from model.bert import padded
 
 
 def check_vocabulary(tokenizer, size, folder, spare=False):
-    """Raises UserError where a vocabulary is torn, or another model's. With `spare` the model may know ids beyond it."""
+    """Raises UserError if the vocabulary's size is not the model's. `spare`: the model may have more embeddings."""
     if len(tokenizer) > size or len(tokenizer) < size and not spare:
         raise UserError(f"{folder}: {len(tokenizer):,} pieces in the vocabulary, but the model knows {size:,}; "
-                        "take the files that belong together, and whole")
+                        "use complete files of one and the same model")
 
 
 def padded_batches(encoded, pad_id, device, what, batch_size=32, progress=True):
-    """Yields (texts, ids (B, T), mask (B, T)) on the device, of {text: token ids}; the mask is false at padding.
+    """{text: token ids} → yields (texts, ids (B, T), mask (B, T)), on `device`; the mask is false at padding.
 
-    Shortest texts first, so that a batch holds little padding. `what` is the progress bar's title; it is silent where
-    nobody watches.
+    Shortest texts come first, so that a batch holds little padding. `what` is the title of the progress bar, which is
+    shown on a terminal only.
     """
     order = sorted(encoded, key=lambda text: len(encoded[text]))
     for start in tqdm(range(0, len(order), batch_size), what, unit="batch", disable=None if progress else True):

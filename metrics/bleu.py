@@ -6,8 +6,8 @@ Papineni et al. 2002, in the form of pycocoevalcap 1.2 (`Bleu(4)`, reference len
     ratio  = (Σ length + 1e-15) / (Σ reference length + 1e-9)
     BLEU_k = (p_1 ··· p_k)^(1/k) · min(1, exp(1 - 1 / ratio))
 
-Tokens are blank-separated. With several references matches are clipped at the largest count in any of them, and the
-reference length is the closest one, the shorter on a tie.
+Tokens are separated by blanks. With several references, an n-gram's matches are clipped at its largest count in any
+reference, and the reference length is the one closest to the hypothesis's, the shorter one on a tie.
 
 Traps
 - An exact copy scores 0.9999999996, not 1; the small terms are the only smoothing. nltk's and sacrebleu's
@@ -24,7 +24,7 @@ TINY, SMALL = 1e-15, 1e-9
 
 
 def ngrams(words):
-    """Four counters of a text's 1-, 2-, 3- and 4-grams; a 1-gram is the word itself, a longer one a tuple."""
+    """Four counters, of a text's 1-, 2-, 3- and 4-grams; a 1-gram is a word, a longer n-gram a tuple of words."""
     return Counter(words), *(Counter(zip(*(words[i:] for i in range(n)))) for n in range(2, ORDERS + 1))
 
 
@@ -46,7 +46,7 @@ def bleu_statistics(hypotheses, references):
 
 
 def bleu_from(summed):
-    """BLEU-1..4 (..., 4) of summed statistics (..., 10)."""
+    """Summed statistics (..., 10) → BLEU-1..4 (..., 4)."""
     matches, possible = summed[..., :ORDERS], summed[..., ORDERS:-2]
     value = np.cumprod((matches + TINY) / (possible + SMALL), axis=-1) ** (1 / np.arange(1, ORDERS + 1))
     ratio = (summed[..., -2:-1] + TINY) / (summed[..., -1:] + SMALL)
@@ -54,6 +54,6 @@ def bleu_from(summed):
 
 
 def bleu(hypotheses, references):
-    """(list of token strings, list of lists of token strings) → (BLEU-1..4 of the corpus, four lists of items')."""
+    """(list of token strings, list of lists of token strings) → (BLEU-1..4 of the corpus, four lists of item values)."""
     statistics = bleu_statistics(hypotheses, references)
     return bleu_from(statistics.sum(0)).tolist(), bleu_from(statistics).T.tolist()
