@@ -44,8 +44,8 @@ def reference_lists(hypotheses, references):
     lists = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
     for i, (hypothesis, texts) in enumerate(zip(hypotheses, lists)):
         if not isinstance(hypothesis, str) or not texts or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"pair {i + 1}: is not text; give one text as hypothesis, and one text or a list of texts "
-                            "as reference")
+            raise UserError(f"pair {i + 1}: has a side without text; give one text as hypothesis, and one text or a "
+                            "list of texts as reference")
     return lists
 
 

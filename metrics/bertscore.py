@@ -5,8 +5,8 @@ Zhang et al. 2020, arXiv:1904.09675, as bert_score 0.3.13 computes it. With unit
     P = Σ w_i max_j h_i·r_j / Σ w_i,    R = Σ w_j max_i h_i·r_j / Σ w_j,    F1 = 2 P R / (P + R)
 
 A token's weight w is 1, or with `idf` ln((N + 1) / (n + 1)) if n of the N references contain the token. The two special
-tokens have weight 0, but may be the best match of another token. Rescaling turns a value x into (x - b) / (1 - b), where
-the baseline b is the score of unrelated sentences; a rescaled value may be negative.
+tokens have weight 0, but may be the best match of another token. Rescaling turns a value x into (x - b) / (1 - b); the
+baseline b is the score of unrelated sentences. A rescaled value may be negative.
 
 The trap: flipping a negation hardly changes BERTScore. "No pleural effusion." against "Pleural effusion." still scores
 about .9, so never report BERTScore alone.

@@ -54,6 +54,6 @@ def bleu_from(summed):
 
 
 def bleu(hypotheses, references):
-    """(list of token strings, list of lists of token strings) → (BLEU-1..4 of the corpus, four lists of item values)."""
+    """(list of token strings, list of lists of token strings) → (corpus BLEU-1..4, four lists of item values)."""
     statistics = bleu_statistics(hypotheses, references)
     return bleu_from(statistics.sum(0)).tolist(), bleu_from(statistics).T.tolist()

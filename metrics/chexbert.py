@@ -1,15 +1,17 @@
-"""CheXbert: reads the 14 findings of CheXpert from a report's text, each blank, positive, negative or uncertain.
+"""CheXbert: labels a report's text with CheXpert's 14 findings, each blank, positive, negative or uncertain.
 
-Smit et al. 2020, arXiv:2004.09167; stanfordmlgroup/CheXbert. BERT-base (lower-case), its last hidden state at [CLS],
-dropout, and one linear head per finding: 13 with four classes and "No Finding" with two (blank, positive). No pooler.
+Smit et al. 2020, arXiv:2004.09167; stanfordmlgroup/CheXbert. The last hidden state of BERT-base (lower-case) at [CLS],
+dropout, and one linear head per finding: 13 heads with four classes, and "No Finding" with two (blank, positive). No
+pooler.
 
-The folder holds chexbert.pth as it circulates (a training checkpoint of a DataParallel module, optimiser state inside)
-and bert-base-uncased's vocab.txt; config.json only for a model of another size.
+The folder holds chexbert.pth as published (a training checkpoint of a DataParallel module, with optimiser state) and
+bert-base-uncased's vocab.txt; config.json is needed only for a model of another size.
 
 Traps
-- Classes are 0 blank, 1 positive, 2 negative, 3 uncertain; the CSV form is blank, 1, 0, -1.
-- A text of more than 512 tokens keeps its first 511 and [SEP].
-- It was trained on impressions, and padding must be masked. The order of the findings is not that of MIMIC-CXR's CSV.
+- Classes are 0 blank, 1 positive, 2 negative, 3 uncertain; CSV files write them as blank, 1, 0, -1.
+- A text of more than 512 tokens is cut to its first 511 and [SEP].
+- CheXbert was trained on impressions. Padding must be masked.
+- The order of the findings differs from MIMIC-CXR's CSV.
 """
 
 import re
@@ -34,7 +36,7 @@ RENAME = {r"^module\.": "", r"^bert\.pooler\.": None, r"^bert\.embeddings\.(posi
 
 
 class CheXbert(nn.Module):
-    """BERT and a linear head per finding."""
+    """BERT, and one linear head per finding."""
 
     def __init__(self, config):
         super().__init__()
@@ -43,26 +45,26 @@ class CheXbert(nn.Module):
         self.linear_heads = nn.ModuleList(nn.Linear(config.hidden_size, classes) for classes in CLASSES)
 
     def forward(self, ids, mask):
-        """14 tensors of logits, (B, 4) and (B, 2), of token ids and mask (B, T)."""
+        """Token ids and mask (B, T) → 14 tensors of logits, (B, 4), but (B, 2) for "No Finding"."""
         return self.heads(self.bert(ids, mask)[:, 0])
 
     def heads(self, cls):
-        """The same of [CLS]'s last hidden state (B, D)."""
+        """[CLS]'s last hidden state (B, D) → the same logits as `forward`."""
         cls = self.dropout(cls)
         return [head(cls) for head in self.linear_heads]
 
 
 class Reading(NamedTuple):
-    """What CheXbert reads in a text."""
+    """CheXbert's labels and vector of one text."""
 
     labels: list        # 14 values: 0 blank, 1 positive, 2 negative, 3 uncertain
     vector: np.ndarray  # (D,), the last hidden state of [CLS]
 
 
 class Labeler:
-    """Texts → labels or vectors, with a model and its tokenizer. Reads no more tokens than the model has positions.
+    """Texts → labels or vectors, by a CheXbert and its tokenizer. Longer texts are cut to the model's positions.
 
-    What it has read it remembers: a text costs its time once, whoever asks for it again.
+    Readings are cached, so a text that is asked for again takes no time.
     """
 
     def __init__(self, model, tokenizer, device="cpu"):
@@ -71,7 +73,7 @@ class Labeler:
 
     @classmethod
     def from_pretrained(cls, folder, device="cpu"):
-        """Reads a folder with chexbert.pth and vocab.txt. Raises UserError, with the names that do not fit."""
+        """Reads a folder with chexbert.pth and vocab.txt. Raises UserError, naming tensors that do not fit."""
         folder = Path(folder)
         tokenizer = WordPiece(read_bytes(folder, "vocab.txt"), lower_case=True)
         config = (read_config(BertConfig, folder) if (folder / "config.json").is_file()
@@ -81,7 +83,7 @@ class Labeler:
         return cls(model, tokenizer, device)
 
     def encode(self, text):
-        """Token ids of one report as published: white space squeezed, [CLS] … [SEP], at most 512."""
+        """Token ids of one report, as in the published code: single blanks, [CLS] … [SEP], at most 512 ids."""
         ids = self.tokenizer.encode(re.sub(r"\s+", " ", text.strip()))
         longest = self.model.bert.config.max_position_embeddings
         return ids if len(ids) <= longest else ids[: longest - 1] + [self.tokenizer.sep_id]
@@ -102,10 +104,10 @@ class Labeler:
         return [list(reading.labels) for reading in self.read(texts, batch_size, progress)]
 
     def similarity(self, hypotheses, references, progress=True):
-        """(N,), the CheXbert vector similarity, or SembScore, of N pairs of texts: the cosine of their two vectors.
+        """N pairs of texts → (N,), the cosine of their CheXbert vectors, called SembScore.
 
-        Smit et al.'s network as Yu et al. 2023 use it (rajpurkarlab/CXR-Report-Metric, add_semb_col): no dropout, no
-        pooler, the texts as they are.
+        As Yu et al. 2023 compute it (rajpurkarlab/CXR-Report-Metric, add_semb_col): no dropout, no pooler, texts
+        unchanged.
         """
         readings = self.read([*hypotheses, *references], progress=progress)
         vectors = np.array([reading.vector for reading in readings], dtype=np.float64).reshape(2, len(hypotheses), -1)

@@ -1,17 +1,17 @@
-"""CIDEr: cosine of tf-idf n-gram vectors, n = 1..4: in truth CIDEr-D times 10, without stemming.
+"""CIDEr: cosine of tf-idf n-gram vectors, n = 1..4; strictly speaking CIDEr-D times 10, without stemming.
 
-Vedantam et al. 2015, in the form of pycocoevalcap 1.2. A vector's entry is count · idf,
-idf = ln N - ln max(1, df), df = the number of items of those being scored whose reference set has the n-gram.
+Vedantam et al. 2015, in the form of pycocoevalcap 1.2. A vector's entry is count · idf, where idf = ln N - ln max(1, df)
+for N scored items, and df is the number of items with the n-gram in any reference.
 
     sim_n = Σ min(h, r) · r / (|h| |r|) · exp(-(difference of lengths)² / (2 · 6²))
 
-meaned over n and references, times 10.
+CIDEr is the mean of sim_n over n and references, times 10.
 
 Traps
 - The length in the penalty is the number of bigrams.
-- One item alone has idf 0 and scores 0. A copy of four or more words scores 10, of one word 2.5.
-- The value depends on the whole set: shards, subsets and bootstrap samples have other document frequencies. The
-  intervals of this project keep those of the full set and resample the items' values.
+- A single item has idf 0, so it scores 0. An exact copy of four or more words scores 10, of one word 2.5.
+- The value depends on the whole set: shards, subsets and bootstrap samples have other document frequencies. This
+  project's intervals keep the full set's document frequencies and resample the items' values.
 - R2Gen reports no CIDEr.
 """
 
@@ -46,16 +46,16 @@ def cider(hypotheses, references):
 
 
 def similarity(hypothesis, reference, idf, unseen):
-    """Mean over n of the cosines of two texts' n-gram counters, times the penalty for a difference in length.
+    """Mean over n of the cosines of two texts' n-gram counters, times the penalty for different lengths.
 
-    idf: per n {n-gram: weight}; unseen: the weight of an n-gram that no reference has.
+    idf: one {n-gram: weight} per n; unseen: the weight of an n-gram that is in no reference.
     """
     total = 0.0
     for h, r, weight in zip(hypothesis, reference, idf):
         norms = [sqrt(sum([(count * weight.get(gram, unseen)) ** 2 for gram, count in counts.items()]))
                  for counts in (h, r)]
         if norms[0] and norms[1]:
-            # In the order of the hypothesis: a set's changes with every start of Python, and with it the last digit.
+            # Summed in the hypothesis's order: a set's order differs per run of Python, and so would the last digit.
             dot = sum([min(count, r[gram]) * r[gram] * weight[gram] ** 2 for gram, count in h.items() if gram in r])
             total += dot / (norms[0] * norms[1])
     difference = hypothesis[1].total() - reference[1].total()

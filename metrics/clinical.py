@@ -1,21 +1,22 @@
-"""Clinical efficacy: precision, recall and F1 of the findings a report states against those of its reference.
+"""Clinical efficacy: precision, recall and F1 of the findings in a report against the findings in its reference.
 
-Two arrays (N, 14) in CheXbert's order and coding: 0 blank, 1 positive, 2 negative, 3 uncertain. "F1" alone says nothing
-here, for the literature prints different cells of one grid under that name:
+Input: two arrays (N, 14) in CheXbert's order and coding: 0 blank, 1 positive, 2 negative, 3 uncertain. "F1" alone is
+ambiguous, because the literature prints different cells of one grid under that name:
 
-    average     micro: counts summed over classes · macro: mean of the classes' values · weighted: the same, weighted by
-                support · example: mean of the reports' values
+    average     micro: counts summed over classes · macro: mean of the classes' values · weighted: mean of the classes'
+                values weighted by support · example: mean of the reports' values
     classes     14 · 13: without No Finding · 5: Cardiomegaly, Edema, Consolidation, Atelectasis, Pleural Effusion
     uncertain   "positive": 3 counts as 1 (f1chexbert, RadEval, WCL) · "negative": as 0 (R2Gen, PromptMRG)
 
-A ratio 0/0 is 0, as scikit-learn has it with zero_division=0.
+A ratio 0/0 is 0, as in scikit-learn with zero_division=0.
 
 Traps
 - Macro F1 is the mean of the classes' F1, not 2PR / (P + R) of the macro means.
-- "example" gives a report without any positive on either side 0: without No Finding among the classes it punishes a
-  normal report for being right.
-- Other tools order the classes otherwise (MIMIC-CXR's CSV is alphabetical), and "rrg" means uncertain as positive in
-  one tool and as negative in another. Averages over ranks or batches are not the value over all reports.
+- "example" gives 0 to a report that has no positive class and whose reference has none. So without the class No Finding,
+  a correct normal report scores 0.
+- Other tools order the classes differently (MIMIC-CXR's CSV is alphabetical). "rrg" counts uncertain as positive in one
+  tool and as negative in another.
+- The mean of the values of ranks or batches is not the value over all reports.
 """
 
 import numpy as np
@@ -34,7 +35,8 @@ AVERAGES = ("micro", "macro", "example", "weighted")
 UNCERTAIN = {"positive": (1, 3), "negative": (1,)}
 PARTS = ("precision", "recall", "f1")
 
-# A report's statistics: for either reading of uncertain a table of counts and one of the report's own values, then a 1.
+# A report's statistics: for each treatment of uncertain, a table of counts and a table of the report's own values; then
+# a 1, which counts the reports.
 COUNTS = (len(LABELS), 3)                    # tp, fp, fn of each class
 OWN_VALUES = (len(CLASS_SETS), len(PARTS))   # over each class set
 ENDS = np.cumsum([np.prod(table) for _ in UNCERTAIN for table in (COUNTS, OWN_VALUES)])
@@ -51,14 +53,18 @@ def _prf(counts):
 
 
 def clinical_statistics(hypothesis, reference):
-    """The reports' statistics (N, k), which add up: see above. Raises UserError for arrays that are not labels."""
+    """Two label arrays (N, 14) → the reports' statistics (N, k), described above, whose sum gives the corpus scores.
+
+    Raises UserError for arrays that are not labels, or whose lengths differ.
+    """
     hypothesis, reference = np.asarray(hypothesis), np.asarray(reference)
     for labels in (hypothesis, reference):
         if labels.ndim != 2 or labels.shape[1] != len(LABELS) or not np.isin(labels, (0, 1, 2, 3)).all():
-            raise UserError(f"labels are {len(LABELS)} values 0 (blank), 1 (positive), 2 (negative) or 3 (uncertain) "
-                            "per report, in CheXbert's order")
+            raise UserError(f"labels do not fit; give {len(LABELS)} values 0 (blank), 1 (positive), 2 (negative) or 3 "
+                            "(uncertain) per report, in CheXbert's order")
     if len(hypothesis) != len(reference):
-        raise UserError(f"labels of {len(hypothesis)} hypotheses and {len(reference)} references; give both per report")
+        raise UserError(f"labels of {len(hypothesis)} hypotheses, but of {len(reference)} references; give labels of "
+                        "both for every report")
 
     tables = []
     for values in UNCERTAIN.values():
@@ -70,7 +76,10 @@ def clinical_statistics(hypothesis, reference):
 
 
 def clinical_values(summed):
-    """{(average, classes, uncertain, part): (...)} and {("per_class", uncertain, label, part): (...)} of (..., k)."""
+    """Summed statistics (..., k) → {(average, classes, uncertain, part): (...)}, a part being precision, recall or f1.
+
+    Also has the keys ("per_class", uncertain, label, part).
+    """
     *tables, reports = np.split(np.asarray(summed), ENDS, axis=-1)
     values = {}
     for uncertain, counts, own_values in zip(UNCERTAIN, tables[::2], tables[1::2]):
@@ -95,21 +104,21 @@ def clinical_values(summed):
 
 
 def supports(reference):
-    """{uncertain: {label: number of references that are positive}}."""
+    """Reference labels (N, 14) → {treatment of uncertain: {label: number of positive references}}."""
     reference = np.asarray(reference)
     return {uncertain: dict(zip(LABELS, np.isin(reference, values).sum(0).tolist()))
             for uncertain, values in UNCERTAIN.items()}
 
 
 def measure_clinical(hypothesis, reference):
-    """Measured of two label arrays (N, 14)."""
+    """Two label arrays (N, 14) → `Measured` scores of the grid."""
     return Measured(clinical_statistics(hypothesis, reference), clinical_values)
 
 
 def clinical_scores(hypothesis, reference):
-    """The grid of two label arrays (N, 14).
+    """Two label arrays (N, 14) → the grid of scores. Raises UserError as `clinical_statistics` does.
 
-    grid[average][classes][uncertain] is {"precision", "recall", "f1"}; grid["per_class"][uncertain][label] is the same
+    grid[average][classes][uncertain] is {"precision", "recall", "f1"}; grid["per_class"][uncertain][label] has these
     and "support".
     """
     statistics = clinical_statistics(hypothesis, reference)
