@@ -1,12 +1,12 @@
-"""Intervals: the 95 % percentile bootstrap over studies, the one of the whole project.
+"""Intervals: the 95 % percentile bootstrap over studies, used in the whole project.
 
-A draw takes N of the N studies with replacement. Scores that are functions of sums over studies draw the sums again and
-read no text twice (`with_intervals`); a score that is none, such as AUROC, is computed from how often each study was
-drawn (`drawn_counts`). CIDEr and METEOR keep what belongs to the whole set (document frequencies, the chosen
-reference). Two systems on the same studies are compared draw by draw: paired bootstrap (Efron and Tibshirani 1993, ch.
-16; Koehn 2004).
+A draw takes N of the N studies with replacement. A score that is a function of sums over studies is computed from
+resampled sums, without reading a text again (`with_intervals`). Any other score, such as AUROC, is computed from how
+often each study was drawn (`drawn_counts`). CIDEr's document frequencies and METEOR's choice of the best reference stay
+those of the whole set. Two systems on the same studies are compared draw by draw: paired bootstrap (Efron and
+Tibshirani 1993, ch. 16; Koehn 2004).
 
-No figure depends on the number of threads or on the machine's way of adding: see `exactly_summable`.
+No figure depends on the number of threads or on the order in which a processor adds: see `exactly_summable`.
 """
 
 from typing import Callable, NamedTuple
@@ -21,22 +21,22 @@ class Measured(NamedTuple):
     """Scores that are functions of summed per-item statistics."""
 
     statistics: np.ndarray  # (N, k)
-    values: Callable  # summed statistics (..., k) → {path of names: (...)}; NaN where a score has nothing to stand on
+    values: Callable  # summed statistics (..., k) → {path of names: (...)}; NaN where a score is not defined
 
     def of_items(self):
-        """{path of names: (N,)}, the score of every item by itself."""
+        """{path of names: (N,)}: the score of each item alone."""
         return self.values(self.statistics)
 
 
 def measure_means(scores):
-    """Measured of {name: (N,) scores of the items}, the score of all being the mean."""
+    """{name: (N,) scores of the items} → `Measured`, whose score of the set is the mean."""
     columns = np.column_stack([*scores.values(), np.ones(len(next(iter(scores.values()))))])
     return Measured(columns, lambda summed: {(name,): summed[..., i] / summed[..., -1]
                                              for i, name in enumerate(scores)})
 
 
 def drawn_counts(N, draws=DRAWS, seed=SEED):
-    """Yields blocks (b, N) of how often each study is in each draw. The same seed and N draw the same studies."""
+    """Yields blocks (b, N): how often each of N studies is in each of b draws. Equal seed and N give equal draws."""
     rng = np.random.default_rng(seed)
     for start in range(0, draws, BLOCK):
         size = min(BLOCK, draws - start)
@@ -44,11 +44,11 @@ def drawn_counts(N, draws=DRAWS, seed=SEED):
 
 
 def exactly_summable(statistics):
-    """(N, k) rounded, column by column, so that every sum of N of its entries is exact in float64.
+    """Statistics (N, k) rounded, column by column, so that every sum of N entries of a column is exact in float64.
 
-    A sum that is exact does not depend on the order of its terms, and so neither on the number of threads that share
-    the product below nor on the processor. The entries become multiples of a power of two that leaves the sum 52 bits:
-    whole numbers stay as they are, a score in [0, 1] moves by less than 1e-12 for up to 4,096 studies.
+    An exact sum does not depend on the order of its terms, hence not on the number of threads or the processor. Entries
+    are rounded to multiples of a power of two, chosen so that any sum fits into 52 bits. Whole numbers do not change;
+    a score in [0, 1] changes by less than 1e-12 for up to 4,096 studies.
     """
     statistics = np.asarray(statistics, dtype=np.float64)
     largest = np.abs(statistics).max(axis=0, initial=0) * len(statistics)  # no sum is larger than this
@@ -57,24 +57,24 @@ def exactly_summable(statistics):
 
 
 def resample(statistics, draws=DRAWS, seed=SEED):
-    """Summed statistics of resampled items: (N, k) → (draws, k)."""
+    """Statistics (N, k) → their sums over the resampled items of each draw, (draws, k)."""
     exact = exactly_summable(statistics)
     return np.concatenate([counts @ exact for counts in drawn_counts(len(exact), draws, seed)])
 
 
 def number(value):
-    """A float for JSON: None where it is not a number."""
+    """A float for JSON: None for NaN and infinity."""
     return float(value) if np.isfinite(value) else None
 
 
 def bounds(drawn):
-    """(low, high) of a score's values in the draws, those without a value left out."""
+    """(low, high) of a score's values in the draws, not counting draws without a value; (None, None) if none has one."""
     drawn = drawn[np.isfinite(drawn)]
     return map(float, np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])) if len(drawn) else (None, None)
 
 
 def interval(value, drawn):
-    """{"value", "low", "high"} of a score and its values in the draws."""
+    """A score and its values in the draws → {"value", "low", "high"}."""
     low, high = bounds(drawn)
     return {"value": number(value), "low": low, "high": high}
 
@@ -98,14 +98,15 @@ def with_intervals(measured, draws=DRAWS, seed=SEED):
 
 
 def differences(measured, other, draws=DRAWS, seed=SEED):
-    """This system minus another on the same items: {"other", "difference", "low", "high", "p"} a score, nested.
+    """This system minus another on the same items: {"other", "difference", "low", "high", "p"} per score, nested.
 
-    p is two-sided: twice the smaller share of draws on either side of no difference, one added to both counts.
+    p is two-sided: twice the smaller of the shares of draws with a difference ≤ 0 and ≥ 0, where 1 is added to the
+    count of draws above and below the fraction line. Raises ValueError if the numbers of items differ.
     """
     if len(measured.statistics) != len(other.statistics):
         raise ValueError("a paired comparison needs the same items on both sides")
 
-    # The same seed draws the same studies for both, which is what pairs them.
+    # Paired: the same seed draws the same studies for both systems.
     drawn, other_drawn = (m.values(resample(m.statistics, draws, seed)) for m in (measured, other))
     other_values = other.values(other.statistics.sum(0))
 

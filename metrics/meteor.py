@@ -1,23 +1,25 @@
 """METEOR 1.5: words aligned as exact, stem, synonym or paraphrase matches, scored by precision, recall and chunk order.
 
-Denkowski and Lavie 2014, as the jar in pycocoevalcap 1.2 computes it (`-l en -norm`, task "rank"). Written from its
-described and observed behaviour. With P and R the weighted shares of matched words (modules 1, .6, .8, .6; content
-words .75, function words .25) and `chunks` the number of runs matched in the same order on both sides:
+Denkowski and Lavie 2014, as the jar in pycocoevalcap 1.2 computes it (`-l en -norm`, task "rank"). Written from the
+jar's described and observed behaviour. P and R are the weighted shares of matched words (weights: the four kinds of
+match, called modules, 1, .6, .8, .6; content words .75, function words .25). `chunks` is the number of runs of matched
+words that are contiguous and in the same order on both sides:
 
     Fmean = 1 / ((1 - α) / P + α / R),  fragmentation = chunks / mean number of matched words,
     METEOR = Fmean · (1 - γ · fragmentation^β),  α = .85, β = .2, γ = .6;  all matched in one chunk: no penalty
 
-Without the data files the modules are exact and stem only: the jar's `-m "exact stem"`. That score is called
-"METEOR (exact+stem)" everywhere, because it is another number: 1 % to 10 % lower.
+Without the data files only exact and stem matches are found, as with the jar's `-m "exact stem"`. This score is called
+"METEOR (exact+stem)" everywhere, because it is a different number: 1 % to 10 % lower.
 
 What has to be copied to get the jar's numbers
 - Words are compared by Java's 32-bit hash, in which some radiology tokens collide ("t8" = "rv", "c5" = "as").
 - The beam search (40 paths, stable sort) counts matches in integers: a one-word stem, synonym or paraphrase match
   adds nothing.
-- A chosen match's distance is added to the path it was copied from, so that later copies and the skip carry it.
-- The corpus value comes from summed statistics and is not the mean of the items. The chunk of an item that is wholly
-  matched in one chunk is not added.
-- With several references the one with the best item score counts, the first on a tie.
+- A match's distance is also added to the path that was extended by the match, so later extensions of the path, and the
+  path without a match, include the distance.
+- The corpus value comes from summed statistics; it is not the mean of the items' values. If an item is matched
+  completely in one chunk, this chunk is not counted.
+- Of several references, the one with the best item score counts, the first on a tie.
 """
 
 from collections import defaultdict
@@ -35,12 +37,12 @@ ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 MODULE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
 EXACT, STEM, SYNONYM, PARAPHRASE = range(4)
 BEAM = 40
-# Paths are ordered by more matched words, then fewer chunks, then smaller distance: three fields of one integer.
+# Paths with more matched words come first, then with fewer chunks, then with smaller distance: three fields of one integer.
 CHUNK, MATCHED = 1 << 32, 1 << 52
 
 
 class Match(NamedTuple):
-    """Words of the reference that stand for words of the hypothesis: start and number of both, and how they match."""
+    """A run of words in the reference and the matching run in the hypothesis: starts, lengths, and the kind of match."""
 
     start: int
     length: int
@@ -84,9 +86,9 @@ def _synonym_matches(hypothesis, hypothesis_codes, reference, reference_codes, l
 
 
 def _paraphrases(source, target, lexicon):
-    """Yields (start, length, start in the target, length there) of the table's rows with their phrase in the source.
+    """Yields (start, length, start in the target, length there) of phrases in `source` with a paraphrase in `target`.
 
-    Ordered by the place of the phrase, its length, the table's order of its paraphrases, and their places.
+    Ordered by the phrase's place and length, the paraphrase's rank in the table, and the paraphrase's place.
     """
     places = _places(target)
     for start, phrase in enumerate(source):
@@ -103,7 +105,7 @@ def _paraphrases(source, target, lexicon):
 
 
 def _paraphrase_matches(hypothesis, reference, lexicon):
-    """The matches of the table's rows: first those with their phrase in the reference, then in the hypothesis."""
+    """Paraphrase matches: first of phrases in the reference, then of phrases in the hypothesis."""
     matches = [[] for _ in reference]
     for j, n, i, m in _paraphrases(reference, hypothesis, lexicon):
         matches[j].append(Match(j, n, i, m, PARAPHRASE))
@@ -113,10 +115,10 @@ def _paraphrase_matches(hypothesis, reference, lexicon):
 
 
 def _matches(hypothesis, reference, lexicon):
-    """Per word of the reference the matches that start there, in the order of the modules."""
+    """For each word of the reference, the matches that start there, in the order of the modules."""
     codes, reference_codes = [_codes(word) for word in hypothesis], [_codes(word) for word in reference]
     modules = [_exact_matches(codes, reference_codes)]
-    if [code for code, _ in codes] != [code for code, _ in reference_codes]:  # equal texts have exact matches alone
+    if [code for code, _ in codes] != [code for code, _ in reference_codes]:  # equal texts have exact matches only
         modules.append(_stem_matches(codes, reference_codes))
         if lexicon:
             modules.append(_synonym_matches(hypothesis, codes, reference, reference_codes, lexicon))
@@ -125,7 +127,7 @@ def _matches(hypothesis, reference, lexicon):
 
 
 def _fixed(matches, hypothesis_length):
-    """Per word of the reference the match that needs no search: the only one there, of words no other match touches."""
+    """For each word of the reference, its match if no other match contains any of the match's words; else None."""
     touched, touched_in_hypothesis = [0] * len(matches), [0] * hypothesis_length
     for of_word in matches:
         for j, n, i, m, _ in of_word:
@@ -142,17 +144,17 @@ def _fixed(matches, hypothesis_length):
 
 
 def _gain(match):
-    """What a match subtracts from a path's order. Added length by length in integers: half a word is nothing."""
+    """A match's (negative) contribution to a path's order. Both lengths are halved as integers: half a word is 0."""
     _, n, _, m, module = match
     return -MATCHED * (n + m if module == EXACT else n // 2 + m // 2)
 
 
-# An alignment up to some word of the reference is a path, a plain tuple, since there are a thousand of them per text:
+# A path is an alignment up to some word of the reference; a plain tuple, because a text has about a thousand paths:
 #   order           the smaller, the better
-#   used            words of the hypothesis that it matches, as bits
-#   end             of its last match in the reference
-#   hypothesis_end  of the same in the hypothesis; -1 when its chunk is closed
-#   chain           (the chain of the matches before, the last match), or None
+#   used            matched words of the hypothesis, as bits
+#   end             end of the last match in the reference
+#   hypothesis_end  end of the last match in the hypothesis; -1 if its chunk is closed
+#   chain           (the chain of the earlier matches, the last match), or None
 START = (0, 0, 0, -1, None)
 
 
@@ -160,7 +162,7 @@ def _align(matches, hypothesis_length):
     """The best path's matches, by a beam search from left to right over the words of the reference."""
     paths = [START]
     for j, (of_word, fixed) in enumerate(zip(matches, _fixed(matches, hypothesis_length))):
-        # The beam: the stable sort decides between equal paths as METEOR's does.
+        # The beam: a stable sort, so that equal paths keep the order they have in METEOR.
         paths.sort(key=itemgetter(0))
         del paths[BEAM:]
         if fixed:
@@ -171,7 +173,7 @@ def _align(matches, hypothesis_length):
             paths = [(order + CHUNK, used, end, -1, chain) if hypothesis_end >= 0 and end <= j else path
                      for path in paths for order, used, end, hypothesis_end, chain in (path,)]
 
-    # The last step's paths, too, are cut to the beam, and that before their open chunks count.
+    # The paths of the last step are cut to the beam as well, before their open chunks are counted.
     paths.sort(key=itemgetter(0))
     del paths[BEAM:]
     *_, chain = min(paths, key=lambda path: path[0] + CHUNK if path[3] >= 0 else path[0])
@@ -185,7 +187,7 @@ def _align(matches, hypothesis_length):
 
 
 def _follow(paths, match):
-    """The paths with a match that is in all of them."""
+    """All paths, each extended by the same match."""
     j, n, i, m, _ = match
     step = _gain(match) + abs(j - i)
     return [(order + step + (CHUNK if hypothesis_end >= 0 and hypothesis_end != i else 0), used, j + n, i + m,
@@ -193,7 +195,7 @@ def _follow(paths, match):
 
 
 def _branch(paths, j, of_word):
-    """Every path with each of the matches at word j of the reference that it has room for, and without any."""
+    """Each path extended by each match at word j of the reference whose words are free, and each path without one."""
     steps = [(((1 << m) - 1) << i, _gain(match), abs(j - i), i, i + m, j + n, match)
              for match in of_word for _, n, i, m, _ in (match,)]
     best_gain = min(gain for _, gain, *_ in steps)
@@ -204,14 +206,14 @@ def _branch(paths, j, of_word):
             grown.append(path)
             continue
 
-        # Orders only grow below: once 40 paths are ahead of all that is still possible here, nothing more can survive.
+        # Orders only grow below: as soon as 40 paths are better than all that can still come, the rest cannot survive.
         if len(grown) >= 2 * BEAM:
             grown.sort(key=itemgetter(0))
             del grown[BEAM:]
             limit = grown[-1][0]
 
-        # The trap: a match's distance is added to the path it is copied from, so that later copies and the path without
-        # a match carry it.
+        # The trap: a match's distance is also added to the path that is extended, so later extensions and the path
+        # without a match include the distance.
         for bits, gain, distance, i, new_hypothesis_end, new_end, match in steps:
             if limit is not None and order + best_gain >= limit:
                 break
@@ -224,8 +226,8 @@ def _branch(paths, j, of_word):
     return grown
 
 
-# Columns of the statistics: words and function words of the hypothesis and of the reference, then per module matched
-# content and function words of either side, then chunks and matched words of either side.
+# Columns of the statistics, each for hypothesis and reference: words; function words; per module, matched content words
+# and matched function words. Then chunks, and matched words for hypothesis and reference.
 COLUMNS = 4 + 4 * 4 + 3
 
 
@@ -239,7 +241,7 @@ def _pair_statistics(hypothesis, reference, lexicon):
         counts = m - functions[0], n - functions[1], *functions
         by_module[module] = [a + b for a, b in zip(by_module[module], counts)]
 
-        # A chunk goes on where both sides go on.
+        # A match that continues the previous one on both sides is in the same chunk.
         chunks += last != (j, i)
         matched = [matched[0] + m, matched[1] + n]
         last = j + n, i + m
@@ -250,7 +252,7 @@ def _pair_statistics(hypothesis, reference, lexicon):
 
 
 def meteor_from(summed):
-    """METEOR (...) of summed statistics (..., 23)."""
+    """Summed statistics (..., 23) → METEOR (...)."""
     summed = np.asarray(summed, dtype=np.float64)
     words, functions, by_module, chunks, matched = np.split(summed, [2, 4, 20, 21], axis=-1)
     total = DELTA * (words - functions) + (1 - DELTA) * functions
@@ -265,7 +267,10 @@ def meteor_from(summed):
 
 
 def meteor_statistics(hypotheses, references, lexicon=None):
-    """(N, 23), per item against its best reference. They add up; `lexicon` (None: exact and stem) is read_lexicon's."""
+    """(N, 23): the statistics of each item against its best reference, whose sums give the corpus value.
+
+    `lexicon`: the result of read_lexicon; None: exact and stem matches only.
+    """
     rows = []
     for hypothesis, of_item in zip(hypotheses, references, strict=True):
         words = normalize(hypothesis)
@@ -277,8 +282,8 @@ def meteor_statistics(hypotheses, references, lexicon=None):
 def meteor(hypotheses, references, data=None):
     """(list of token strings, list of lists of token strings) → (corpus value, item values).
 
-    `data` is METEOR's folder (see metrics/meteor_data.py), None to look for an installed pycocoevalcap, False for none:
-    then, and where nothing is found, the value is the one to be called "METEOR (exact+stem)".
+    `data`: METEOR's folder (see metrics/meteor_data.py); None looks for an installed pycocoevalcap, False does without.
+    Without data the value must be called "METEOR (exact+stem)". Raises UserError for an incomplete folder.
     """
     lexicon = read_lexicon(None if data is False else find_data(data))
     statistics = meteor_statistics(hypotheses, references, lexicon)

@@ -1,12 +1,11 @@
-"""METEOR's knowledge of English: where its data files are, and what they say of a word and of a phrase.
+"""METEOR's data files: where they are found, and the synonyms and paraphrases in them.
 
-The full metric needs files of the METEOR 1.5 release, which the package pycocoevalcap ships and this project does not:
+The full metric needs files of the METEOR 1.5 release. The package pycocoevalcap contains them; this project does not:
 
     meteor-1.5.jar            a zip; in it synonym/english.synsets and synonym/english.exceptions (WordNet 3.0 licence)
     data/paraphrase-en.gz     5.3 million phrase pairs (LGPL 2.1)
 
-A folder that holds both is found by `find_data`. They are read once per process (3 seconds, 0.2 GB): whoever scores
-pair by pair pays for it with the first pair alone.
+`find_data` finds a folder with both files. They are read once per process, which takes 3 seconds and 0.2 GB.
 """
 
 import gzip
@@ -31,16 +30,16 @@ _SUFFIXES = [("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch")
 
 
 def find_data(folder=None):
-    """The folder with METEOR's jar and paraphrase table: `folder`, or an installed pycocoevalcap's, or None.
+    """The folder with METEOR's jar and paraphrase table, in `folder` or else in an installed pycocoevalcap; or None.
 
-    Nothing is imported to find it. Raises UserError where `folder` is given and incomplete.
+    pycocoevalcap is not imported. Raises UserError if `folder` is given and incomplete.
     """
     if folder is not None:
         folder = Path(folder)
         for place in (folder, folder / "meteor", folder / "pycocoevalcap" / "meteor"):
             if (place / JAR).is_file() and (place / TABLE).is_file():
                 return place
-        raise UserError(f"{folder}: {JAR} and {TABLE} are not there; name pycocoevalcap's folder 'meteor'")
+        raise UserError(f"{folder}: lacks {JAR} or {TABLE}; give pycocoevalcap's folder 'meteor'")
     for entry in sys.path:
         place = Path(entry or ".") / "pycocoevalcap" / "meteor"
         if (place / JAR).is_file() and (place / TABLE).is_file():
@@ -54,14 +53,14 @@ class Lexicon:
     def __init__(self, jar, table):
         self._sets, self._bases = _read_synsets(jar)
         self._rows = _read_paraphrases(table)
-        self.phrases = self._rows.keys()  # that have paraphrases
-        # What longer phrases begin with.
+        self.phrases = self._rows.keys()  # all phrases with paraphrases
+        # The first words of longer phrases.
         self.beginnings = {" ".join(words[:n]) for words in map(str.split, self.phrases) for n in range(1, len(words))}
-        self.synonyms = {}  # word that was added → the words added that share a synset with it
-        self._members = defaultdict(set)  # synset → the words added that are in it
+        self.synonyms = {}  # added word → the added words that share a synset with it
+        self._members = defaultdict(set)  # synset → the added words in it
 
     def add_words(self, words):
-        """Enters words of a text into `synonyms`, which grows with the vocabulary of the texts."""
+        """Adds a text's words to `synonyms`, which grows with the vocabulary of the texts."""
         for word in words:
             if word not in self.synonyms:
                 synsets = self._synsets(word)
@@ -72,10 +71,10 @@ class Lexicon:
                     self._members[synset].add(word)
 
     def _synsets(self, word):
-        """The WordNet synsets of a word, as a set of their numbers.
+        """The WordNet synsets of a word and of its base forms, as a set of numbers.
 
-        They are its own and those of its base form: irregular ones from the exceptions file, otherwise the first of
-        WordNet's suffix rules whose result has an entry.
+        Irregular base forms are in the exceptions file; a regular one is the result of the first suffix rule of WordNet
+        that gives a word with an entry.
         """
         forms = [word, *self._bases.get(word, (self._regular_base(word),))]
         return {number for form in forms for number in self._sets.get(form, "").split()}
@@ -109,12 +108,12 @@ def _lexicon(folder):
 
 
 def read_lexicon(folder):
-    """The Lexicon of METEOR's `folder`, read once per process; None where the folder is None."""
+    """The Lexicon of METEOR's `folder`, read once per process; None if the folder is None. Raises UserError."""
     return None if folder is None else _lexicon(Path(folder).resolve())
 
 
 def _read_synsets(jar):
-    """({word: numbers of its synsets, as one text}, {irregular form: [base forms]}) from the jar's two word lists."""
+    """The jar's two word lists: ({word: numbers of its synsets, as one text}, {irregular form: [base forms]})."""
     def alternating(text):
         lines = text.split("\n")
         return zip(lines[0::2], lines[1::2])
@@ -127,14 +126,14 @@ def _read_synsets(jar):
                 for form in forms.split():
                     bases[form].append(base)
     except (OSError, KeyError, zipfile.BadZipFile, UnicodeDecodeError) as error:
-        raise UserError(f"{jar}: not METEOR's jar ({error}); take the one that pycocoevalcap installs") from error
+        raise UserError(f"{jar}: not METEOR's jar ({error}); use the jar that pycocoevalcap installs") from error
     return sets, dict(bases)
 
 
 def _read_paraphrases(table):
-    """{phrase: its paraphrases, one per line}, these in bytes: the 5 million take 0.2 GB, as strings they would take 1.
+    """{phrase: its paraphrases, one per line, as bytes}. As bytes, 5 million phrases take 0.2 GB, as strings 1 GB.
 
-    The table holds three lines per row: probability, phrase, paraphrase. Rows of one phrase follow each other, mostly.
+    The table holds three lines per row: probability, phrase, paraphrase. Rows of one phrase are mostly adjacent.
     """
     paraphrases = {}
 
@@ -145,7 +144,7 @@ def _read_paraphrases(table):
             paraphrases[phrase] = paraphrases[phrase] + b"\n" + rows if phrase in paraphrases else rows
 
     try:
-        # One thread unpacks the next block while this one sorts out the last.
+        # A second thread unpacks the next block while this thread sorts the current one.
         with gzip.open(table) as stream, ThreadPoolExecutor(1) as ahead:
             rest, coming = b"", ahead.submit(stream.read, BLOCK)
             while block := coming.result():
