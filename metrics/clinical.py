@@ -12,8 +12,8 @@ A ratio 0/0 is 0, as in scikit-learn with zero_division=0.
 
 Traps
 - Macro F1 is the mean of the classes' F1, not 2PR / (P + R) of the macro means.
-- "example" gives 0 to a report that has no positive class and whose reference has none. So without the class No Finding,
-  a correct normal report scores 0.
+- "example" gives 0 to a report if neither the report nor its reference has a positive class. So without the class No
+  Finding, a correct normal report scores 0.
 - Other tools order the classes differently (MIMIC-CXR's CSV is alphabetical). "rrg" counts uncertain as positive in one
   tool and as negative in another.
 - The mean of the values of ranks or batches is not the value over all reports.

@@ -37,12 +37,12 @@ ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 MODULE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
 EXACT, STEM, SYNONYM, PARAPHRASE = range(4)
 BEAM = 40
-# Paths with more matched words come first, then with fewer chunks, then with smaller distance: three fields of one integer.
+# Paths are ordered by more matched words, then fewer chunks, then smaller distance: three fields of one integer.
 CHUNK, MATCHED = 1 << 32, 1 << 52
 
 
 class Match(NamedTuple):
-    """A run of words in the reference and the matching run in the hypothesis: starts, lengths, and the kind of match."""
+    """A run of words in the reference and its match in the hypothesis: starts, lengths, and the kind of match."""
 
     start: int
     length: int

@@ -1,11 +1,11 @@
-"""Scores that networks read from pairs of texts: SembScore, BERTScore, RadGraph-F1, and RadCliQ of all three.
+"""Scores of pairs of texts by networks: SembScore, BERTScore, RadGraph-F1, and RadCliQ, which combines the three.
 
     models = ModelScores.from_pretrained(chexbert=DIR, bertscore=DIR, radgraph=DIR)      # any of them; read once
     models(hypotheses, references)                                    # {name: (N,)}, pair by pair
     metrics.score(hypotheses, references, models=models)              # their means beside BLEU and the rest
 
-The files of this folder with those names define the scores and tell their traps. With several references each score is
-the best that a reference gives.
+chexbert.py, bertscore.py, radgraph.py and radcliq.py define the scores and name their traps. With several references,
+each score is the best over the references.
 """
 
 from pathlib import Path
@@ -24,15 +24,15 @@ SEMBSCORE = "SembScore (CheXbert vectors)"
 
 
 class ModelScores:
-    """Up to three networks and the scores that they give: all three together give RadCliQ as well."""
+    """Up to three networks and their scores; with all three networks also RadCliQ."""
 
     def __init__(self, chexbert=None, bertscore=None, radgraph=None, files=None):
-        """A chexbert.Labeler, a BertScorer and a RadGraph, or None. files: {one of these names: files it came from}."""
+        """A chexbert.Labeler, a BertScorer and a RadGraph, or None. files: {argument's name: files it was read from}."""
         self.chexbert, self.bertscore, self.radgraph, self.files = chexbert, bertscore, radgraph, files or {}
 
     @classmethod
     def from_pretrained(cls, chexbert=None, bertscore=None, radgraph=None, device=None):
-        """Reads the folders that are named, onto the GPU where there is one. Raises UserError."""
+        """Reads the networks in the given folders; device None: the GPU, if there is one. Raises UserError."""
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         networks, files = {}, {}
         if chexbert:
@@ -47,9 +47,9 @@ class ModelScores:
         return cls(**networks, files=files)
 
     def __call__(self, hypotheses, references, progress=True):
-        """{name: (N,)} of N texts and their references, each a text or a list of texts. Equal texts are read once.
+        """N texts and their references, each a text or a list of texts → {name: (N,)}. Equal texts are read once.
 
-        Raises UserError for sides that do not match.
+        Raises UserError as `metrics.reference_lists` does.
         """
         lists = reference_lists(hypotheses, references)
         pairs = [(text, reference) for text, of_text in zip(hypotheses, lists) for reference in of_text]

@@ -1,39 +1,38 @@
-"""Penn Treebank tokens as the COCO caption tools make them: text → lower-case tokens joined by blanks.
+"""Penn Treebank tokens as in the COCO caption tools: text → lower-case tokens joined by blanks.
 
-What it equals: `PTBTokenizer` of pycocoevalcap 1.2, which pipes text through Stanford CoreNLP 3.4.1
+Gives the output of `PTBTokenizer` of pycocoevalcap 1.2, which runs Stanford CoreNLP 3.4.1
 (`edu.stanford.nlp.process.PTBTokenizer -preserveLines -lowerCase`) and then drops a list of punctuation tokens.
-Written from the observed behaviour of that program, whose own rule file (GPL) was not used.
+Written from the program's observed behaviour; its own rule file (GPL) was not used.
 
-Method: a longest-match lexer. At each place every rule is tried, what a rule merely looks ahead at counts in its
-length, and the first of the longest wins.
+Method: a longest-match lexer. At each place every rule is tried, and the rule with the longest match wins, the first one
+on a tie. The lookahead of a rule counts in its length.
 
 Traps
-- The output is lower-cased before the drop list, which is upper-case, is applied: round and curly brackets stay as
-  the tokens -lrb- -rrb- -lcb- -rcb-.
+- The output is lower-cased before the drop list is applied, which has the brackets in upper case. So round and curly
+  brackets stay, as the tokens -lrb- -rrb- -lcb- -rcb-.
 - R2Gen, R2GenCMN and R2GenGPT never run this tokenizer: see protocol "r2gen" in metrics/__init__.py.
 - An abbreviation keeps its dot: "chest CT." (Connecticut) gives "ct.", "NO MASS." (Massachusetts) "mass.".
-- Mixed numbers and telephone numbers become one token with a NO-BREAK SPACE inside: ROUGE, which splits at blanks only,
-  sees one token there, BLEU and CIDEr see two.
-- The original reads all texts of a run as one file, so a line separator inside a text shifts every later text, and the
-  next text can change this one. Choice: text by text, each as a line that another line follows.
+- Mixed numbers and telephone numbers become one token with a NO-BREAK SPACE inside. ROUGE splits at blanks only and sees
+  one token; BLEU and CIDEr see two.
+- The original reads all texts of a run as one file, so a line separator in a text shifts all later texts, and a text can
+  change the tokens of the text before it. Choice: each text is read alone, as a line followed by another line.
 
-Known to differ (python -m tests.bench.check_metrics --drawn 12000: about one made-up text in a thousand; none of the
-real ones), all of them pieces glued together: a_b, a number, a dot or a mark to a letter beyond ASCII, a www. or an
-e-mail address; ' to a backtick or an accented letter; an opening quote to the letter before it; the smiley ;[ before
-asterisks.
+Known differences (python -m tests.bench.check_metrics --drawn 12000: about one made-up text in a thousand, no real one)
+occur only between pieces without a blank: a_b, a number, a dot or a mark next to a non-ASCII letter, a www. or an e-mail
+address; ' next to a backtick or an accented letter; an opening quote after a letter; the smiley ;[ before asterisks.
 """
 
 import re
 from functools import lru_cache
 
-# Dropped by pycocoevalcap. Its list also has the brackets, in upper case, which therefore never match.
+# Dropped by pycocoevalcap. Its list also has the brackets, but in upper case, so they never match.
 DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
-# Letters of Unicode as CoreNLP's Java knew them: no superscripts, fractions, enclosed or Roman numerals, which `\w`
-# would let in, but modifiers and combining marks. Soft hyphens inside a word are read over.
+# Unicode letters as in CoreNLP's Java. Unlike `\w`: without superscripts, fractions, enclosed or Roman numerals, but with
+# modifiers and combining marks. Soft hyphens inside a word are skipped.
 _LETTER = (r"(?:(?:[^\W\d_\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u2189\u2460-\u24ff\u2776-\u2793]"
            r"|[\u02c2-\u02c5\u02d2-\u02df\u02e5-\u036f\u0483-\u0487\u0591-\u05bd])\u00ad*)")
-# Symbols that are tokens by themselves. What is neither this, nor a letter, nor punctuation is dropped.
+# Symbols that are tokens by themselves. A character that is no such symbol, no letter and no punctuation is dropped.
 _SYMBOL = (r"[!-/:-@\\^_`|~\u00a1\u00a5-\u00a9\u00ac\u00ae-\u00b4\u00b6-\u00b9\u00bf\u00d7\u00f7\u037e\u0387"
            r"\u2016\u2017\u201a\u201e-\u2023\u2030-\u2038\u203b\u203e-\u2042\u2044\u2070\u2074-\u207e\u2080-\u208e"
            r"\u20a4\u2100-\u2144\u2155-\u215e\u2190-\u2bff\u3001\u3002\u3012\u30fb"
@@ -47,7 +46,8 @@ _SPACE = r"[ \t\u00a0\u2000-\u200a\u3000\n]"
 _INITIALS = r"(?:[A-Za-z]\.)+"
 _TAG = r"(?:<[!?/]?[A-Za-z][^<>\n]*>|<!--[^\n]*?-->)"
 
-# Abbreviations that keep their dot: any case; capital first only; not in all capitals; only before a number.
+# Abbreviations that keep their dot; the lists: in any case; with a capital first letter; not in all capitals; only before
+# a number.
 _ABBREVIATIONS = """adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bhd bldg blvd brig bros calif
     capt cf cie cmdr co col colo conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga
     gen gov govs hon inc ind insp intl invt jan jos jr jul jun kan kans ky lieut lt ltd maj mar md messrs mich minn mlle
@@ -57,11 +57,11 @@ _ABBREVIATIONS = """adj adm adv al ala alex apr ariz assn assoc asst atty attys 
 _CAPITALIZED = "ark az del ill la mass miss ore pa tex wash".split()
 _NOT_ALL_CAPITALS = "mfg mtg ppte ppty pte ptes pty ptys".split()
 _BEFORE_NUMBER = "art ca fig figs no nos op pp prop".split()
-# Abbreviations of persons' titles and some others give way to a longer word: "mr.x" is one word, "ct.x" is two.
+# Titles and some other abbreviations, to which a longer word is preferred: "mr.x" is one word, but "ct.x" two.
 _YIELD_TO_WORD = """adm asst attys atty brig capt cmdr col cpl det dr drs ens gen gov govs hon insp lieut lt maj messrs
     mlle mme mr mrs ms msgr pfc pres prof profs pvt rep reps rev sen sens sfc sgt spc st ste supt treas vs cf mt
     ft""".split()
-# A single letter and its dot part before one of these words.
+# The dot of a single letter is a token of its own before one of these words.
 _SENTENCE_OPENERS = """A About According Additionally After An As At But Earlier He Her Here However If In It Last Many
     More Mr\\. Ms\\. Now Once One Other Our She Since So Some Such That The Their Then There These They This We When
     While What Yet You""".split()
@@ -74,7 +74,7 @@ def _any(words):
 
 
 def _capitalized(words):
-    """Any of the words with a capital first; the case of the others is free."""
+    """A pattern for any of the words with a capital first letter; the other letters are in any case."""
     return _any(f"{w[0].upper()}(?i:{w[1:]})" for w in words)
 
 
@@ -82,7 +82,7 @@ _STRONG = (rf"(?:(?i:{_any(w for w in _ABBREVIATIONS if w not in _YIELD_TO_WORD)
            rf"|{_any(f'[{w[0].upper()}{w[0]}]{w[1:]}' for w in _NOT_ALL_CAPITALS)})\.")
 _WEAK = rf"(?i:{_any(_YIELD_TO_WORD)})\."
 
-# (pattern, what takes its place, or None for the text itself). Where there is a group, it is the token.
+# (pattern, replacement of the token, or None to keep the text). If the pattern has a group, the group is the token.
 _RULES = [
     (_TAG, None),
     (r"(?i:&amp;)", "&"), (r"(?i:&lt;)", "<"), (r"(?i:&gt;)", ">"), (r"(?i:&quot;|&apos;)", "'"), (r"&[mn]dash;", "--"),
@@ -134,7 +134,7 @@ _RULES = [
     (_SYMBOL, None),
 ]
 _RULES = [(re.compile(pattern), instead) for pattern, instead in _RULES]
-# Where a rule can reach over a blank; everywhere else a text is the sum of its blank-separated pieces.
+# Places where a rule can match across a blank. A text without them is tokenised piece by piece, split at blanks.
 _REACHES_OVER_BLANK = re.compile(
     rf"<[!?/A-Za-z]|[0-9)] [0-9(+]|\. \.|(?i:{_any(_BEFORE_NUMBER)})\. [0-9]"
     rf"|(?<![A-Za-z])[A-Za-z]\. +{_any(_SENTENCE_OPENERS)} ")
@@ -142,7 +142,7 @@ _IN_TOKEN = {ord(a): f"-{b}-" for a, b in zip("()[]{}", ("lrb", "rrb", "lsb", "r
 
 
 def _all_tokens(text):
-    """The tokens of a text that ends with a line end: lower-case, punctuation still among them."""
+    """The lower-case tokens of a text that ends with a line end, including punctuation."""
     tokens, place = [], 0
     while place < len(text):
         match, replacement = (None, None) if text[place].isspace() else _longest_match(text, place)
@@ -156,7 +156,7 @@ def _all_tokens(text):
 
 
 def _longest_match(text, place):
-    """(the longest match of a rule at a place, the rule's replacement), the first of equals; None twice for none."""
+    """(the longest match of a rule at a place, the rule's replacement), the first on a tie; (None, None) if none."""
     longest, its_replacement, end = None, None, place
     for rule, replacement in _RULES:
         match = rule.match(text, place)
@@ -166,7 +166,7 @@ def _longest_match(text, place):
 
 
 def _normal_form(token):
-    """A token as CoreNLP writes it: no soft hyphens, NO-BREAK SPACE for blanks, brackets by name, "n't" with "'"."""
+    """A token as CoreNLP writes it: no soft hyphens, NO-BREAK SPACE for blanks, brackets as -lrb-, "n't" with "'"."""
     form = token.replace("\u00ad", "").replace(" ", "\u00a0")
     form = form if "@" in token else form.translate(_IN_TOKEN)                    # e-mail addresses keep their brackets
     return re.sub("^(n?)[\u2019\u0092](?=(?:[tsmd]|re|ve|ll)$)", r"\1'", form)
@@ -180,7 +180,7 @@ _remaining_of_piece = lru_cache(maxsize=1 << 16)(_remaining)         # words rep
 
 
 def tokenize(text):
-    """The tokens of one text that remain, joined by blanks."""
+    """One text → its lower-case tokens without the dropped punctuation, joined by blanks."""
     text = " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", text).split())
     if _REACHES_OVER_BLANK.search(text + " "):
         return _remaining(text)
