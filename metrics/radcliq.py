@@ -1,21 +1,21 @@
-"""RadCliQ: four scores of a report in one, weighted to predict how many errors a radiologist would count.
+"""RadCliQ: a weighted sum of four scores of a report, fitted to predict how many errors a radiologist would count.
 
 Yu et al. 2023, "Evaluating progress in automatic chest X-ray radiology report generation" (Patterns 4); coefficients
 and normalisation are those of rajpurkarlab/CXR-Report-Metric 9c9ecad (composite_metric_model.pkl, normalizer.pkl,
-radcliq-v1.pkl), read without unpickling. Of a pair of texts, with z = (x - mean) / scale,
+radcliq-v1.pkl), read without unpickling. For a pair of texts, with z = (x - mean) / scale,
 
     RadCliQ = intercept + Σ coefficient · z   over   RadGraph's combined F1, BERTScore's F1, SembScore, BLEU-2
 
-Lower is better. ReXrank prints 1 / RadCliQ of a system's mean, of which higher is better; both stand side by side here.
+Lower is better. ReXrank prints 1 / (a system's mean RadCliQ), where higher is better; this project prints both.
 
 Traps
-- It is defined with radgraph.tar.gz and with BERTScore of distilroberta-base, layer 5, no idf, rescaled. With other
-  models it is another number: its name says so.
-- Its BLEU-2 is that of fast_bleu on one pair, with smoothing, on words at blanks: no other BLEU-2 of this project. v1
-  gives it no weight.
-- Runs of blanks in a text are one blank to its BERTScore.
-- Below 0, which only reports close to their references reach, 1 / RadCliQ would say the opposite: there it is left out,
-  and so is the interval where a draw of the bootstrap comes there, for 1 / RadCliQ then has no bound.
+- RadCliQ is defined with radgraph.tar.gz and with BERTScore of distilroberta-base, layer 5, no idf, rescaled. With other
+  models it is a different number, and its name says so.
+- RadCliQ's BLEU-2 is fast_bleu's on one pair, with smoothing, on words split at blanks. It differs from every other
+  BLEU-2 of this project. v1 gives it practically no weight.
+- RadCliQ's BERTScore reads a run of blanks as one blank.
+- RadCliQ can be negative for reports close to their references. The order of 1 / RadCliQ would then be reversed, so it
+  is left out; so is its interval if the mean of any draw of the bootstrap is negative.
 """
 
 from collections import Counter
@@ -30,7 +30,7 @@ STANDARD = ("radgraph", "BERTScore (distilroberta-base, layer 5, no idf, rescale
 
 
 class Coefficients(NamedTuple):
-    """Of RadGraph, BERTScore, SembScore and BLEU-2, in this order."""
+    """Coefficients of RadGraph, BERTScore, SembScore and BLEU-2, in this order."""
 
     weights: tuple
     means: tuple
@@ -53,7 +53,7 @@ VERSIONS = {
 
 
 def bleu_2(hypothesis, reference):
-    """BLEU-2 of one pair of texts, as fast_bleu has it by default (NLTK's smoothing 1: a tenth of a match for none)."""
+    """BLEU-2 of one pair of texts, as fast_bleu's default (NLTK's smoothing 1: no match counts as a tenth of one)."""
     words, reference_words = ([word for word in text.lower().replace(".", " .").split(" ") if word]
                               for text in (hypothesis, reference))
     precisions = []
@@ -67,15 +67,15 @@ def bleu_2(hypothesis, reference):
 
 
 def radcliq(version, parts):
-    """(N,) of parts (N, 4): RadGraph's combined F1, BERTScore's F1, SembScore and BLEU-2 of N pairs."""
+    """parts (N, 4), RadGraph's combined F1, BERTScore's F1, SembScore and BLEU-2 of N pairs → RadCliQ (N,)."""
     weights, means, scales, intercept = VERSIONS[version]
     return (np.asarray(parts) - means) / scales @ np.asarray(weights) + intercept
 
 
 def radcliq_scores(radgraph, bertscore, similarity, hypotheses, references, models=STANDARD):
-    """{name: (N,)} of both versions for N pairs of texts, from their three other scores, (N,) each.
+    """N pairs of texts and their three other scores, (N,) each → {name: (N,)} of both versions.
 
-    models: the names of RadGraph's model and of the BERTScore, for the name of the value.
+    models: the names of RadGraph's model and of the BERTScore; the value's name mentions other models than STANDARD.
     """
     bleu = [bleu_2(*pair) for pair in zip(hypotheses, references, strict=True)]
     parts = np.column_stack([radgraph, bertscore, similarity, bleu])
@@ -85,7 +85,7 @@ def radcliq_scores(radgraph, bertscore, similarity, hypotheses, references, mode
 
 
 def measure_scores(scores):
-    """Measured of {name: (N,)}, scores of N pairs: their means, and beside that of a RadCliQ its inverse."""
+    """{name: (N,) scores of pairs} → `Measured`: the mean of each score, and for a RadCliQ also 1 / mean."""
     means = measure_means(scores)
 
     def values(summed):

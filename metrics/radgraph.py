@@ -2,21 +2,21 @@
 
 Jain et al. 2021, arXiv:2106.14463 (RadGraph), Delbrouck et al. 2022 and 2024 (the reward and RadGraph-XL), as the
 package radgraph 0.1.18 computes it. The network (model/dygie.py) marks entities ("Observation::definitely absent") and
-relations ("modify", "located_at"). F1 = 2 |A ∩ B| / (|A| + |B|) of two sets, 0 where either text has no entity:
+relations ("modify", "located_at"). F1 = 2 |A ∩ B| / (|A| + |B|) of the two reports' sets, 0 if either set is empty:
 
     simple     {(words, label)}
     partial    {(words, label, whether it has a relation)}
-    complete   {(words, label, relation, words of the other)}, and {(words, label)} where there is none
+    complete   {(words, label, relation, words of the other entity)}, and {(words, label)} of entities without relation
     combined   RadCliQ's own: mean of the F1 of entities {(words, label)} and of relations {(entity, entity, relation)}
 
-The folder holds radgraph.tar.gz or radgraph-xl.tar.gz as published, vocab.txt of the BERT that it was made from
-(BiomedNLP-PubMedBERT-base-uncased-abstract), and config.json for a BERT of another size than base.
+The folder holds radgraph.tar.gz or radgraph-xl.tar.gz as published, and vocab.txt of the underlying BERT
+(BiomedNLP-PubMedBERT-base-uncased-abstract); config.json is needed only for a BERT of another size than base.
 
 Traps
-- The two models give other numbers, and cut words otherwise; RadCliQ was fitted to radgraph.tar.gz.
-- "complete" lower-cases the words of what has a relation and of nothing else, as the package does.
-- The package takes its words from nltk, which from 3.10 on parts "cm²" in two; here it is one word, as it was.
-- Two texts that both name nothing score 0, not 1.
+- The two models give different numbers and split words differently; RadCliQ was fitted to radgraph.tar.gz.
+- "complete" lower-cases the words of entities with a relation only, as the package does.
+- The package splits words with nltk. From nltk 3.10 on, "cm²" is two words; here it is one, as in earlier versions.
+- Two texts without any entity score 0, not 1.
 """
 
 import io
@@ -40,25 +40,25 @@ from model.dygie import Dygie, config_of, renames
 
 ARCHIVES = {"radgraph": "radgraph.tar.gz", "radgraph-xl": "radgraph-xl.tar.gz"}
 LEVELS = ("simple", "partial", "complete", "combined")
-LARGEST = {"weights.th": 2**33}  # bytes of an archive's member; of others a megabyte
-TEXTS = 64  # at a time
+LARGEST = {"weights.th": 2**33}  # largest size in bytes of a member of an archive; 2**20 for all others
+TEXTS = 64  # texts per batch of the progress bar
 
 
 class Entity(NamedTuple):
-    """Words that name something, and what the graph says of it."""
+    """An entity of a text: its words, label, place, and relations to other entities."""
 
     words: str
     label: str
-    first: int        # place of its first word
-    last: int         # and of its last
+    first: int        # index of its first word
+    last: int         # index of its last word, included
     relations: tuple  # ((label, number of the other entity), …)
 
 
 def words_of(text, model_name):
-    """The words of a report, as the model of that name was trained on them."""
+    """A report split into words as in the training of the model `model_name`."""
     if model_name == "radgraph":
         return re.findall(r"[/,:.!?()]|[^\s/,:.!?()]+", text)
-    # The package's replacements: escapes that a JSON reader left over, and marks that its training texts had apart.
+    # The package's replacements: undecoded JSON escapes, and marks that were separate words in the training texts.
     for escape, instead in (("\\n", "  "), ("\\f", "  "), ("\\u2122", "      "), ("\n", " "), ('\\"', "``")):
         text = text.replace(escape, instead)
     text = " ".join(re.findall(r"\w+|[^\w\s]+", text))
@@ -68,7 +68,7 @@ def words_of(text, model_name):
 
 
 class RadGraph:
-    """Reads the entities of reports. What it has read it remembers: a text costs its time once."""
+    """Reads the entities of reports. Results are cached, so a text that is asked for again takes no time."""
 
     def __init__(self, network, tokenizer, model_name, device="cpu"):
         self.network, self.tokenizer, self.device = network.to(device).eval(), tokenizer, device
@@ -81,7 +81,7 @@ class RadGraph:
         present = [name for name, file in ARCHIVES.items() if (folder / file).is_file()]
         if len(present) != 1:
             raise UserError(f"{folder}: holds {'both' if present else 'neither'} of {' and '.join(ARCHIVES.values())}; "
-                            "name a folder with one of them")
+                            "give a folder with one of them")
         path = folder / ARCHIVES[present[0]]
         tokenizer = WordPiece.from_pretrained(folder)
         bert_config = (read_config(BertConfig, folder) if (folder / "config.json").is_file()
@@ -111,11 +111,11 @@ class RadGraph:
         return [self.graphs[text] for text in texts]
 
     def word_vectors(self, words):
-        """{text: (W, D)} of {text: its words}: the mean of a word's pieces, zeros for a word that has none."""
+        """{text: its W words} → {text: (W, D)}: the mean vector of each word's pieces, zeros for a word without any."""
         pieces = {text: [self.tokenizer.encode("." if word == "/." else "?" if word == "/?" else word, special=False)
                          for word in of_text] for text, of_text in words.items()}
 
-        # Long texts are cut where BERT's limit falls, as in training, be it inside a word.
+        # Long texts are cut at BERT's limit, even inside a word, as in training.
         longest = self.network.config.max_length - 2
         segments, of_texts = {}, {}
         for text, of_text in pieces.items():
@@ -137,14 +137,14 @@ class RadGraph:
         return vectors
 
     def scores(self, hypotheses, references, progress=True):
-        """{"simple", "partial", "complete", "combined": (N,)} of N pairs of texts."""
+        """N pairs of texts → {"simple", "partial", "complete", "combined": F1 (N,)}."""
         graphs = self([*hypotheses, *references], progress)
         pairs = list(zip(graphs[: len(hypotheses)], graphs[len(hypotheses) :]))
         return {level: np.array([compare(level, *pair) for pair in pairs]) for level in LEVELS}
 
 
 def entities_of(words, labels, relations):
-    """The network's spans and relations as a list of Entity; a relation needs an entity at both ends."""
+    """The network's spans and relations as a list of Entity; relations between spans that are no entities are dropped."""
     numbers = {span: number for number, span in enumerate(labels)}
     entities = []
     for span, label in labels.items():
@@ -174,12 +174,12 @@ def relations(entities):
 
 
 def f1(a, b):
-    """F1 of two sets, 0 where they share nothing."""
+    """F1 of two sets; 0 if either is empty."""
     return 2 * len(a & b) / (len(a) + len(b)) if a and b else 0.0
 
 
 def compare(level, hypothesis, reference):
-    """The F1 of a level between two lists of Entity."""
+    """F1 between two lists of Entity, at one of LEVELS."""
     if level == "combined":
         return (f1(simple(hypothesis), simple(reference)) + f1(relations(hypothesis), relations(reference))) / 2
     sets = {"simple": simple, "partial": partial, "complete": complete}[level]
@@ -187,9 +187,9 @@ def compare(level, hypothesis, reference):
 
 
 def read_archive(path):
-    """(config.json's object, {namespace: labels}, {name: tensor}) of an archive, none of which touches the disk.
+    """An archive's (config.json as an object, {namespace: labels}, {name: tensor}), read without extracting files.
 
-    Members are read by their names, whatever else there is; only tensors are unpickled. Raises UserError.
+    Only the members needed are read, and only tensors are unpickled. Raises UserError.
     """
     try:
         members = read_members(path)
@@ -200,12 +200,12 @@ def read_archive(path):
     except UserError:
         raise
     except KeyError as error:
-        raise UserError(f"{path}: holds no {error.args[0]}; take the archive as published") from None
-    except Exception as error:  # a mutilated archive or pickle makes its reader raise almost any class
+        raise UserError(f"{path}: holds no {error.args[0]}; use the archive as published") from None
+    except Exception as error:  # the readers of a damaged archive or pickle may raise almost any class
         raise UserError(f"{path}: refused, for it is damaged or holds more than tensors "
                         f"({checkpoint.one_line(error)}); download it again") from None
 
-    # weights_only lets plain containers through as well
+    # weights_only also accepts plain containers
     if not isinstance(weights, dict) or not all(isinstance(name, str) and isinstance(tensor, torch.Tensor)
                                                 for name, tensor in weights.items()):
         raise UserError(f"{path}: weights.th holds more than named tensors; download it again")
@@ -213,7 +213,7 @@ def read_archive(path):
 
 
 def read_members(path):
-    """{name: bytes} of those of an archive's members that are read. Raises UserError for one that is too large."""
+    """{name: bytes} of the members needed from an archive. Raises UserError for a member that is too large."""
     members = {}
     with tarfile.open(path, "r:gz") as archive:
         for member in archive:
@@ -228,7 +228,7 @@ def read_members(path):
 
 
 def dataset_prefix(vocabulary, model_name, path):
-    """The name of the data set before "__ner_labels": the model's own, or the only one there is. Raises UserError."""
+    """The data set's name before "__ner_labels": the model's own name, or else the only one. Raises UserError."""
     prefixes = [name.removesuffix("__ner_labels") for name in vocabulary if name.endswith("__ner_labels")]
     prefixes = [prefix for prefix in prefixes if f"{prefix}__relation_labels" in vocabulary]
     if model_name in prefixes:

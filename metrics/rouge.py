@@ -1,12 +1,12 @@
 """ROUGE-L: F-measure of the longest common subsequence, recall weighted by beta = 1.2.
 
 Lin 2004, in the form of pycocoevalcap 1.2:  P = LCS / |hypothesis|, R = LCS / |reference|,
-F = (1 + beta²) P R / (R + beta² P), 0 if P or R is 0. With several references the best P and the best R are taken
-separately. The corpus value is the mean of the items.
+F = (1 + beta²) P R / (R + beta² P), 0 if P or R is 0. With several references, the best P and the best R are taken
+separately. The corpus value is the mean of the items' values.
 
 Traps
-- Tokens come from split(" "): a double or a leading blank makes an empty token, which counts and matches, so that ""
-  against "" is 1. Text cleaned as R2Gen does has such blanks.
+- Tokens come from split(" "): a double or a leading blank gives an empty token, which counts and matches, so "" against
+  "" scores 1. Text cleaned by R2Gen's function has such blanks.
 - Google's rouge-score and RadEval use beta = 1, their own tokenizer and a stemmer: other numbers under the same name.
 """
 

@@ -1,8 +1,8 @@
-"""The English Snowball stemmer ("Porter2") of the version that METEOR 1.5 carries: word → stem.
+"""The English Snowball stemmer ("Porter2"), in the version that METEOR 1.5 contains: word → stem.
 
 Written from the published description of the algorithm (M. Porter, snowballstem.org/algorithms/english), in its form
-before the 2023 revision. Equals snowballstemmer 2.2 "english"; versions from 3.0 on, nltk's and the first Porter
-stemmer differ on ordinary medical words (radiologist, adding, cardiologist).
+before the 2023 revision. Gives the stems of snowballstemmer 2.2 "english". Its versions from 3.0 on, nltk's stemmer and
+the first Porter stemmer differ on ordinary medical words (radiologist, adding, cardiologist).
 """
 
 from functools import lru_cache
@@ -30,7 +30,7 @@ _STEP_4 = "al ance ence er ic able ible ant ement ment ent ism ate iti ous ive i
 
 
 def _longest(word, endings):
-    """The longest of the endings that the word has, of at most seven letters; None where it has none."""
+    """The longest of `endings` that the word ends in, of at most seven letters; None if there is none."""
     for length in range(min(7, len(word)), 0, -1):
         if word[-length:] in endings:
             return word[-length:]
@@ -38,7 +38,7 @@ def _longest(word, endings):
 
 
 def _region(word, start):
-    """Where the region after the first non-vowel that follows a vowel begins, looking from `start` on."""
+    """The index after the first non-vowel that follows a vowel, searched from `start` on."""
     for i in range(start + 1, len(word)):
         if word[i] not in _VOWELS and word[i - 1] in _VOWELS:
             return i + 1
@@ -117,19 +117,19 @@ def stem(word):
         return word
     word = word.removeprefix("'")
 
-    # A y that is no vowel is written Y: at the start, or after a vowel.
+    # A y that is a consonant, at the start or after a vowel, is written Y.
     letters = list(word)
     for i, letter in enumerate(letters):
         if letter == "y" and (i == 0 or letters[i - 1] in _VOWELS):
             letters[i] = "Y"
     word = "".join(letters)
 
-    # The regions in which an ending must lie to be taken off: r1 behind the first syllable, r2 behind the next.
+    # The regions in which an ending must lie to be removed: r1 begins after the first syllable, r2 after the second.
     r1 = next((len(start) for start in ("gener", "commun", "arsen") if word.startswith(start)), None)
     r1 = _region(word, 0) if r1 is None else r1
     r2 = _region(word, r1)
 
-    # Step 0, the possessive; then the steps in their order, all but a few words through all of them.
+    # Step 0, the possessive; then the other steps in order, which end after step 1a for a few words.
     for ending in ("'s'", "'s", "'"):
         if word.endswith(ending):
             word = word[: -len(ending)]
@@ -139,7 +139,7 @@ def stem(word):
         return word.replace("Y", "y")
     word = _step_1b(word, r1)
 
-    # Step 1c: a y at the end, behind a consonant that is not the first letter.
+    # Step 1c: a final y after a consonant that is not the first letter.
     if len(word) > 2 and word[-1] in "yY" and word[-2] not in _VOWELS:
         word = word[:-1] + "i"
     word = _step_2(word, r1)

@@ -1,8 +1,9 @@
-"""Truthfulness where the findings are known: what a report invents, misses, and puts on the wrong side or grade.
+"""Truthfulness where the findings are known: invented and missed findings, wrong sides and wrong severities.
 
-Works on labels (CheXbert's order and coding) and on findings {"finding", "severity", "location"} of both sides, as the
-phantom's data set holds them and its labeler reads them back. "No Finding" is no finding here, and uncertain (3) is not
-positive. Side and severity are judged only where both sides have the finding and the truth has a side or a severity.
+Compares labels (CheXbert's order and coding) and findings {"finding", "severity", "location"} of a report with the
+truth; the phantom's data set holds the true ones, and its labeler reads the report's. "No Finding" does not count as a
+finding, and uncertain (3) is not positive. Side and severity are judged only for findings that the report and the truth
+share, and only if the truth has a side or a severity.
 """
 
 import numpy as np
@@ -14,12 +15,12 @@ SIDES = ("right", "left", "bilateral")
 
 
 def side(location):
-    """The side a location names, "" where it names none: "right lower zone" → "right"."""
+    """The side in a location, "" if there is none: "right lower zone" → "right"."""
     return next((word for word in location.lower().split() if word in SIDES), "")
 
 
 def _agreements(hypothesis, reference):
-    """[sides judged, sides right, severities judged, severities right] of one report's findings and the true ones."""
+    """One report's findings and the true ones → [sides judged, sides right, severities judged, severities right]."""
     truths = {finding["finding"]: finding for finding in reference}
     counts = [0, 0, 0, 0]
     for finding in hypothesis:
@@ -35,7 +36,7 @@ def _agreements(hypothesis, reference):
 
 
 def truth_values(summed):
-    """{(name,): (...)} of summed statistics (..., 7)."""
+    """Summed statistics (..., 7) → {(name,): (...)}."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return {("invented_per_report",): summed[..., 0] / summed[..., -1],
                 ("missed_per_report",): summed[..., 1] / summed[..., -1],
@@ -44,7 +45,7 @@ def truth_values(summed):
 
 
 def measure_truth(hypothesis_labels, reference_labels, hypothesis_findings, reference_findings):
-    """Measured of label arrays (N, 14) and N lists of findings on either side."""
+    """Label arrays (N, 14) and N lists of findings, each of hypotheses and references → `Measured` scores."""
     h, r = (np.asarray(labels)[:, CLASS_SETS["13"]] == 1 for labels in (hypothesis_labels, reference_labels))
     counts = [_agreements(*pair) for pair in zip(hypothesis_findings, reference_findings, strict=True)]
     return Measured(np.column_stack([(h & ~r).sum(1), (~h & r).sum(1), np.reshape(counts, (-1, 4)), np.ones(len(h))]),
@@ -52,7 +53,7 @@ def measure_truth(hypothesis_labels, reference_labels, hypothesis_findings, refe
 
 
 def judged(measured):
-    """How many items each figure rests on."""
+    """{figure: the number of reports, sides or severities behind it}."""
     total = measured.statistics.sum(0)
     return {"invented_per_report": int(total[-1]), "missed_per_report": int(total[-1]), "side_accuracy": int(total[2]),
             "severity_accuracy": int(total[4])}

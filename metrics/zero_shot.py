@@ -1,8 +1,8 @@
-"""What stage 1 is judged by: zero-shot recognition (AUROC per finding) and image ↔ sentence retrieval (R@K).
+"""The scores of stage 1: zero-shot recognition (AUROC per finding) and image ↔ sentence retrieval (R@K).
 
 AUROC is the probability that a random positive study scores above a random negative one, ties counting half
-(Mann–Whitney). R@K is the share of queries with at least one right answer among their K best; the share that a random
-order would reach stands beside it, since short sentences repeat and a query may have many right answers.
+(Mann–Whitney). R@K is the share of queries with at least one right answer among their K best. Short sentences repeat, so
+a query may have many right answers; R@K is therefore given together with its value for a random order ("chance").
 """
 
 from math import lgamma
@@ -15,9 +15,9 @@ AT = (1, 5, 10)
 
 
 def auroc(scores, positive, counts=None):
-    """(N,) scores and (N,) bools → AUROC; NaN where one class is empty.
+    """(N,) scores and (N,) bools → AUROC; NaN if there is no positive or no negative study.
 
-    counts (draws, N): how often each study was drawn, for one value per draw, (draws,); None: every study once.
+    counts (draws, N): how often each study was drawn; then one value per draw, (draws,). None: every study once.
     """
     positive = np.asarray(positive, bool)
     once = counts is None
@@ -25,13 +25,13 @@ def auroc(scores, positive, counts=None):
     if not len(positive):
         return float("nan") if once else np.full(len(counts), np.nan)
 
-    # Per distinct score, from the lowest: how many positives and how many negatives have it.
+    # For each distinct score, from the lowest: the number of positives and of negatives with this score.
     order = np.argsort(scores, kind="stable")
     starts = np.append(0, np.flatnonzero(np.diff(np.asarray(scores)[order])) + 1)
     positives, negatives = (np.add.reduceat(counts[:, order] * kind[order], starts, axis=1)
                             for kind in (positive, ~positive))
 
-    # Of all pairs of a positive and a negative those in the right order, ties as halves: whole numbers, so exact sums.
+    # The pairs of a positive and a negative in the right order, ties as halves. Sums of whole and half numbers are exact.
     below = np.cumsum(negatives, axis=1) - negatives
     right = (positives * (below + negatives / 2)).sum(1)
     pairs = positives.sum(1) * negatives.sum(1)
@@ -40,7 +40,10 @@ def auroc(scores, positive, counts=None):
 
 
 def roc_curve(scores, positive):
-    """(false positive rate, true positive rate), from (0, 0) to (1, 1), one point per distinct score."""
+    """(N,) scores and (N,) bools → (false positive rates, true positive rates), from (0, 0) to (1, 1).
+
+    One point per distinct score, and (0, 0).
+    """
     scores, positive = np.asarray(scores), np.asarray(positive, bool)
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.diff(scores[order]) != 0, True)
@@ -51,9 +54,9 @@ def roc_curve(scores, positive):
 def zero_shot_scores(scores, labels, names, draws=DRAWS, seed=SEED):
     """scores (N, m), labels (N, m) in CheXbert's coding → {"macro": figure, "per_finding": {name: figure}}.
 
-    1 is positive, 0 (blank) and 2 are negative; a study uncertain (3) about a finding is left out of its AUROC. A
-    finding without both classes has no AUROC (None) and no part in the macro mean. A figure is value, low, high, and
-    the numbers of positives and negatives.
+    Label 1 is positive, 0 (blank) and 2 are negative; studies with an uncertain finding (3) are left out of its AUROC.
+    A finding without positives or without negatives has no AUROC (None) and is left out of the macro mean. A figure is
+    {"value", "low", "high"}; that of a finding also has "positives" and "negatives", their numbers.
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
 
@@ -74,7 +77,7 @@ def zero_shot_scores(scores, labels, names, draws=DRAWS, seed=SEED):
 
 
 def nanmean(rows):
-    """Row means over what is not NaN; NaN for a row of NaN alone."""
+    """Mean of each row's values other than NaN; NaN if a row has no other values."""
     certain = ~np.isnan(rows)
     return np.where(certain.any(-1), np.where(certain, rows, 0).sum(-1) / np.maximum(1, certain.sum(-1)), np.nan)
 
@@ -82,8 +85,8 @@ def nanmean(rows):
 def retrieval(similarity, right, draws=DRAWS, seed=SEED):
     """similarity (Q, G) and right (Q, G) bool → {"R@1": {"value", "low", "high", "chance"}, …}.
 
-    Every query has a right answer. Ties are broken against us: a wrong answer with the same similarity stands before a
-    right one.
+    Similarities and right answers of Q queries and a gallery of G. Every query must have a right answer. Of a wrong and
+    a right answer with the same similarity, the wrong one ranks first.
     """
     similarity, right = np.asarray(similarity), np.asarray(right, bool)
     best = np.where(right, similarity, -np.inf).max(-1)
@@ -99,7 +102,7 @@ def retrieval(similarity, right, draws=DRAWS, seed=SEED):
 
 
 def no_hit(gallery, answers, k):
-    """Probability that k random draws of a gallery miss all its right answers: C(G - a, k) / C(G, k)."""
+    """Probability that k random items of a gallery include no right answer: C(G - a, k) / C(G, k)."""
     if k > gallery - answers:
         return 0.0
 
