@@ -1,7 +1,7 @@
 """CIDEr: cosine of tf-idf n-gram vectors, n = 1..4; strictly speaking CIDEr-D times 10, without stemming.
 
-Vedantam et al. 2015, in the form of pycocoevalcap 1.2. A vector's entry is count · idf, idf = ln N - ln max(1, df), where
-N is the number of scored items, and df the number of items with the n-gram in any reference.
+Vedantam et al. 2015, in the form of pycocoevalcap 1.2. A vector's entry is count · idf with idf = ln N - ln max(1, df),
+where N is the number of scored items, and df the number of items with the n-gram in any reference.
 
     sim_n = Σ min(h, r) · r / (|h| |r|) · exp(-(difference of lengths)² / (2 · 6²))
 

@@ -69,7 +69,6 @@ def number(value):
 
 def bounds(drawn):
     """(low, high) of the values in the draws; draws without a value are ignored. (None, None) if no draw has one."""
-    """
     drawn = drawn[np.isfinite(drawn)]
     return map(float, np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])) if len(drawn) else (None, None)
 
@@ -101,8 +100,8 @@ def with_intervals(measured, draws=DRAWS, seed=SEED):
 def differences(measured, other, draws=DRAWS, seed=SEED):
     """This system minus another on the same items: {"other", "difference", "low", "high", "p"} per score, nested.
 
-    p is two-sided: twice the share of draws with a difference ≤ 0, or ≥ 0 if these are fewer; 1 is added to their number
-    and to that of all draws. Raises ValueError if the numbers of items differ.
+    p is two-sided: twice the share of draws with a difference ≤ 0, or ≥ 0 if these are fewer; 1 is added to both counts
+    of the share. Raises ValueError if the numbers of items differ.
     """
     if len(measured.statistics) != len(other.statistics):
         raise ValueError("a paired comparison needs the same items on both sides")

@@ -27,7 +27,7 @@ class ModelScores:
     """Up to three networks and their scores; with all three networks also RadCliQ."""
 
     def __init__(self, chexbert=None, bertscore=None, radgraph=None, files=None):
-        """A chexbert.Labeler, a BertScorer and a RadGraph, or None. files: {argument's name: files it was read from}."""
+        """A chexbert.Labeler, a BertScorer and a RadGraph, or None. files: {argument: files it was read from}."""
         self.chexbert, self.bertscore, self.radgraph, self.files = chexbert, bertscore, radgraph, files or {}
 
     @classmethod

@@ -4,18 +4,18 @@ Gives the output of `PTBTokenizer` of pycocoevalcap 1.2, which runs Stanford Cor
 (`edu.stanford.nlp.process.PTBTokenizer -preserveLines -lowerCase`) and then drops a list of punctuation tokens.
 Written from the program's observed behaviour; its own rule file (GPL) was not used.
 
-Method: a longest-match lexer. At each place every rule is tried, and the rule with the longest match wins, the first one
-on a tie. The lookahead of a rule counts in its length.
+Method: a longest-match lexer. At each place every rule is tried; the rule with the longest match wins, the first one on
+a tie. The lookahead of a rule counts in its length.
 
 Traps
 - The output is lower-cased before the drop list is applied, which has the brackets in upper case. So round and curly
   brackets stay, as the tokens -lrb- -rrb- -lcb- -rcb-.
 - R2Gen, R2GenCMN and R2GenGPT never run this tokenizer: see protocol "r2gen" in metrics/__init__.py.
 - An abbreviation keeps its dot: "chest CT." (Connecticut) gives "ct.", "NO MASS." (Massachusetts) "mass.".
-- Mixed numbers and telephone numbers become one token with a NO-BREAK SPACE inside. ROUGE splits at blanks only and sees
-  one token; BLEU and CIDEr see two.
-- The original reads all texts of a run as one file, so a line separator in a text shifts all later texts, and a text can
-  change the tokens of the text before it. Choice: each text is read alone, as a line followed by another line.
+- Mixed numbers and telephone numbers become one token with a NO-BREAK SPACE inside. ROUGE splits at blanks only, so it
+  sees one token; BLEU and CIDEr see two.
+- The original reads all texts of a run as one file, so a line separator in a text shifts all later texts, and a text
+  can change the tokens of the text before it. Choice: each text is read alone, as a line followed by another line.
 
 Known differences (python -m tests.bench.check_metrics --drawn 12000: about one made-up text in a thousand, no real one)
 occur only between pieces without a blank: a_b, a number, a dot or a mark next to a non-ASCII letter, a www. or an e-mail
@@ -28,8 +28,8 @@ from functools import lru_cache
 # Dropped by pycocoevalcap. Its list also has the brackets, but in upper case, so they never match.
 DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
-# Unicode letters as in CoreNLP's Java. Unlike `\w`: without superscripts, fractions, enclosed or Roman numerals, but with
-# modifiers and combining marks. Soft hyphens inside a word are skipped.
+# Unicode letters as in CoreNLP's Java. Unlike `\w`: without superscripts, fractions, enclosed or Roman numerals, but
+# with modifiers and combining marks. Soft hyphens inside a word are skipped.
 _LETTER = (r"(?:(?:[^\W\d_\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u2189\u2460-\u24ff\u2776-\u2793]"
            r"|[\u02c2-\u02c5\u02d2-\u02df\u02e5-\u036f\u0483-\u0487\u0591-\u05bd])\u00ad*)")
 # Symbols that are tokens by themselves. A character that is no such symbol, no letter and no punctuation is dropped.
@@ -46,8 +46,8 @@ _SPACE = r"[ \t\u00a0\u2000-\u200a\u3000\n]"
 _INITIALS = r"(?:[A-Za-z]\.)+"
 _TAG = r"(?:<[!?/]?[A-Za-z][^<>\n]*>|<!--[^\n]*?-->)"
 
-# Abbreviations that keep their dot; the lists: in any case; with a capital first letter; not in all capitals; only before
-# a number.
+# Abbreviations that keep their dot. Four lists: in any case; with a capital first letter; not in all capitals; only
+# before a number.
 _ABBREVIATIONS = """adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bhd bldg blvd brig bros calif
     capt cf cie cmdr co col colo conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga
     gen gov govs hon inc ind insp intl invt jan jos jr jul jun kan kans ky lieut lt ltd maj mar md messrs mich minn mlle

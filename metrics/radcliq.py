@@ -9,8 +9,8 @@ radcliq-v1.pkl), read without unpickling. For a pair of texts, with z = (x - mea
 Lower is better. ReXrank prints 1 / (a system's mean RadCliQ), where higher is better; this project prints both.
 
 Traps
-- RadCliQ is defined with radgraph.tar.gz and with BERTScore of distilroberta-base, layer 5, no idf, rescaled. With other
-  models it is a different number, and its name says so.
+- RadCliQ is defined with radgraph.tar.gz and with BERTScore of distilroberta-base, layer 5, no idf, rescaled. With
+  other models it is a different number, and its name says so.
 - RadCliQ's BLEU-2 is fast_bleu's on one pair, with smoothing, on words split at blanks. It differs from every other
   BLEU-2 of this project. v1 gives it practically no weight.
 - RadCliQ's BERTScore reads a run of blanks as one blank.

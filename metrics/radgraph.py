@@ -144,7 +144,7 @@ class RadGraph:
 
 
 def entities_of(words, labels, relations):
-    """The network's spans and relations as a list of Entity; relations between spans that are no entities are dropped."""
+    """The network's spans and relations as a list of Entity; a relation is kept only between two entities."""
     numbers = {span: number for number, span in enumerate(labels)}
     entities = []
     for span, label in labels.items():

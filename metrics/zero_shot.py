@@ -1,8 +1,8 @@
 """The scores of stage 1: zero-shot recognition (AUROC per finding) and image ↔ sentence retrieval (R@K).
 
 AUROC is the probability that a random positive study scores above a random negative one, ties counting half
-(Mann–Whitney). R@K is the share of queries with at least one right answer among their K best. Short sentences repeat, so
-a query may have many right answers; R@K is therefore given together with its value for a random order ("chance").
+(Mann–Whitney). R@K is the share of queries with at least one right answer among their K best. Short sentences repeat,
+so a query may have many right answers; R@K is therefore given together with its value for a random order ("chance").
 """
 
 from math import lgamma
@@ -31,7 +31,7 @@ def auroc(scores, positive, counts=None):
     positives, negatives = (np.add.reduceat(counts[:, order] * kind[order], starts, axis=1)
                             for kind in (positive, ~positive))
 
-    # The pairs of a positive and a negative in the right order, ties as halves. Sums of whole and half numbers are exact.
+    # Pairs of a positive and a negative in the right order, ties as halves. Sums of whole and half numbers are exact.
     below = np.cumsum(negatives, axis=1) - negatives
     right = (positives * (below + negatives / 2)).sum(1)
     pairs = positives.sum(1) * negatives.sum(1)

@@ -1,7 +1,7 @@
 """BERT, the text encoder: Devlin et al. 2019, arXiv:1810.04805; names as in Hugging Face's BertModel.
 
-Serves ClinicalBERT (emilyalsentzer/Bio_ClinicalBERT) and CheXbert alike. No pooler and no language-model head: TRRG
-reads the last hidden state.
+Used for ClinicalBERT (emilyalsentzer/Bio_ClinicalBERT) and for CheXbert, BERTScore and RadGraph. No pooler and no
+language-model head, because only hidden states are used.
 
 Shapes: B batch, T tokens, D hidden width, H heads.
 """
@@ -129,11 +129,11 @@ class Bert(nn.Module):
     def forward(self, ids, mask):
         """The last hidden state (B, T, D) of token ids (B, T); mask (B, T) is true or 1 where a token is no padding.
 
-        What comes out at padding is meaningless. Raises ValueError beyond the longest position.
+        The values at padding are meaningless. Raises ValueError for more tokens than positions.
         """
         if ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(f"{ids.shape[1]} tokens, but BERT has {self.config.max_position_embeddings} positions")
-        mask = mask.bool()[:, None, None, :]               # (B, 1, 1, T): true takes part in the attention
+        mask = mask.bool()[:, None, None, :]               # (B, 1, 1, T): true where a token is attended to
         x = self.embeddings(ids)
         for layer in self.encoder["layer"]:
             x = layer(x, mask)
@@ -141,7 +141,7 @@ class Bert(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder, dtype=None):
-        """Reads a folder as Hugging Face lays it out. dtype None keeps the file's. Raises UserError."""
+        """Reads a folder in Hugging Face's layout. dtype None: the type in the file. Raises UserError."""
         config = read_config(BertConfig, folder)
         return checkpoint.load(lambda: cls(config), folder, RENAME, dtype)
 
@@ -158,7 +158,7 @@ def padded(rows, pad_id):
 
 
 def init_weights(module):
-    """Normal with deviation 0.02, biases zero, as Devlin et al. do."""
+    """Weights normal with standard deviation 0.02, biases zero, as in Devlin et al."""
     if isinstance(module, (nn.Linear, nn.Embedding)) and not module.weight.is_meta:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear):

@@ -1,8 +1,8 @@
-"""Weights on the disk: published folders read strictly, our own checkpoints in one file.
+"""Weights on disk: reads published folders strictly, reads and writes this program's checkpoints as single files.
 
 A published folder holds `config.json` and either `model.safetensors`, shards with `model.safetensors.index.json`, or
 `pytorch_model.bin` (alone or with an index). Tensors are memory-mapped, so loading costs no memory until a weight is
-used; a change of type goes piece by piece through a small window, so that no second copy ever exists.
+used. A change of type is done piece by piece, so that a tensor is never in memory twice.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ QUANTISED = "quantised weights are not supported; take the model they were made 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a weight comes from: a file, the tensor's name in it, and its first row there, should it be a part."""
+    """Where a weight comes from: the file, the tensor's name in the file, and the first row if it is part of a tensor."""
     file: Path
     name: str
     tensor: torch.Tensor
@@ -37,12 +37,12 @@ class Source:
 
 
 def load(build, folder, rename, dtype=None):
-    """Builds a module without memory and gives it the weights in a folder: every tensor once, or nothing at all.
+    """Builds a module and loads the weights in a folder; every tensor must be there exactly once.
 
-    build() returns the module; it runs on the meta device, so it may hold no buffers that are not in the file.
-    rename: see `new_names`; or a function from the names in the files to such a table.
-    dtype: the floating type to keep the weights in; None keeps the file's. Raises UserError, naming what is only in the
-    model (-) and only in the file (+), or the tensor whose shape is wrong.
+    build() returns the module. It runs on the meta device, without memory for weights, so all its buffers must be in
+    the file. rename: a table as in `new_names`, or a function from the names in the files to such a table. dtype: the
+    floating type of the loaded weights; None: the type in the file. Raises UserError, which names the tensors only in
+    the model (-) and only in the file (+), or the tensor whose shape is wrong.
     """
     files = weight_files(folder)
     stored = [Source(file, name, tensor) for file in files for name, tensor in open_tensors(file).items()]
@@ -57,13 +57,13 @@ def load_file(build, path, rename, dtype=None):
 
 
 def load_state(build, state, path, rename=None, dtype=None):
-    """`load` for tensors at hand; path: the file they come from, for messages."""
+    """`load` for tensors that are read already, {name: tensor}; path: their file, for error messages."""
     stored = [Source(Path(path), name, tensor) for name, tensor in state.items()]
     return assign(build, stored, path, rename or {}, dtype)
 
 
 def assign(build, stored, origin, rename, dtype):
-    """Checks every name and shape, then hands the module all its tensors at once."""
+    """Checks every name, shape and type, then puts all tensors into the module."""
     try:
         with torch.device("meta"):
             module = build()
@@ -73,7 +73,7 @@ def assign(build, stored, origin, rename, dtype):
     table = rename([source.name for source in stored]) if callable(rename) else rename
     sources = by_new_name(stored, table)
 
-    # Names first: a wrong file differs in hundreds, and the list of them says which file it is.
+    # Names first: a wrong file differs in hundreds of names, and the listed names show which file it is.
     if expected.keys() != sources.keys():
         differences = [listing("-", expected.keys() - sources.keys(), "only in the model"),
                        listing("+", sources.keys() - expected.keys(), "only in the file")]
@@ -94,27 +94,28 @@ def assign(build, stored, origin, rename, dtype):
 
 
 def by_new_name(stored, table):
-    """{the module's name: Source} of what the files hold, fused tensors cut. Raises UserError for one given twice."""
+    """{the module's name: Source}, with fused tensors split. Raises UserError for a weight that is there twice."""
     sources = {}
     for source in stored:
         names = new_names(source.name, table)
         if len(names) > 1 and (not source.tensor.shape or len(source.tensor) % len(names)):
-            raise UserError(f"{source.file}: {source.name} can't be cut in {len(names)}; download it again")
+            raise UserError(f"{source.file}: {source.name} cannot be split into {len(names)} equal parts; download the "
+                            "file again")
         rows = len(source.tensor) // len(names) if len(names) > 1 else 0
         for index, name in enumerate(names):
             if name in sources:
-                raise UserError(f"{source.file}: {source.name} is there twice, {sources[name].file} has it as "
-                                f"{sources[name].name}; download the folder again")
+                raise UserError(f"{source.file}: {source.name} is there twice, also as {sources[name].name} in "
+                                f"{sources[name].file}; download the folder again")
             part = source.tensor[index * rows:(index + 1) * rows] if rows else source.tensor
             sources[name] = Source(source.file, source.name, part, index * rows)
     return sources
 
 
 def converted(source, dtype):
-    """A weight in the wanted type, memory-mapped as it is where the type is right already.
+    """A weight in type `dtype`; if it has this type already, the memory-mapped tensor itself.
 
-    Pages of a mapped file stay resident once they are read until the mapping is closed, so the file is opened anew for
-    each window; one in torch.save's format before 1.6 can't be mapped, it is in memory as a whole already.
+    Pages of a mapped file, once read, stay in memory until the mapping is closed, so the file is opened again for each
+    window. A file in torch.save's format before 1.6 cannot be mapped, and is in memory already.
     """
     tensor, safe = source.tensor, source.file.suffix == ".safetensors"
     if dtype is None or tensor.dtype == dtype or not tensor.is_floating_point():
@@ -135,10 +136,10 @@ def converted(source, dtype):
 
 
 def new_names(name, rename):
-    """The module's names for a name in the file: one as a rule, none where it is dropped, several where it is fused.
+    """The module's names for a name in the file: usually one, none if it is dropped, several if the tensor is fused.
 
-    rename: {pattern: replacement}, applied in order. A replacement None drops the tensor on purpose; a tuple cuts it
-    into equal parts along the first dimension.
+    rename: {pattern: replacement}, applied in order. The replacement None drops the tensor on purpose; a tuple of names
+    splits it into equal parts along the first dimension.
     """
     for pattern, replacement in rename.items():
         if re.search(pattern, name):
@@ -151,7 +152,7 @@ def new_names(name, rename):
 
 
 def embedding(rows, width):
-    """nn.Embedding left for the model to initialise: on the meta device its own way imports 150 MB of code."""
+    """An nn.Embedding that the model initialises: nn.Embedding's own way imports 150 MB of code on the meta device."""
     return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
 
 
@@ -196,7 +197,10 @@ def open_tensors(path):
 
 
 def open_safetensors(path):
-    """({name: tensor}, metadata) of one safetensors file, memory-mapped copy-on-write: the file is never changed."""
+    """({name: tensor}, metadata) of a safetensors file, memory-mapped; writing to a tensor never changes the file.
+
+    Raises UserError.
+    """
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
@@ -209,16 +213,16 @@ def open_safetensors(path):
 
 
 def open_pickle(path):
-    """{name: tensor} of a file that torch.save wrote; a training checkpoint's "state_dict" or "model_state_dict" too.
+    """{name: tensor} of a file written by torch.save: a model's state, or a training checkpoint that contains one.
 
-    Only tensors and plain containers are unpickled; anything else in the file is refused, not run.
+    Only tensors and plain containers are unpickled. Raises UserError for anything else, which is never run.
     """
     try:
         # torch.save's format before 1.6 is no zip archive and can't be mapped.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except Exception as error:  # a mutilated pickle makes the unpickler raise almost any class
+    except Exception as error:  # the unpickler may raise almost any class for a damaged file
         refuse_pointer(path)
         raise UserError(f"{path}: refused, for it is damaged or holds more than tensors ({one_line(error)}); "
                         "download it again, or take the .safetensors file") from None
@@ -232,7 +236,7 @@ def open_pickle(path):
 
 
 def read_file(path):
-    """(tensors, header) of a file that `save_file` wrote, the tensors memory-mapped. Raises UserError."""
+    """(tensors, header) of a file written by `save_file`; the tensors are memory-mapped. Raises UserError."""
     tensors, metadata = open_safetensors(Path(path))
     try:
         header = json.loads(metadata[HEADER_KEY])
@@ -249,7 +253,7 @@ def save_file(path, tensors, header):
 
 
 def save_folder(folder, module, config):
-    """Writes a module as Hugging Face lays it out: config.json, then model.safetensors. Where that is, all is there."""
+    """Writes a module in Hugging Face's layout: config.json, then model.safetensors, whose presence marks the end."""
     with whole_file(Path(folder) / "config.json") as file:
         json.dump(config, file, indent=2)
         file.write("\n")
@@ -257,7 +261,7 @@ def save_folder(folder, module, config):
 
 
 def write_safetensors(path, tensors, metadata):
-    """Writes the format tensor by tensor; the library's writer would hold all the bytes a second time."""
+    """Writes a safetensors file tensor by tensor; the library's own writer would need all bytes in memory twice."""
     # Larger elements first, as the library orders them, so that every tensor starts aligned.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     layout, end = {"__metadata__": metadata}, 0
@@ -275,10 +279,10 @@ def write_safetensors(path, tensors, metadata):
 
 
 def digest(module):
-    """A short name for a module's weights: the same for bf16 or fp32 storage, any sharding and any file format.
+    """A short fingerprint of a module's weights, the same for bf16 or fp32, any sharding and any file format.
 
     The first 16 hexadecimal digits of a SHA-256 over each tensor's name, shape and up to 1,024 evenly spaced values,
-    rounded to bfloat16. LoRA's tensors are left out, so that an adapted model still names its base.
+    rounded to bfloat16. LoRA's tensors are left out, so an adapted model has the digest of its base model.
     """
     sha = hashlib.sha256()
     state = module.state_dict() if isinstance(module, nn.Module) else module
