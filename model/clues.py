@@ -1,6 +1,6 @@
 """Disease clues (§2.2): m diseases as prompts, recognised zero-shot; the k most likely are injected.
 
-    bank     every prompt of every disease, through the frozen text encoder, once; it never changes during a run
+    bank     every prompt of every disease, encoded once by the frozen text encoder; it does not change during a run
     weights  w = softmax_i(v_cls · c^i_cls / τ) over the m diseases
     top-k    the k heaviest diseases; their prompts' tokens, without the cls token, are the clue c_s
 """
@@ -22,15 +22,15 @@ class Clues(NamedTuple):
 
     @property
     def injected(self):
-        """(B, k) True where a clue is there at all."""
+        """(B, k), True where a clue is not masked out."""
         return self.mask.unflatten(1, (self.disease.shape[1], -1)).any(-1)
 
 
 def clue_weights(v_cls, c_cls, disease, m, tau):
     """w = softmax_i(v_cls · c^i_cls) of §2.2: (B, d), (P, d), (P,) → w and each disease's best prompt, (B, m) both.
 
-    Choice: the product is the cosine over the learned τ, as in stage 1; top-k would otherwise depend on norms. The
-    paper has one prompt per disease; with more, a disease's score is that of `disease_scores`.
+    Choice: the product is the cosine, divided by the learned τ, as in stage 1; otherwise top-k would depend on norms.
+    The paper has one prompt per disease; with several, `disease_scores` gives a disease's score.
     """
     scores, best = disease_scores(cosine(v_cls, c_cls), disease, m, tau)
     return torch.softmax(scores / tau, dim=-1), best
@@ -39,9 +39,9 @@ def clue_weights(v_cls, c_cls, disease, m, tau):
 def disease_scores(cosines, disease, m, tau):
     """Cosines with P prompts (B, P), the disease of each (P,) → the m diseases' scores and best prompts, (B, m) both.
 
-    s_i = τ log mean_p exp(cos_p / τ) over the prompts p of disease i. With one prompt per disease this is its cosine,
-    so that w is the paper's. Choice: the mean, under the softmax, not the maximum: a disease with many prompts would
-    win by their number, and one prompt's noise would decide.
+    s_i = τ log mean_p exp(cos_p / τ) over the prompts p of disease i. With one prompt per disease s_i is its cosine, so w
+    is the paper's. Choice: the mean of the exponentials, not the maximum, which favours diseases with many prompts and
+    depends on the noise of a single prompt.
     """
     of_disease = disease == torch.arange(m, device=disease.device)[:, None]              # (m, P)
     scores = cosines[:, None].masked_fill(~of_disease, -torch.inf)                       # (B, m, P)
@@ -49,16 +49,16 @@ def disease_scores(cosines, disease, m, tau):
 
 
 def cosine(a, b):
-    """(A, d), (B, d) → (A, B), in fp32 under autocast too: over a τ of 0.01 bfloat16's rounding would choose."""
+    """(A, d), (B, d) → (A, B), in fp32 even under autocast: divided by τ = 0.01, bfloat16's rounding would decide."""
     with torch.autocast(a.device.type, enabled=False):
         return nn.functional.normalize(a.float(), dim=-1) @ nn.functional.normalize(b.float(), dim=-1).T
 
 
 class ClueBank(nn.Module):
-    """The encoded prompts, as buffers: P prompts of m diseases, at most r tokens each beside the cls token.
+    """The encoded prompts, as buffers: P prompts of m diseases, with at most r tokens each besides the cls token.
 
-    `tokens` (P, r, d), `cls` (P, d), `mask` (P, r) bool, `disease` (P,) the disease each prompt asks for; `texts` are
-    the P prompts themselves.
+    `tokens` (P, r, d), `cls` (P, d), `mask` (P, r) bool, `disease` (P,): the index of each prompt's disease; `texts`:
+    the P prompts as text.
     """
 
     def __init__(self, tokens, cls, mask, disease, m, texts=()):
@@ -78,14 +78,14 @@ class ClueBank(nn.Module):
         """Recognises the diseases in v_cls (B, d) and returns the k `Clues`.
 
         1. w over the m diseases, and the best prompt of each (`clue_weights`).
-        2. The k heaviest; the best prompt's tokens of each, so that the clue carries this picture's severity and side.
-        3. Clues lighter than `threshold` are masked out (0: none is; the paper's form).
+        2. The k heaviest diseases, each with its best prompt's tokens, which name this picture's severity and side.
+        3. Clues with a weight below `threshold` are masked out (0: no clue is; the paper's form).
         """
         weights, best = clue_weights(v_cls, self.cls, self.disease, self.m, tau)
         return self.inject(weights, best, weights.topk(k).indices, threshold)
 
     def inject(self, weights, best, disease, threshold=0.0):
-        """The `Clues` for the diseases (B, k) that are given, with the prompts `best` (B, m)."""
+        """The `Clues` for the given diseases (B, k), with each disease's prompt from `best` (B, m)."""
         prompt = best.gather(1, disease)
         heavy = weights.gather(1, disease) >= threshold
         mask = self.mask[prompt] & heavy[..., None]                                          # (B, k, r)

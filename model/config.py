@@ -1,6 +1,6 @@
-"""config.json of a published folder, read into a network's configuration, or refused in one line.
+"""Reads a published folder's config.json into a network's configuration, or refuses it with a UserError.
 
-Sizes are checked before anything is built: a damaged or foreign file must end in its name, not in a traceback.
+Sizes are checked before anything is built, so that a damaged or unsuitable file gives an error line, not a traceback.
 """
 
 from dataclasses import fields
@@ -33,10 +33,10 @@ def quantisation(json_object):
 
 
 def config_values(config_class, json_object, only, optional=()):
-    """The fields of a configuration class out of a config.json's object, checked; other keys are ignored.
+    """{field: value} for a configuration class, checked, from a config.json's object; other keys are ignored.
 
-    only: {key: the one value that this program honours}; a key that is absent has it. optional: fields that may be
-    absent, their defaults being Hugging Face's. Raises UserError.
+    only: {key: the one supported value}, which an absent key has by default. optional: fields that may be absent, whose
+    defaults in the class are Hugging Face's. Raises UserError.
     """
     for key, value in only.items():
         if json_object.get(key, value) != value:
@@ -59,7 +59,7 @@ def config_values(config_class, json_object, only, optional=()):
 
 
 def plausible(value, kind, rate):
-    """Whether a config.json can mean this: sizes and factors are positive and bounded, rates in [0, 1); NaN is none."""
+    """Whether a value is possible: sizes and factors must be positive and bounded, rates in [0, 1), and none NaN."""
     if kind is tuple:
         return isinstance(value, tuple) and value != () and all(plausible(size, int, rate) for size in value)
     if type(value) is not kind or kind is bool:

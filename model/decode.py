@@ -1,8 +1,8 @@
-"""Decoding: greedy, sampling and beam search, token for token what transformers' `generate` gives.
+"""Decoding: greedy, sampling and beam search; gives the same tokens as transformers' `generate`.
 
-Beams share one row of the cache: they lie side by side in it as if they were one longer sequence, and a mask says which
-of the stored tokens each beam descends from. The prompt is encoded and kept once for all beams, and when beams change
-their order only the mask does.
+All beams share one row of the cache: their tokens are stored side by side, like one longer sequence, and a mask tells
+which stored tokens each beam descends from. So the prompt is encoded and stored once for all beams, and when beams
+change their order, only the mask changes.
 
       stored:   prompt | a1 b1 | a2 b2 | a3 b3        beam a now descends from a1 b2, beam b from a1 a2:
       a3 reads: 1 1 1  | 1  0  | 0  1  | 1  0
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from model.few_rows import few_rows
 from model.steps import FixedSteps, Steps
 
-DEAD = -1e9                            # the score of what must not be chosen; finite, as in the reference
+DEAD = -1e9                            # the score of a beam that must not be chosen; finite, as in transformers
 
 
 @torch.inference_mode()
@@ -28,12 +28,13 @@ def generate(mistral, ids=None, embeds=None, *, max_new_tokens, eos_id, beams=1,
              capture=False):
     """The new tokens of each row, without the end-of-text token: a list of lists.
 
-    The prompts (token ids (B, P) or embeddings (B, P, D)) are equally long. The repetition penalty sees the prompt
-    where ids are given, the new tokens only where embeddings are. temperature 0 takes the likeliest token; above 0
-    tokens are drawn from the top_p part of the distribution, repeatably where a seed is given. early_stopping: a row is
-    done as soon as it has `beams` finished reports, not only when no open one can still win. capture: all steps in one
-    shape, recorded once per shape by a GPU and replayed; the first report of a shape takes longer, all further ones
-    less (model/steps.py). The model should be in eval mode. Raises ValueError for impossible wishes.
+    All prompts, token ids (B, P) or embeddings (B, P, D), are equally long. The repetition penalty sees the prompt and
+    the new tokens if ids are given, and only the new tokens if embeddings are given. temperature 0 takes the likeliest
+    token; above 0, tokens are drawn from the top_p part of the distribution, reproducibly if a seed is given.
+    early_stopping: a row is done as soon as it has `beams` finished reports; otherwise when no open report can become
+    better than these. capture: a GPU records a step once per shape and replays it; the first report of a shape takes
+    longer, later ones less (model/steps.py). The model should be in eval mode. Raises ValueError for options that
+    exclude each other.
     """
     if (ids is None) == (embeds is None):
         raise ValueError("give either ids or embeds")
@@ -50,13 +51,13 @@ def generate(mistral, ids=None, embeds=None, *, max_new_tokens, eos_id, beams=1,
 
 
 class Rules:
-    """What is changed in the scores before a token is chosen."""
+    """Changes of the scores before a token is chosen: repetition penalty and minimum length."""
 
     def __init__(self, eos_id, min_new_tokens=0, repetition_penalty=1.0):
         self.eos_id, self.min_new_tokens, self.penalty = eos_id, min_new_tokens, repetition_penalty
 
     def apply(self, scores, seen, new):
-        """scores (rows, V) after `new` tokens, seen (rows, tokens) what the penalty sees; changes scores in place."""
+        """Changes scores (rows, V) after `new` tokens, in place; seen (rows, tokens): the tokens to be penalised."""
         if self.penalty != 1.0 and seen.shape[1]:
             repeated = scores.gather(1, seen)
             scores.scatter_(1, seen, torch.where(repeated < 0, repeated * self.penalty, repeated / self.penalty))
@@ -96,7 +97,7 @@ def one_by_one(mistral, ids, embeds, max_new_tokens, rules, sampler, capture=Fal
     results = [[] for _ in range(B)]
 
     for new in range(1, max_new_tokens + 1):
-        # A row that has ended goes on with the others; `until` cuts off what it writes behind its end.
+        # A finished row continues with the others; `hand_over` cuts off the tokens after its end.
         token = sampler.choose(rules.apply(logits, seen, new - 1))
         seen = torch.cat([seen, token[:, None]], dim=1)
         finished = finished | (token == rules.eos_id)
@@ -117,18 +118,18 @@ def one_by_one(mistral, ids, embeds, max_new_tokens, rules, sampler, capture=Fal
 
 
 def hand_over(texts, rows, eos_id, results):
-    """Puts texts (rows, tokens) without their end in their places in a list."""
+    """Writes the token lists of texts (rows, tokens), cut before the end token, to `results` at the given rows."""
     for row, tokens in zip(rows.tolist(), texts.tolist()):
         results[row] = tokens[:tokens.index(eos_id)] if eos_id in tokens else tokens
 
 
 class Beams(NamedTuple):
-    """The open texts of all rows that still decode."""
-    rows: torch.Tensor                 # (B,) the prompt each of them continues
-    prompt: torch.Tensor               # (B, P) what the repetition penalty sees of it
+    """The open (unfinished) beams of all rows that are still decoding."""
+    rows: torch.Tensor                 # (B,) the index of each row's prompt
+    prompt: torch.Tensor               # (B, P) the prompt's tokens that the repetition penalty sees
     tokens: torch.Tensor               # (B, K, new) the texts
     scores: torch.Tensor               # (B, K) sums of log-probabilities
-    reads: torch.Tensor                # (B, K, stored) the mask above
+    reads: torch.Tensor                # (B, K, stored) the mask described above
 
     def keep(self, rows):
         return Beams(*(of_rows[rows] for of_rows in self))
@@ -164,7 +165,7 @@ def beam_search(mistral, ids, embeds, max_new_tokens, beams, rules, length_penal
     results, scores = [None] * B, [None] * B
 
     for new in range(1, max_new_tokens + 1):
-        # 1. At most K of the best 2 K end, one per beam, so that K stay open whatever happens.
+        # 1. At most K of the best 2 K end, one per beam, so at least K stay open.
         log_probs = rules.apply(F.log_softmax(logits.flatten(0, 1), dim=-1), opened.seen(), new - 1)
         sums = log_probs.view(logits.shape) + opened.scores[:, :, None]
         best, index = sums.flatten(1).topk(2 * K)                                      # (B, 2 K)
@@ -180,7 +181,7 @@ def beam_search(mistral, ids, embeds, max_new_tokens, beams, rules, length_penal
         opened = opened._replace(tokens=take(tokens, kept), scores=best_open,
                                  reads=take(opened.reads, parent.gather(1, kept)))
 
-        # 4. Rows that are done leave the batch once they are half of it.
+        # 4. Finished rows leave the batch once they are half of it.
         finished.close(best_open[:, 0] / new**length_penalty, early_stopping)
         if new == max_new_tokens:
             break
@@ -193,7 +194,7 @@ def beam_search(mistral, ids, embeds, max_new_tokens, beams, rules, length_penal
                 finished.hand_over(finished.closed, opened.rows, results, scores)
                 opened, finished = opened.keep(live), finished.keep(live)
 
-        # Each beam's last token is stored behind all others, and is read by that beam alone.
+        # Each beam's last token is stored after all others, and is read by this beam only.
         opened = opened._replace(reads=torch.cat([opened.reads, itself.expand(len(opened.rows), K, K)], dim=2))
         logits = step(opened.tokens[:, :, -1], opened.reads)
     finished.hand_over(torch.ones_like(finished.closed), opened.rows, results, scores)
@@ -216,7 +217,7 @@ class Finished:
         self.closed = torch.zeros(rows, dtype=torch.bool, device=device)
 
     def add(self, tokens, scores, ends, early_stopping):
-        """tokens (B, 2 K, new), scores and ends (B, 2 K), best first; of these the first K may join."""
+        """tokens (B, 2 K, new), scores and ends (B, 2 K), best first; the first K are added if they end."""
         (_, K), new = self.scores.shape, tokens.shape[2]
         joins = ends.clone()
         joins[:, K:] = False
@@ -228,7 +229,7 @@ class Finished:
         self.full = torch.cat([self.full, joins], dim=1).gather(1, kept)
 
     def close(self, best_open, early_stopping):
-        """Closes the rows whose best open score, (B,), can't win any more."""
+        """Closes the rows whose best open score, (B,), cannot beat the finished ones."""
         full = self.full.all(dim=1)
         self.closed = self.closed | (full & (best_open <= self.scores.min(dim=1).values)) | (early_stopping & full)
 
