@@ -21,12 +21,12 @@ from data.files import UserError
 from model.bert import Bert, BertConfig
 from model.checkpoint import embedding
 
-PAIRS = 4096  # of spans at a time, which bounds the memory
+PAIRS = 4096  # pairs of spans at a time, which bounds the memory
 
 
 @dataclass(frozen=True)
 class DygieConfig:
-    """What an archive's config.json and vocabulary say of the network."""
+    """The network's labels and sizes, from an archive's vocabulary and config.json."""
 
     entity_labels: tuple
     relation_labels: tuple
@@ -34,7 +34,7 @@ class DygieConfig:
     width_size: int
     hidden_sizes: tuple
     spans_per_word: float
-    max_length: int  # pieces that BERT reads at once, its two special ones among them
+    max_length: int  # word pieces that BERT reads at once, including the two special ones
 
 
 class Scorer(nn.Module):
@@ -64,9 +64,9 @@ class Dygie(nn.Module):
         self.relation = Scorer(3 * width, config.hidden_sizes, len(config.relation_labels))
 
     def forward(self, words):
-        """({(first, last): entity label}, {((first, last), (first, last)): relation label}) of a text's words (W, D).
+        """A text's words (W, D) → ({(first, last): entity label}, {((first, last), (first, last)): relation label}).
 
-        Places are those of the words, both ends included, entities in the order of their places.
+        A span is the indices of its first and last word, both included. Entities are ordered by their spans.
         """
         W = len(words)
         widest = self.config.max_span_width
@@ -79,7 +79,7 @@ class Dygie(nn.Module):
         labels = with_null(self.entity(vectors)).argmax(-1).tolist()
         entities = {span: self.config.entity_labels[label] for span, label in zip(spans, labels) if label}
 
-        # In single precision, as the reference multiplies: it decides whether a product is a whole number.
+        # In single precision, as in the reference: rounding decides whether the product is a whole number.
         keep = max(1, ceil(np.float32(W) * np.float32(self.config.spans_per_word)))
         mention = self.mention(vectors)[:, 0]
         kept = mention.topk(min(keep, len(spans))).indices.sort().values
@@ -90,7 +90,7 @@ class Dygie(nn.Module):
         return entities, relations
 
     def relation_labels(self, vectors, mention):
-        """(K, K) of the labels' numbers, 0 for none, of K spans and their mention scores (K,)."""
+        """Vectors (K, 2 D + F) of K spans and their mention scores (K,) → (K, K) label numbers, 0 for no relation."""
         K = len(vectors)
         labels = []
         for rows in torch.arange(K, device=vectors.device).split(max(1, PAIRS // K)):
@@ -123,9 +123,9 @@ def renames(namespace):
 
 
 def config_of(json_object, entity_labels, relation_labels, positions):
-    """DygieConfig of an archive's config.json. Raises UserError for what is no RadGraph's.
+    """DygieConfig from an archive's config.json. Raises UserError if it is not RadGraph's.
 
-    positions: how many BERT has.
+    positions: the number of BERT's positions.
     """
     try:
         reader, network = json_object["dataset_reader"], json_object["model"]
@@ -140,7 +140,7 @@ def config_of(json_object, entity_labels, relation_labels, positions):
     if not all(type(value) is int and 0 < value <= 2**16 for value in values) or len(sizes) > 100 \
             or longest < 3 or entity_labels[0] != "" or type(spans_per_word) not in (int, float) \
             or not 0 < spans_per_word <= 100:
-        raise UserError("config.json is not RadGraph's: a size in it can't be meant")
+        raise UserError("config.json is not RadGraph's: a size in it is impossible")
     if coreference:
         raise UserError("config.json has coref_prop: spans changed by coreference are not supported")
     return DygieConfig(tuple(entity_labels), tuple(relation_labels), reader["max_span_width"], network["feature_size"],

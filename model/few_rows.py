@@ -1,8 +1,8 @@
-"""y = x Wᵀ for few rows on a CPU, which is what decoding spends its time on there. No network knows of it.
+"""Faster y = x Wᵀ for few rows on a CPU, where decoding spends most of its time. The networks need no change.
 
-PyTorch leaves fp32 products to MKL, which is slow for 2 and more rows on processors that aren't Intel's. oneDNN, which
-PyTorch brings along for convolutions, is faster there wherever it can use AVX-512: 1.1 times for one row of a large
-weight, up to 3 times for three. Elsewhere, and for small weights, nothing changes.
+PyTorch computes fp32 products with MKL, which is slow for 2 or more rows on processors other than Intel's. oneDNN, part
+of PyTorch for convolutions, is faster there if it can use AVX-512: 1.1 times for one row of a large weight, up to 3
+times for three rows. On other processors, and for small weights, nothing changes.
 """
 
 from contextlib import contextmanager
@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import nn
 
 MOST = 32                              # rows: batch times beams. oneDNN keeps a kernel for each number of rows.
-LARGE = 2**19                          # numbers in a weight; for a smaller one the call costs what it saves
+LARGE = 2**19                          # least elements of a weight; below, the call costs as much as it saves
 
 
 @contextmanager
 def few_rows(network):
-    """Within it, the network's large weights are multiplied with few rows by oneDNN, where that is the faster one.
+    """A context in which oneDNN multiplies the network's large weights with few rows, on processors where it is faster.
 
-    A module's attribute `weight` hides its parameter of that name meanwhile; state and gradients are not touched.
+    Meanwhile a module's attribute `weight` hides the parameter of that name; state and gradients do not change.
     """
     pays = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
     modules = [module for module in network.modules() if pays and suits(module._parameters.get("weight"))]
@@ -33,13 +33,13 @@ def few_rows(network):
 
 
 def suits(weight):
-    """A shard of a weight is of another type than nn.Parameter, and left alone."""
+    """Whether oneDNN may multiply this weight. A shard of a weight is no plain nn.Parameter, so it is left alone."""
     return type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.dtype == torch.float32 \
         and weight.dim() == 2 and weight.numel() >= LARGE
 
 
 class Weight(torch.Tensor):
-    """A weight whose product with few rows is oneDNN's; all else is as ever. Without gradients, since that has none."""
+    """A weight whose product with few rows is computed by oneDNN, without gradients; all else is unchanged."""
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):

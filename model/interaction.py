@@ -33,7 +33,7 @@ class Attention(nn.Module):
         if mask is None:
             return self.out(join_heads(scaled_dot_product_attention(q, k, v)))
 
-        # Softmax over nothing is NaN: an empty row may look everywhere, and its result is dropped
+        # Softmax over nothing is NaN, so an empty row attends to everything, and its result is set to zero
         filled = mask.any(-1)[:, None, None]                                                 # (B, 1, 1)
         allowed = (mask[:, None] | ~filled)[:, None]                                         # (B, 1, 1, S)
         return self.out(join_heads(scaled_dot_product_attention(q, k, v, attn_mask=allowed))) * filled
@@ -88,10 +88,10 @@ class Extract(nn.Module):
 
 
 class Interacted(NamedTuple):
-    """What the queries read of either side; in Eq. (4) they meet."""
+    """The queries' output for picture and clues, which Eq. (4) compares."""
 
     v: torch.Tensor   # (B, L, d)   E^v, what the queries found in the picture
-    c: torch.Tensor   # (B, L, d)   E^c, what they found in the clues
+    c: torch.Tensor   # (B, L, d)   E^c, what the queries found in the clues
 
 
 class Interaction(nn.Module):

@@ -1,10 +1,9 @@
-"""One step of decoding: new tokens go into the language model, the logits of what follows come out.
+"""One step of decoding: the language model reads new tokens and gives the logits of the next ones.
 
-`Steps` takes the plain way. `FixedSteps` does every step in one and the same shape, so that a GPU can record it once
-and replay it: a step of a model of 7 B parameters is a thousand kernels of a few microseconds, and to launch them one
-by one takes longer than to run them. A recording knows addresses, not values. So all that a step reads lies in buffers
-that stay: the whole cache, a mask that says what is stored in it, positions, tokens. On a CPU the same step runs
-without a recording.
+`Steps` is the plain form. `FixedSteps` gives every step the same shape, so that a GPU can record a step once (as a CUDA
+graph) and replay it: a step of a 7 B model is a thousand kernels of a few microseconds each, and launching them takes
+longer than running them. A recording refers to addresses, not values. Therefore all inputs of a step are in permanent
+buffers: the whole cache, a mask of its stored tokens, positions, tokens. On a CPU the same step runs unrecorded.
 
 Shapes: B rows, T tokens of a step in each row (the beams), P prompt tokens, V vocabulary, L tokens the cache has room
 for, S of them stored. The cache holds the prompt, then T tokens for each step.
@@ -21,7 +20,7 @@ RECORDINGS = 8                         # shapes that are kept for one model; eac
 
 
 class Steps:
-    """logits: (B, V) behind the prompt, which is encoded here. Calling it gives the logits behind further tokens."""
+    """Encodes the prompt; `logits` (B, V) are those after the prompt. A call gives the logits after further tokens."""
 
     def __init__(self, mistral, ids, embeds, width, steps):
         embeds = mistral.embed(ids) if embeds is None else embeds
@@ -32,7 +31,7 @@ class Steps:
 
     @property
     def look_every(self):
-        """Tokens between looks for finished rows: a number makes the host wait for a GPU, which then waits for it."""
+        """Steps between checks for finished rows; each check makes the host wait for the GPU, which is then idle."""
         return 1 if self.logits.device.type == "cpu" else 4
 
     def room(self, batch, length):
@@ -57,13 +56,13 @@ class Steps:
         return torch.where(stored < self.prompt, stored, self.prompt + (stored - self.prompt) // self.width)
 
     def keep(self, rows):
-        """Drops all other rows of the batch. rows: (B,), true where one stays. Whether they were dropped."""
+        """Keeps only the rows of the batch where rows (B,) is true. Returns whether the other rows were dropped."""
         self.cache.keep(rows)
         return True
 
 
 class FixedSteps(Steps):
-    """The same in one shape, recorded on a GPU. Rows stay until all are finished. Not for two threads at once."""
+    """`Steps` in one fixed shape, recorded on a GPU. No row is dropped before all are finished. Not thread-safe."""
 
     def room(self, batch, length):
         if torch.is_autocast_enabled(self.mistral.model["norm"].weight.device.type):
@@ -82,7 +81,7 @@ class FixedSteps(Steps):
 
 
 class WholeCache(Cache):
-    """slots: where the new tokens go, (T,), as a tensor; None while the prompt is stored, from the start."""
+    """A cache read as a whole. slots: the places of the new tokens, tensor (T,); None while the prompt is stored."""
 
     slots = None
 
@@ -95,13 +94,13 @@ class WholeCache(Cache):
 
 
 class Buffers:
-    """What steps of one shape read and write, at addresses that stay, and their recording once there is one."""
+    """The inputs and outputs of steps of one shape, at fixed addresses, and the recording once there is one."""
 
     def __init__(self, mistral, batch, width, length):
         weight = mistral.model["norm"].weight
         device = weight.device
         self.cache = WholeCache(mistral.config, batch, length, weight.dtype, device)
-        # A masked value counts zero times; zero times what lies in fresh memory may be NaN.
+        # A masked value is multiplied by 0, but uninitialised memory may hold NaN, and 0 · NaN is NaN.
         self.cache.values.zero_()
         self.cache.keys.zero_()
         self.tokens = torch.zeros(batch, width, dtype=torch.long, device=device)
@@ -113,7 +112,7 @@ class Buffers:
         self.recording = self.logits = None
 
     def start(self, positions):
-        """For a new prompt. positions: from a length to the positions of the stored tokens."""
+        """Prepares for a new prompt. positions: a function (length, device) → positions of the stored tokens."""
         self.cache.used, self.cache.slots = 0, None
         self.positions.copy_(positions(len(self.positions), self.positions.device))
         self.reads.zero_()
@@ -134,7 +133,7 @@ class Buffers:
         return self.logits
 
     def run(self, mistral):
-        """All that is recorded: nothing here may ask the device for a number, or make a tensor on the host."""
+        """The recorded part: it must not copy a number from the device, or create a tensor on the host."""
         mask, window = self.reads, mistral.config.sliding_window
         if window is not None:
             mask = mask & (self.positions > self.now[:, None] - window)
@@ -142,7 +141,7 @@ class Buffers:
         return mistral.logits(hidden).float()
 
     def record(self, mistral):
-        """CUDA wants a few runs before the one that is recorded. They write what the step writes, to the same place."""
+        """Records a step. CUDA needs a few runs before; they write the step's own values to the step's own places."""
         with torch.cuda.device(self.slots.device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -151,18 +150,18 @@ class Buffers:
                     self.run(mistral)
             torch.cuda.current_stream().wait_stream(stream)
             recording = torch.cuda.CUDAGraph()
-            # Other threads, such as one that pins memory for the next pictures, go on meanwhile.
+            # Other threads may continue, such as one that pins memory for the next pictures.
             with torch.cuda.graph(recording, capture_error_mode="thread_local"):
                 self.logits = self.run(mistral)
-            self.recording = recording                     # only a whole one is ever replayed
+            self.recording = recording                     # set last, so that no partial recording is replayed
 
 
-# {model: (addresses of its weights, {shape: Buffers})}; the buffers stay on the device as long as their model lives.
+# {model: (addresses of its weights, {shape: Buffers})}; the buffers stay on the device as long as the model exists.
 KEPT = weakref.WeakKeyDictionary()
 
 
 def buffers_for(mistral, *shape):
-    """The buffers of a shape, with their recording where there is one and the weights lie where they lay then."""
+    """The buffers of a shape; kept ones, with their recording, only if the weights are still at the same addresses."""
     addresses = [mistral.training, *(weight.data_ptr() for weight in mistral.parameters())]
     then, buffers = KEPT.get(mistral, (None, {}))
     if then != addresses or (len(buffers) == RECORDINGS and shape not in buffers):

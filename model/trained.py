@@ -1,4 +1,4 @@
-"""A trained model as one file: what stands there beside its weights, so that it is rebuilt without any flags.
+"""A trained model as one file, which also holds all settings, so that the model is rebuilt without any flags.
 
     tensors   the weights by name, and the tokenizer's own file as bytes
     header    the configurations as JSON, and which frozen language model the weights belong to ("base")
@@ -28,12 +28,12 @@ def as_tensor(data):
 
 
 def as_bytes(tensor):
-    """And back."""
+    """The bytes in such a tensor."""
     return tensor.numpy().tobytes()
 
 
 def configuration(config_class, values):
-    """A configuration out of a header. JSON has lists for tuples; a field of a later version has its default."""
+    """A configuration from a header. Lists become tuples again; fields that an older file lacks get their defaults."""
     return config_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
@@ -43,7 +43,7 @@ def configurations(**modules):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The frozen language model: it stays where it is, named by its digest, or is embedded
+# The frozen language model: embedded in the file, or named by its folder and digest
 
 
 def in_base(name):
@@ -52,7 +52,7 @@ def in_base(name):
 
 
 def base_header(language_model, recorded, embedded):
-    """The header's "base": `recorded` holds "folder", and "digest" where the caller knows it."""
+    """The header's "base". `recorded` holds "folder", and "digest" if the caller knows it already."""
     dtype = str(next(language_model.parameters()).dtype).removeprefix("torch.")
     weights = recorded.get("digest") or digest(language_model)
     return {"digest": weights, **recorded, "dtype": dtype, "embedded": embedded}
@@ -61,23 +61,24 @@ def base_header(language_model, recorded, embedded):
 def read_base(path, base, weights=None):
     """{name in TRRG's state: tensor} of the language model that the checkpoint `path` was trained on.
 
-    `weights`: the folder of its mistral/, where the header's no longer holds. Raises UserError where it is another one.
+    `weights`: the folder that holds mistral/, if it is no longer at the header's. Raises UserError if the language model
+    is not found or is another one.
     """
     folder = Path(weights) / "mistral" if weights else nearest(base["folder"], path)
     if not folder.is_dir():
         raise UserError(f"{path}: its language model is not in {folder}; give the folder that holds mistral/ with "
-                        "--weights, and the data set with --data where that has moved too")
+                        "--weights, and the data set's new folder with --data if it has moved too")
     language_model = Mistral.from_pretrained(folder, dtype=getattr(torch, base["dtype"]))
     if digest(language_model) != base["digest"]:
         raise UserError(f"{path}: was trained on another language model (digest {base['digest']}) than {folder} "
-                        f"holds ({digest(language_model)}); give the right one with --weights")
+                        f"holds ({digest(language_model)}); give the right model's folder with --weights")
     return {f"language_model.{name}": tensor for name, tensor in language_model.state_dict().items()}
 
 
 def nearest(recorded, checkpoint):
-    """Where a relative path of a header is now: from here, or else from the checkpoint's folder or one above it.
+    """A header's path as it is now: relative to the working folder, the checkpoint's folder, or a folder above that.
 
-    A run is usually moved together with its data and weights; what is nowhere is given back as it was recorded.
+    A run is usually moved together with its data and weights. A path found nowhere is returned as recorded.
     """
     above = [folder / recorded for folder in Path(checkpoint).absolute().parents]
     return next((path for path in [Path(recorded), *above] if path.exists()), Path(recorded))
