@@ -23,13 +23,13 @@ HEADER_KEY = "trrg"                    # the metadata key under which our own fi
 NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
          torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-INTEGERS = (torch.int32, torch.int8, torch.uint8)          # of packed weights; published networks hold int64 at most
+INTEGERS = (torch.int32, torch.int8, torch.uint8)          # types of packed weights; other published files hold int64 only
 QUANTISED = "quantised weights are not supported; take the model they were made from, in bf16, fp16 or fp32"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a weight comes from: the file, the tensor's name in the file, and the first row if it is part of a tensor."""
+    """Where a weight comes from: the file, the tensor's name in it, and for a part of a tensor its first row."""
     file: Path
     name: str
     tensor: torch.Tensor

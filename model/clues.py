@@ -39,9 +39,9 @@ def clue_weights(v_cls, c_cls, disease, m, tau):
 def disease_scores(cosines, disease, m, tau):
     """Cosines with P prompts (B, P), the disease of each (P,) → the m diseases' scores and best prompts, (B, m) both.
 
-    s_i = τ log mean_p exp(cos_p / τ) over the prompts p of disease i. With one prompt per disease s_i is its cosine, so w
-    is the paper's. Choice: the mean of the exponentials, not the maximum, which favours diseases with many prompts and
-    depends on the noise of a single prompt.
+    s_i = τ log mean_p exp(cos_p / τ) over the prompts p of disease i. With one prompt per disease s_i is its cosine, so
+    w is the paper's. Choice: the mean of the exponentials, not the maximum, which favours diseases with many prompts
+    and depends on the noise of a single prompt.
     """
     of_disease = disease == torch.arange(m, device=disease.device)[:, None]              # (m, P)
     scores = cosines[:, None].masked_fill(~of_disease, -torch.inf)                       # (B, m, P)

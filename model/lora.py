@@ -1,8 +1,8 @@
 """LoRA, low-rank adapters: Hu et al. 2021, arXiv:2106.09685; files as PEFT writes and reads them.
 
 An adapted linear map is W x + scale · B A x, with A drawn at random and B zero, so that training starts at the base
-model. Attention code does not know: `add_lora` swaps its linear layers. Nothing here freezes a weight; what trains is
-one explicit list elsewhere.
+model. The attention code needs no change: `add_lora` replaces linear layers. Nothing here freezes a weight; training
+selects the trainable weights.
 """
 
 import json
@@ -17,15 +17,15 @@ from torch import nn
 from data.files import UserError, read_json_object, whole_file
 from model import checkpoint
 
-TARGETS = ("q_proj", "v_proj")           # of the paper of LoRA
+TARGETS = ("q_proj", "v_proj")           # as in the LoRA paper
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")     # all of a Mistral layer
 
 
 class LoRALinear(nn.Linear):
     """A linear layer with an adapter.
 
-    It takes over the base layer's own parameters under their own names, so the base's weights load and digest as
-    before; `lora_A` (rank, in) and `lora_B` (out, rank) are fp32 whatever the base is in.
+    It keeps the base layer's parameters under their names, so loading and digest of the base's weights do not change.
+    `lora_A` (rank, in) and `lora_B` (out, rank) are fp32, whatever the base's type.
     """
 
     def __init__(self, base, rank, alpha, dropout, rank_stabilised=False):
@@ -42,7 +42,7 @@ class LoRALinear(nn.Linear):
         self.train(base.training)
 
     def forward(self, x):
-        # The adapter follows the activations' type: casting its small matrices is cheaper than casting x.
+        # Computed in the activations' type: casting the adapter's small matrices is cheaper than casting x.
         low = F.linear(self.dropout(x), self.lora_A.to(x.dtype))
         return super().forward(x) + F.linear(low, (self.lora_B * self.scale).to(x.dtype))
 
@@ -56,17 +56,17 @@ def adapters(module):
 
 
 def add_lora(module, targets=TARGETS, rank=16, alpha=16, dropout=0.0, rank_stabilised=False):
-    """Swaps each linear layer whose name ends in a target for an adapted one, in place; rank 0 changes nothing.
+    """Replaces each linear layer whose name ends in a target by an adapted one, in place; rank 0 changes nothing.
 
-    targets: names, or one pattern that must match a layer's whole name (PEFT's two forms). It freezes nothing. Returns
-    the module. Raises ValueError when a target matches no linear layer.
+    targets: names, or one pattern that must match a layer's whole name (PEFT's two forms). No weight is frozen. Returns
+    the module. Raises ValueError if a target matches no linear layer, or the module has adapters already.
     """
     if rank == 0:
         return module
     if adapters(module):
         raise ValueError("the module has adapters already; merge them first")
 
-    # Each target must have a layer: one that is mistyped would silently train nothing.
+    # Each target must match a layer: a mistyped target would silently train nothing.
     patterns = {targets: targets} if isinstance(targets, str) \
         else {target: rf"(.*\.)?{re.escape(target)}" for target in targets}
     linear = {name: child for name, child in module.named_modules() if isinstance(child, nn.Linear)}
@@ -86,7 +86,7 @@ def add_lora(module, targets=TARGETS, rank=16, alpha=16, dropout=0.0, rank_stabi
 
 @torch.no_grad()
 def merge_lora(module):
-    """Adds each adapter to its base weight and swaps the plain linear layer back, in place. Returns the module."""
+    """Adds each adapter to its base weight and restores the plain linear layer, in place. Returns the module."""
     for name, lora in adapters(module).items():
         update = lora.scale * (lora.lora_B @ lora.lora_A)
         merged = (lora.weight.float() + update).to(lora.weight.dtype)
@@ -107,16 +107,16 @@ def replace(module, name, child):
 
 
 def lora_state(module):
-    """{name: tensor} of the adapters' matrices alone: what a checkpoint keeps of an adapted model."""
+    """{name: tensor} of the adapters' matrices only."""
     return {f"{name}.{matrix}": getattr(lora, matrix).detach()
             for name, lora in adapters(module).items() for matrix in ("lora_A", "lora_B")}
 
 
 @torch.no_grad()
 def load_lora_state(module, state, source="state"):
-    """Copies matrices that `lora_state` gave into a module with the same adapters.
+    """Copies matrices from `lora_state` into a module with the same adapters. source: their file, for error messages.
 
-    Raises UserError, before anything is changed, when names or shapes differ.
+    Raises UserError, before anything is changed, if names or shapes differ.
     """
     matrices = lora_state(module)
     missing, unexpected = sorted(matrices.keys() - state.keys()), sorted(state.keys() - matrices.keys())
@@ -134,8 +134,8 @@ def load_lora_state(module, state, source="state"):
 # --- PEFT's files -----------------------------------------------------------------------------------------------------
 
 PREFIX = "base_model.model."           # PEFT's name for the model it wraps
-# What adapter_config.json may say: {field: values that mean plain LoRA}. A field that is not here must be off (null,
-# false, empty), whatever PEFT adds next.
+# Supported settings of adapter_config.json: {field: values that mean plain LoRA}. A field that is in none of the three
+# lists must be off (null, false, empty), including fields of future versions of PEFT.
 PLAIN = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal")}
 READ = {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"}
 # Fields that do not change what a finished adapter computes.
@@ -150,7 +150,7 @@ def save_peft(module, folder):
         raise ValueError("the module has no adapters")
     first = next(iter(adapted.values()))
     last_names = {name.rpartition(".")[2] for name in adapted}
-    # Last names are PEFT's custom, but say too much where a layer of the same name has no adapter.
+    # PEFT writes last names; full names are needed if a layer with the same last name has no adapter.
     enough = all(name in adapted for name, child in module.named_modules()
                  if isinstance(child, nn.Linear) and name.rpartition(".")[2] in last_names)
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True,
@@ -165,16 +165,16 @@ def save_peft(module, folder):
 
 
 def load_peft(module, folder):
-    """Adds the adapters in a folder that PEFT, or `save_peft`, wrote. Returns the module.
+    """Adds the adapters in a folder written by PEFT or `save_peft`. Returns the module.
 
-    Raises UserError for an adapter that does not fit or uses what this file does not define, the module unchanged.
+    Raises UserError, and leaves the module unchanged, if the adapter does not fit or is not plain LoRA.
     """
     folder = Path(folder)
     path = folder / "adapter_config.json"
     config = read_json_object(path)
     refuse_all_but_plain(config, path)
 
-    # The file may be anyone's, so what it says is checked before the module is touched.
+    # The file may come from anywhere, so its values are checked before the module is changed.
     rank, alpha = config.get("r"), config.get("lora_alpha")
     dropout, targets = config.get("lora_dropout", 0.0), config.get("target_modules")
     numbers = type(rank) is int and rank > 0 and type(alpha) in (int, float) and type(dropout) in (int, float)
@@ -189,7 +189,7 @@ def load_peft(module, folder):
     state = checkpoint.open_tensors(file)
     matrices = {name.removeprefix(PREFIX).removesuffix(".weight"): tensor for name, tensor in state.items()}
 
-    # Both halves or neither: where the matrices do not fit, the adapters go again.
+    # All or nothing: if the matrices do not fit, the adapters are removed again.
     try:
         add_lora(module, targets, rank, alpha, dropout, bool(config.get("use_rslora")))
     except (ValueError, re.error) as error:
@@ -203,7 +203,7 @@ def load_peft(module, folder):
 
 
 def refuse_all_but_plain(config, path):
-    """Raises UserError for what would change the base, act on some positions or layers only, or is not known."""
+    """Raises UserError for settings that change the base, apply to some positions or layers only, or are unknown."""
     if "peft_type" not in config:
         raise UserError(f"{path}: has no peft_type; give a folder that PEFT wrote")
     for field, value in config.items():
@@ -214,6 +214,6 @@ def refuse_all_but_plain(config, path):
 
 
 def drop_lora(module):
-    """Swaps the plain linear layers back without their adapters, in place."""
+    """Restores the plain linear layers, without their adapters, in place."""
     for name, lora in adapters(module).items():
         replace(module, name, plain(lora, lora.weight))

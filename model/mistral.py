@@ -3,8 +3,8 @@
 Shapes: B batch, T new tokens, S tokens seen so far including the new ones, D hidden width, H query heads, G key-value
 heads, d head width.
 
-Positions and masks: row t of a mask is a query, column s a key, true means "t reads s". Prompts of one batch are
-equally long, so the causal line is all there is; decoding with beams passes its own mask (see model/decode.py).
+Positions and masks: row t of a mask is a query, column s a key, true means "t attends to s". Prompts of one batch are
+equally long, so the causal mask suffices; beam search passes its own mask (see model/decode.py).
 """
 
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ from model.config import config_values, read_config
 
 @dataclass(frozen=True)
 class MistralConfig:
-    """Sizes of Mistral-7B-v0.1. sliding_window: how many tokens a token reads, itself included; None for all."""
+    """Sizes of Mistral-7B-v0.1. sliding_window: the number of tokens a token attends to, with itself; None: all."""
     vocab_size: int = 32000
     hidden_size: int = 4096
     intermediate_size: int = 14336
@@ -45,14 +45,14 @@ class MistralConfig:
     def from_json(cls, json_object):
         """Reads Hugging Face's config.json. Raises UserError for a network that this file does not define."""
         json_object = dict(json_object)
-        # transformers 5 writes rope_parameters, and reads it where both stand; older ones rope_theta and rope_scaling.
+        # transformers 5 writes rope_parameters, and prefers them; older versions write rope_theta and rope_scaling.
         rope = json_object.pop("rope_parameters", None) or {}
         scaling = json_object.pop("rope_scaling", None)
         if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default" or scaling:
             raise UserError("scaled rotary positions are not supported; take another model")
         json_object["rope_theta"] = rope.get("rope_theta", json_object.get("rope_theta", 10000.0))
 
-        # What may be absent follows from the other sizes, as in the reference.
+        # Absent values are defaults, or follow from the other sizes, as in transformers.
         json_object.setdefault("rms_norm_eps", 1e-6)
         if json_object.get("num_key_value_heads") is None:
             json_object["num_key_value_heads"] = json_object.get("num_attention_heads")
@@ -76,7 +76,7 @@ class MistralConfig:
 
 
 class Cache:
-    """Keys and values of the tokens seen so far: (layers, B, G, length, d) each, allocated once by the caller."""
+    """Keys and values of the tokens seen so far: (layers, B, G, length, d) each, allocated once."""
 
     def __init__(self, config, batch, length, dtype, device):
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_dim)
@@ -101,7 +101,7 @@ class Cache:
 def rotary(positions, head_dim, theta, dtype):
     """Cosines and signed sines (T, d) of rotary position embedding: Su et al. 2021, arXiv:2104.09864.
 
-    Made in fp32: at position 1,000 bf16 would be wrong by whole radians.
+    Computed in fp32: at position 1,000 the rounding error of bf16 is more than a radian.
     """
     frequency = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
     angle = positions.float()[:, None] * frequency
@@ -110,7 +110,7 @@ def rotary(positions, head_dim, theta, dtype):
 
 
 def rotate(x, cos, sin):
-    """Turns queries or keys (B, heads, T, d) by their positions; a pair is (i, i + d / 2), Hugging Face's order."""
+    """Rotates queries or keys (B, heads, T, d) by their positions; pairs are (i, i + d / 2), Hugging Face's order."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
@@ -130,7 +130,7 @@ class Attention(nn.Module):
         q, k, v = (project(x).view(B, T, -1, self.head_dim).transpose(1, 2)            # (B, H or G, T, d)
                    for project in (self.q_proj, self.k_proj, self.v_proj))
 
-        # Keys are stored turned, so that a step turns its new ones alone.
+        # Keys are stored rotated, so a step rotates its new keys only.
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(layer, k, v)
@@ -140,14 +140,14 @@ class Attention(nn.Module):
 
 
 def attend(q, k, v, mask):
-    """Grouped-query attention of q (B, H, T, d) over k and v (B, G, S, d); mask None is the causal line from 0.
+    """Grouped-query attention of q (B, H, T, d) over k and v (B, G, S, d); mask None: causal if T = S, else no mask.
 
     With fewer queries than keys, the queries that share a key head are laid side by side as one longer query, so that
     keys and values are read once and never repeated.
     """
     (B, H, T, d), G, S = q.shape, k.shape[1], k.shape[2]
 
-    # A whole text from its start: PyTorch has a kernel that skips the half that the causal line hides.
+    # A whole text from its start: PyTorch has a kernel that skips the half hidden by the causal mask.
     if mask is None and T == S:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=H != G)
 
@@ -172,7 +172,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then the MLP; both read what is normed and add to what is not."""
+    """Attention, then the MLP, each pre-norm with residual."""
 
     def __init__(self, config):
         super().__init__()
@@ -207,10 +207,10 @@ class Mistral(nn.Module):
         return self.logits(self.hidden(ids=ids, embeds=embeds, cache=cache))
 
     def hidden(self, ids=None, embeds=None, cache=None, positions=None, mask=None):
-        """What the head reads, after the last norm: (B, T, D).
+        """The last hidden states, after the last norm: (B, T, D).
 
         cache: from `new_cache`; the tokens then follow those in it and are stored in it.
-        positions (T,) and mask (1 or B, T, S), given together, take the place of the causal line.
+        positions (T,) and mask (1 or B, T, S), given together, replace the default positions and causal mask.
         """
         if (ids is None) == (embeds is None):
             raise ValueError("give either ids or embeds")
@@ -219,7 +219,7 @@ class Mistral(nn.Module):
         x = self.embed(ids) if embeds is None else embeds
         past, T = cache.used if cache is not None else 0, x.shape[1]
 
-        # One text per row: the new tokens stand behind those that are stored, and read them and one another.
+        # One text per row: the new tokens follow the stored ones, and attend to them and to one another.
         if positions is None:
             positions = torch.arange(past, past + T, device=x.device)
             mask = self.mask(past, T, x.device)
@@ -232,7 +232,7 @@ class Mistral(nn.Module):
             else:
                 x = layer(x, **where)
 
-        # Only now: all layers store their keys at the same place.
+        # After all layers, because each layer stores its keys at the same place.
         if cache is not None:
             cache.used += T
         return self.model["norm"](x)
@@ -242,9 +242,9 @@ class Mistral(nn.Module):
         return self.model["layers"]
 
     def mask(self, past, new, device):
-        """The causal line within the sliding window for `new` tokens after `past` ones: (1, T, S).
+        """The causal mask within the sliding window, for `new` tokens after `past` ones: (1, T, S).
 
-        None where `attend` needs none: all tokens from the start on, or one token that reads everything.
+        None if `attend` needs no mask: for a whole text from its start, or one token that attends to everything.
         """
         window = self.config.sliding_window
         if (past == 0 or new == 1) and (window is None or past + new <= window):
@@ -258,7 +258,7 @@ class Mistral(nn.Module):
         return self.model["embed_tokens"](ids)
 
     def logits(self, hidden):
-        """(…, D) → (…, vocabulary). A trainer calls it for the report's positions only."""
+        """Hidden states (…, D) → logits (…, vocabulary). Training calls it for the report's positions only."""
         weight = self.model["embed_tokens"].weight if self.config.tie_word_embeddings else self.lm_head.weight
         return F.linear(hidden, weight)
 
@@ -269,7 +269,7 @@ class Mistral(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder, dtype=None):
-        """Reads a folder as Hugging Face lays it out. dtype None keeps the file's. Raises UserError."""
+        """Reads a folder in Hugging Face's layout. dtype None: the type in the file. Raises UserError."""
         config = read_config(MistralConfig, folder)
         return checkpoint.load(lambda: cls(config), folder, rename_table(config), dtype)
 
@@ -285,6 +285,6 @@ def rename_table(config):
 
 
 def init_weights(module):
-    """Normal with deviation 0.02, as Hugging Face's reference does."""
+    """Weights normal with standard deviation 0.02, as in transformers."""
     if isinstance(module, (nn.Linear, nn.Embedding)) and not module.weight.is_meta:
         nn.init.trunc_normal_(module.weight, std=0.02)

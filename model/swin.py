@@ -1,8 +1,8 @@
 """Swin Transformer, the image encoder: Liu et al. 2021, arXiv:2103.14030; names as in Hugging Face's SwinModel.
 
 Shapes: B batch, H × W the grid of patches, C channels, M window side, N = M·M tokens in a window, h heads,
-n tokens of the last grid. Grids that are no multiple of the window are padded with zeros at the right and the bottom,
-and the padding takes part in the attention: the reference does so, and published weights expect it.
+n tokens of the last grid. A grid whose sides are no multiples of the window's is padded with zeros at the right and the
+bottom. The padding takes part in the attention, as in the original, because published weights expect it.
 """
 
 import re
@@ -23,7 +23,7 @@ OPTIONAL = ("num_channels", "mlp_ratio", "qkv_bias", "layer_norm_eps", "drop_pat
 
 @dataclass(frozen=True)
 class SwinConfig:
-    """Sizes of Swin-B at 224 pixels; its sibling for 384 has windows of 12. drop_path_rate: of the last layer."""
+    """Sizes of Swin-B at 224 pixels; at 384 pixels it has windows of 12. drop_path_rate: the last layer's rate."""
     image_size: int = 224
     patch_size: int = 4
     num_channels: int = 3
@@ -60,7 +60,7 @@ class SwinConfig:
 
     @classmethod
     def from_timm(cls, json_object):
-        """timm's config.json names the network, and what differs from timm's own sizes. Raises UserError."""
+        """Reads timm's config.json: the network's name, and changes of timm's sizes for that name. Raises UserError."""
         name, changes = json_object["architecture"], json_object.get("model_args") or {}
         parts = re.fullmatch(r"swin_(tiny|small|base|large)_patch4_window(7|12)_(\d{3})", str(name))
         if parts is None or not isinstance(changes, dict) or changes.keys() - {*TIMM_CHANGES, *TIMM_NOTES}:
@@ -82,7 +82,7 @@ class SwinConfig:
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)           # an inference tensor in the cache could never take part in training
 def relative_position_index(window, device):
-    """Which row of the bias table belongs to query i and key j of a window: (N * N,)."""
+    """The row of the bias table for each query i and key j of a window: (N * N,)."""
     side = torch.arange(window, device=device)
     place = torch.stack(torch.meshgrid(side, side, indexing="ij")).flatten(1)          # (2, N)
     down, right = (place[:, :, None] - place[:, None, :]) + window - 1
@@ -92,7 +92,7 @@ def relative_position_index(window, device):
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)
 def shift_mask(height, width, window, shift, dtype, device):
-    """What keeps patches that the cyclic shift made neighbours apart: (windows, N, N), 0 or -100 to add."""
+    """The mask between patches that are neighbours only by the cyclic shift: (windows, N, N), 0, or -100 to be added."""
     def regions(length):
         place = torch.arange(length, device=device)
         return (place >= length - window).long() + (place >= length - shift).long()
@@ -104,7 +104,7 @@ def shift_mask(height, width, window, shift, dtype, device):
 
 
 def pad(x, amounts):
-    """F.pad, which copies even where nothing is to be added."""
+    """F.pad, but without a copy if nothing is to be added."""
     return F.pad(x, amounts) if any(amounts) else x
 
 
@@ -143,7 +143,7 @@ class WindowAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Windows, shifted or not, then an MLP; both residual."""
+    """Attention in windows, shifted or not, then an MLP, each pre-norm with residual."""
 
     def __init__(self, width, num_heads, shifted, drop_path, config):
         super().__init__()
@@ -165,9 +165,9 @@ class Block(nn.Module):
     def attend(self, x):
         """Attention within windows of M × M patches: (B, H, W, C) → the same shape.
 
-        Every second block rolls the grid by M // 2 up and to the left, so that patches on two sides of a border meet.
-        What leaves at one side comes in at the other, beside patches that are no neighbours; they are kept apart, for a
-        patch reads those of its own region alone. For 4 × 4 patches and M = 2:
+        Every second block rolls the grid by M // 2 up and to the left, so that patches on both sides of a window's
+        border share a window. Patches that leave at one side come in at the other, next to patches that are not their
+        neighbours; so a mask lets a patch attend to its own region only. For 4 × 4 patches and M = 2:
 
             a b | c d             f g | h e             0 0 | 1 2
             e f | g h   rolled    j k | l i   regions   0 0 | 1 2
@@ -177,7 +177,7 @@ class Block(nn.Module):
         """
         _, H, W, _ = x.shape
         M = self.window
-        # A grid that a single window spans has nothing to shift to.
+        # A grid within a single window needs no shift.
         shift = self.shift if min(H, W) > M else 0
         x = pad(x, (0, 0, 0, -W % M, 0, -H % M))
         _, padded_H, padded_W, _ = x.shape
@@ -192,7 +192,7 @@ class Block(nn.Module):
         return x[:, :H, :W]
 
     def stochastic_depth(self, x):
-        """Leaves a branch out for whole pictures in training: Huang et al. 2016, arXiv:1603.09382."""
+        """In training, drops the branch at random for whole pictures: Huang et al. 2016, arXiv:1603.09382."""
         if not self.training or not self.drop_path:
             return x
         kept = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.drop_path
@@ -268,7 +268,7 @@ class Swin(nn.Module):
     def from_pretrained(cls, folder, dtype=None):
         """Reads a folder with Hugging Face's config.json and its, timm's or the paper's tensor names.
 
-        dtype None keeps the file's. Raises UserError.
+        dtype None: the type in the file. Raises UserError.
         """
         config = read_config(SwinConfig, folder)
         return checkpoint.load(lambda: cls(config), folder, rename_table, dtype)
@@ -279,7 +279,7 @@ class Swin(nn.Module):
 
 
 def init_weights(module):
-    """Normal with deviation 0.02, biases zero, as Liu et al. do."""
+    """Weights normal with standard deviation 0.02, biases zero, as in Liu et al."""
     if isinstance(module, (nn.Linear, nn.Conv2d)) and not module.weight.is_meta:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -300,12 +300,12 @@ TIMM_RENAME = {r"^head\.": None, r"\.attn_mask$": None, r"\.relative_position_in
                r"\.attn\.proj\.": ".attention.output.dense.",
                r"\.attn\.relative": ".attention.self.relative",
                r"\.attn\.qkv\.": (".attention.self.query.", ".attention.self.key.", ".attention.self.value.")}
-# timm counts a merging to the stage after it, the paper's repository to the stage before it.
+# timm puts a patch merging into the stage after it, the paper's repository into the stage before it.
 LATE_MERGING = {r"^layers\.(\d+)\.downsample\.": lambda found: f"layers.{int(found[1]) - 1}.downsample."}
 TIMM_SIZES = {"tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)), "small": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
               "base": (128, (2, 2, 18, 2), (4, 8, 16, 32)), "large": (192, (2, 2, 18, 2), (6, 12, 24, 48))}
 TIMM_CHANGES = ("embed_dim", "depths", "num_heads", "window_size", "drop_path_rate")
-TIMM_NOTES = ("num_classes", "in_chans", "global_pool", "img_size", "strict_img_size")    # no weight of ours needs them
+TIMM_NOTES = ("num_classes", "in_chans", "global_pool", "img_size", "strict_img_size")    # do not concern our weights
 
 
 def rename_table(names):

@@ -61,8 +61,8 @@ def base_header(language_model, recorded, embedded):
 def read_base(path, base, weights=None):
     """{name in TRRG's state: tensor} of the language model that the checkpoint `path` was trained on.
 
-    `weights`: the folder that holds mistral/, if it is no longer at the header's. Raises UserError if the language model
-    is not found or is another one.
+    `weights`: the folder that holds mistral/, if it has moved since training. Raises UserError if the language model is
+    not found or is another one.
     """
     folder = Path(weights) / "mistral" if weights else nearest(base["folder"], path)
     if not folder.is_dir():
