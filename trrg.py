@@ -13,7 +13,7 @@ Legend, everywhere in this repository:
     n  patch tokens per picture    r  tokens per clue           τ  temperature
     d  shared width, 1024          L  learnable queries, 32     P  prompt tokens, or prompts of the bank
     v_e (B, N, d) patch tokens of a study, N = V·n      v_d (B, N, d) the mapped ones      v_cls (B, d) their mean
-    c_s (B, k·r, d) tokens of the injected clues        E^v, E^c (B, L, d) what the queries read of either
+    c_s (B, k·r, d) tokens of the injected clues        E^v, E^c (B, L, d) the queries' output for picture, clues
 
 Read on in: model/clues.py (recognition), model/interaction.py (Eq. 2–4), model/mistral.py and model/lora.py.
 """
@@ -43,9 +43,9 @@ from model.trained import (as_bytes, as_tensor, base_header, configuration, conf
                            read_trained)
 
 VARIANTS = ("base", "dci", "cmci", "trrg", "steered")
-# What `--variant steered` sets, the fifth rung, which is ours: clues in the sentences of the reports themselves, only
-# those that are likely enough, each led by how sure it is. On the phantom's val split, four in ten clues of a weight
-# from .08 to .15 were right, six in ten up to .4, and nine in ten above it (docs/results.md).
+# The settings of `--variant steered`, our own addition: clues are sentences of the reports, only the likely ones, each
+# after a word for its sureness. On the phantom's val split, four in ten clues with a weight from .08 to .15 were right,
+# six in ten up to .4, and nine in ten above (docs/results.md).
 STEERED = dict(clue_bank="sentences", clue_form="words", clue_threshold=0.08, clue_sureness=(0.15, 0.4),
                clue_dropout=0.1)
 SURENESS = ("possible", "likely", "certain")          # what a clue is called, by its weight
@@ -71,7 +71,7 @@ class Alignment(nn.Module):
     """Swin and BERT, each followed by a bias-free map into R^d, and the temperature of Eq. (1).
 
     Choice: the maps are applied to every token, so that patch tokens and clue tokens share the pooled ones' space.
-    `pictures`: {"size": of a prepared picture, "crop": what Swin sees of it}, for whoever opens pictures later.
+    `pictures`: {"size": side of a prepared picture, "crop": side of Swin's input}, needed to open pictures later.
     """
 
     def __init__(self, *, swin, bert, wordpiece, config, pictures=None):
@@ -98,7 +98,7 @@ class Alignment(nn.Module):
     def forward(self, images, ids, mask):
         """images (B, 3, H, W), token ids and mask (B, S) of one sentence each → v_cls, t_cls (B, d), τ.
 
-        τ is among the results since DDP looks there for the parameters that a loss will reach.
+        τ is returned because DDP searches the results for the parameters that get gradients.
         """
         return self.image_tokens(images).mean(1), self.text_tokens(ids, mask)[:, 0], self.tau
 
@@ -184,7 +184,7 @@ def encode_bank(alignment, prompts):
 
 
 class Prompt(NamedTuple):
-    """What the language model reads before the report, and how it came about."""
+    """What the language model reads before the report, and the intermediate results."""
 
     embeds: torch.Tensor             # (B, P, D)
     parts: list                      # [(name, how many tokens)] in order, P in all
@@ -274,7 +274,7 @@ class TRRG(nn.Module):
         return clues
 
     def clue_words(self, clues):
-        """The clues in words, each led by how sure it is, through the language model's own table → (B, k·S, D).
+        """The clues in words, each after its word of sureness, as the language model's embeddings → (B, k·S, D).
 
         Ours: the language model knows these words, so it needs no projection to learn. Padding and masked clues are
         zeros, as in dci.
@@ -345,7 +345,7 @@ class TRRG(nn.Module):
     def forward(self, images, ids, labels, gather=lambda rows: rows):
         """images (B, V, 3, H, W) or their tokens, report ids and labels (B, T) from `supervise` → `Loss`.
 
-        gather(rows) gives those of all processes; only the contrast of `dc_pull` asks for it.
+        gather(rows) returns the rows of all processes; only `dc_pull` "contrast" uses it.
         """
         prompt, supervised = self.prompt(images), labels != -100
         ce = cross_entropy(self.report_logits(prompt, ids, labels), labels[supervised], reduction="sum")
@@ -363,14 +363,14 @@ class TRRG(nn.Module):
         if self.config.dc_pull == "picture":                          # E^c stays where the report's loss wants it
             return disease_consistency(e_v, e_c.detach()).sum()
 
-        # Eq. (1) on E^v and E^c: a study's own clues against those of all others, of all processes. Studies with the
-        # same clues are positives.
+        # Eq. (1) on E^v and E^c: a study's own clues against those of all other studies of all processes. Studies with
+        # the same clues are positives.
         chosen = gather(clues.prompt.masked_fill(~clues.injected, -1).sort(-1).values)     # (N, k)
         same = (chosen[:, None] == chosen).all(-1)
         return contrastive_loss(gather(e_v.flatten(1)), gather(e_c.flatten(1)), self.tau, same) * len(e_v)
 
     def total(self, loss):
-        """Eq. (5): L = L_CE + L_DC, the one a mean over report tokens, the other over studies."""
+        """Eq. (5): L = L_CE + L_DC; L_CE is a mean over report tokens, L_DC over studies."""
         return loss.ce / loss.tokens + self.config.dc_weight * loss.dc / loss.studies
 
     def supervise(self, texts, max_tokens):
@@ -411,7 +411,7 @@ class TRRG(nn.Module):
 
 
 def word_table(tokenizer, texts, leads):
-    """Ids and mask (P, leads, S) of every prompt behind every leading word, without the "Clue:" of its template."""
+    """Ids and mask (P, leads, S) of every prompt after every leading word, without its template's "Clue:"."""
     rows = [tokenizer.encode(f"{lead} {text.removeprefix('Clue: ')}".strip(), special=False)
             for text in texts for lead in leads]
     longest = max(map(len, rows))
@@ -425,7 +425,7 @@ def word_table(tokenizer, texts, leads):
 
 
 def from_alignment(alignment, language_model, tokenizer, config, prompts=None, **settings):
-    """Stage 2 built on stage 1: its image side and τ are taken over, its text side encodes the clues and is let go.
+    """Stage 2 from stage 1: stage 1's image side and τ are kept; its text side encodes the clues and is then dropped.
 
     `prompts`: [[clue prompt, …] per disease]; the hand-written ones where None.
     """
@@ -436,23 +436,23 @@ def from_alignment(alignment, language_model, tokenizer, config, prompts=None, *
 
 
 def from_sizes(swin, mistral, config, d, bank, texts=(), tokenizer=None, **settings):
-    """Stage 2 of these configurations, its weights left to be filled in; `bank` is its (P, r), `texts` its prompts."""
+    """Stage 2 with these configurations, without its weights; `bank`: the clue bank's (P, r), `texts`: its prompts."""
     return TRRG(swin=Swin(swin), image_projection=nn.Linear(swin.width, d, bias=False), tau=torch.empty(()),
                 bank=ClueBank.empty(*bank, d, m=len(LABELS), texts=texts) if config.clues else None,
                 language_model=Mistral(mistral), tokenizer=tokenizer, config=config, **settings)
 
 
 def save_alignment(path, alignment, header):
-    """Writes stage 1 whole. `header`: what its reader is to know beside the model."""
+    """Writes all of stage 1. `header`: further entries for the file's header."""
     save_file(path, dict(alignment.state_dict(), wordpiece=as_tensor(alignment.wordpiece.vocab_bytes)), {
         **header, "stage": 1, **configurations(alignment=alignment, swin=alignment.swin, bert=alignment.bert),
         "lower_case": alignment.wordpiece.lower_case, "pictures": alignment.pictures})
 
 
 def save(path, model, header, embed_base=False):
-    """Writes what stage 1 and 2 trained. The language model stays where it is, named by its digest, or is embedded.
+    """Writes what stage 1 and 2 trained. The language model is named by folder and digest, or embedded.
 
-    `header`: what its reader is to know beside the model; its "base" holds the language model's "folder".
+    `header`: further entries for the file's header; its "base" holds the language model's "folder".
     """
     tensors = {name: tensor for name, tensor in model.state_dict().items() if embed_base or not in_base(name)}
     save_file(path, dict(tensors, sentencepiece=as_tensor(model.tokenizer.model_bytes)), {
@@ -464,9 +464,9 @@ def save(path, model, header, embed_base=False):
 
 
 def load(path, weights=None, device="cpu"):
-    """A checkpoint → `Alignment` or `TRRG` in evaluation mode, ready to use; the stage stands in the file.
+    """A checkpoint → `Alignment` or `TRRG`, by the stage recorded in the file, in evaluation mode.
 
-    `weights`: where the language model's folder is now, if not where the header says. The header is kept as `.header`.
+    `weights`: the folder that holds mistral/, if it has moved since training. The header is kept as `.header`.
     Raises UserError for a file that is no checkpoint, does not fit, or was trained on another language model.
     """
     tensors, header = read_trained(path)
