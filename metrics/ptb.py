@@ -18,8 +18,9 @@ Traps
   can change the tokens of the text before it. Choice: each text is read alone, as a line followed by another line.
 
 Known differences (python -m tests.bench.check_metrics --drawn 12000: about one made-up text in a thousand, no real one)
-occur only between pieces without a blank: a_b, a number, a dot or a mark next to a non-ASCII letter, a www. or an e-mail
-address; ' next to a backtick or an accented letter; an opening quote after a letter; the smiley ;[ before asterisks.
+occur only where no blank separates the pieces: a_b, a number, a dot or a mark next to a non-ASCII letter, a www. or an
+e-mail address; ' next to a backtick or an accented letter; an opening quote after a letter; the smiley ;[ before
+asterisks.
 """
 
 import re

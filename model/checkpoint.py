@@ -23,7 +23,7 @@ HEADER_KEY = "trrg"                    # the metadata key under which our own fi
 NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
          torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-INTEGERS = (torch.int32, torch.int8, torch.uint8)          # types of packed weights; other published files hold int64 only
+INTEGERS = (torch.int32, torch.int8, torch.uint8)          # of packed weights; other published files hold int64 only
 QUANTISED = "quantised weights are not supported; take the model they were made from, in bf16, fp16 or fp32"
 
 

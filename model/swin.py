@@ -92,7 +92,7 @@ def relative_position_index(window, device):
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)
 def shift_mask(height, width, window, shift, dtype, device):
-    """The mask between patches that are neighbours only by the cyclic shift: (windows, N, N), 0, or -100 to be added."""
+    """The mask between patches that are neighbours only by the cyclic shift: (windows, N, N), 0 or -100, to add."""
     def regions(length):
         place = torch.arange(length, device=device)
         return (place >= length - window).long() + (place >= length - shift).long()
