@@ -41,7 +41,7 @@ from model.dygie import Dygie, config_of, renames
 ARCHIVES = {"radgraph": "radgraph.tar.gz", "radgraph-xl": "radgraph-xl.tar.gz"}
 LEVELS = ("simple", "partial", "complete", "combined")
 LARGEST = {"weights.th": 2**33}  # largest size in bytes of a member of an archive; 2**20 for all others
-TEXTS = 64  # texts per batch of the progress bar
+TEXTS = 64  # texts at a time
 
 
 class Entity(NamedTuple):

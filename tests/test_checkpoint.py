@@ -245,7 +245,7 @@ def test_rules_drop_rename_and_cut():
     parts = {r"^qkv": ("q", "k", "v")}
     module = checkpoint.load_state(build, {"qkv.weight": fused}, "x", parts)
     assert torch.equal(module["k"].weight, fused[2:4])
-    with pytest.raises(UserError, match="cut in 3"):
+    with pytest.raises(UserError, match="split into 3"):
         checkpoint.load_state(build, {"qkv.weight": fused[:5]}, "x", parts)
 
 
