@@ -187,7 +187,7 @@ def weight_files(folder):
                     raise UserError(f"{shard}: this shard is missing; download it, {index.name} names it")
             return shards
     raise UserError(f"{folder}: holds no model.safetensors and no pytorch_model.bin (nor their indexes); "
-                    "give a folder as Hugging Face lays it out")
+                    "give a folder in Hugging Face's layout")
 
 
 def open_tensors(path):
