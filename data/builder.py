@@ -25,7 +25,7 @@ from data.reports import LABELS, sentences
 from data.source import SPLITS
 from data.workers import in_workers
 
-TO_READ, READ, BAD, OUTSHONE = 0, 1, 2, 3  # a picture's byte in the state file; OUTSHONE: read, with an Outshone warning
+TO_READ, READ, BAD, OUTSHONE = 0, 1, 2, 3  # a picture's byte in the state file; OUTSHONE: read, with this warning
 CHUNK = 8  # pictures per task of a worker
 SAVE_EVERY = 5.0  # seconds between two saved states: the most work that a killed run loses
 
@@ -77,7 +77,7 @@ def finished(out, options):
         made_with = dict(manifest["options"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not the manifest of a prepared data set; choose another --out, or remove this "
-                        "folder") from None
+                        "file") from None
     if made_with != options:
         changed = sorted(key for key in made_with.keys() | options.keys() if made_with.get(key) != options.get(key))
         values = ", ".join(repr(made_with.get(key)) for key in changed)
