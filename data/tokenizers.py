@@ -67,8 +67,7 @@ class WordPiece:
         return [self.cls_id, *ids, self.sep_id] if special else ids
 
     def _word_ids(self, word):
-        """Greedy longest match from the left; [UNK] for a word of over 100 characters, or one that no pieces make up.
-        """
+        """Greedy longest match from the left; [UNK] for a word of over 100 characters or one that no pieces form."""
         if len(word) > 100:
             return (self.unk_id,)
         ids, start = [], 0
@@ -204,8 +203,7 @@ class SentencePiece:
     """
 
     def __init__(self, model):
-        """model: the bytes of tokenizer.model. Raises UserError if it is not a SentencePiece model with <s> and </s>.
-        """
+        """model: the bytes of tokenizer.model. Raises UserError if it is no SentencePiece model or lacks <s> or </s>."""
         self.model_bytes = bytes(model)
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
