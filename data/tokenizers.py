@@ -203,7 +203,7 @@ class SentencePiece:
     """
 
     def __init__(self, model):
-        """model: the bytes of tokenizer.model. Raises UserError if it is no SentencePiece model or lacks <s> or </s>."""
+        """model: the bytes of tokenizer.model. Raises UserError if it's no SentencePiece model or lacks <s> or </s>."""
         self.model_bytes = bytes(model)
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
