@@ -21,8 +21,7 @@ WORD = re.compile(r"b?L+|b?N+|b?o+|[bw]+(?![^bw])|[bw]+")
 
 
 def byte_characters():
-    """[256 printable characters], one per byte: the byte's own character if printable, else a code point from 256 on.
-    """
+    """256 printable characters, one per byte: the byte's own character if printable, else a code point from 256 on."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]

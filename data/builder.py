@@ -178,7 +178,7 @@ class _Draft:
     def read_all(self, read, workers):
         """Writes all pictures; returns ({row: reason} of the unreadable pictures, set of the OUTSHONE pictures' rows).
 
-        Raises UserError where the disk has too little room, or a worker dies.
+        Raises UserError if the disk has too little room, or if a worker dies.
         """
         header, row_bytes = _header(len(self.pictures), self.size), self.size * self.size
         state = np.frombuffer(self.state.read_bytes(), np.uint8, offset=32).copy()

@@ -1,4 +1,4 @@
-"""The prepared data set: `data.prepare` writes the same three files for every source, and training reads only these.
+"""The prepared data set: the three files that `data.prepare` writes for any source, and that training reads.
 
     studies.jsonl   one study per line: id, split, report (as in the source), views (row numbers of its pictures in
                     images.npy), labels where known

@@ -40,6 +40,7 @@ class Report(NamedTuple):
     names: list
 
     def text(self, target):
+        """The target text: "findings", "impression", or "both" with a blank line between; "" if there is none."""
         return {"findings": self.findings, "impression": self.impression,
                 "both": "\n\n".join(text for text in (self.findings, self.impression) if text)}[target]
 

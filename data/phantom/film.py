@@ -30,18 +30,21 @@ class Dice:
         self.bits = np.random.PCG64(np.random.SeedSequence(key))
 
     def unit(self):
+        """A random number in [0, 1)."""
         return (self.bits.random_raw() >> 11) * 2.0**-53
 
     def between(self, low, high):
         return low + (high - low) * self.unit()
 
     def below(self, n):
+        """A random integer from 0 to n - 1."""
         return int(self.unit() * n)
 
     def chance(self, probability):
         return self.unit() < probability
 
     def pick(self, options, weights=None):
+        """One of the options, with probabilities in proportion to `weights`, or equal ones."""
         if weights is None:
             return options[self.below(len(options))]
         at = self.unit() * sum(weights)
@@ -65,6 +68,7 @@ class Dice:
 
 
 def clip(t):
+    """The values limited to [0, 1]."""
     return np.minimum(np.maximum(t, 0), 1)
 
 
@@ -135,6 +139,7 @@ class Film:
         return where, np.sqrt(dx * dx + dy * dy)
 
     def disc(self, cx, cy, rx, ry, slant=0.0, blur=1.4):
+        """(where, mask) of an ellipse with the edge of `edge`: 1 inside, 0 outside."""
         where, q = self.ellipse(cx, cy, rx, ry, slant)
         return where, self.edge((1 - q) * min(rx, ry), blur)
 
@@ -172,11 +177,13 @@ class Film:
         return self.line([*bent, points[-1]], width, blur)
 
     def fill(self, shape, strength):
+        """Displaces the share `strength` of the air that is left in a shape (where, mask)."""
         where, mask = shape
         water = self.water[where]
         water += mask * strength * (1 - water)
 
     def add(self, shape, strength):
+        """Adds `strength` to the layer `extra` in a shape (where, mask)."""
         where, mask = shape
         self.extra[where] += mask * strength
 
@@ -236,8 +243,10 @@ def sides_of(finding):
 
 
 def zone_of(finding):
+    """The finding's zone: upper, mid or lower; mid if its location names no zone."""
     return next((zone for zone in ("upper", "mid", "lower") if zone in finding.location), "mid")
 
 
 def of_severity(finding, mild, moderate, severe):
+    """The one of three values that belongs to the finding's severity."""
     return (mild, moderate, severe)[GRADES.index(finding.severity)]

@@ -2,9 +2,9 @@
 
 The labeler has rules and no trained model, so that a report gets the same labels everywhere. It searches each sentence
 for mentions of findings. The words in a mention's scope decide whether it is present, absent or uncertain, as in NegEx:
-a negation applies up to the next "but", "there is" or new noun phrase, and "… is not seen" to the mentions before it. If
-a report has several mentions of a finding, present is stronger than uncertain, and uncertain is stronger than absent,
-as in the CheXpert labeler.
+a negation applies up to the next "but", "there is" or new noun phrase; "… is not seen" applies to the words before it.
+If a report has several mentions of a finding, present is stronger than uncertain, and uncertain is stronger than
+absent, as in the CheXpert labeler.
 """
 
 import re
