@@ -161,8 +161,7 @@ def sections(text):
 
 
 def section_name(header):
-    """The section's name for a header: "FINDINGS AND IMPRESSION" → "impression", "CHEST, PA AND LATERAL" → "findings".
-    """
+    """A header's section name: "FINDINGS AND IMPRESSION" → "impression", "CHEST, PA AND LATERAL" → "findings"."""
     name = header.lower().strip()
     if name in SECTION_OF or name in SECTION_NAMES:
         return SECTION_OF.get(name, name)

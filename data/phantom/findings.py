@@ -103,7 +103,7 @@ def edema(film, chest, finding, wings, septa):
 
 
 def effusion(film, chest, finding, side, lateral, medial, climb):
-    """Fluid below a surface, which has the height `medial` where the field `climb` is 0, and `lateral` where it is 1."""
+    """Fluid below a surface: its height y is `medial` where the field `climb` is 0, and `lateral` where it is 1."""
     surface = medial + (lateral - medial) * climb
     strength = 0.94 if finding.location.startswith("bilateral") else 0.94 * chest.over
     film.fill((EVERYWHERE, film.edge(film.y - surface, 4) * chest.half(side)), strength)
