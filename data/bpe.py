@@ -127,8 +127,8 @@ def read_merges(path):
     try:
         lines = read_text(path).split("\n")
     except OSError:
-        raise UserError(f"{path}: not readable; give a folder in Hugging Face's layout, with vocab.json and merges.txt"
-                        ) from None
+        raise UserError(f"{path}: not readable; give a folder in Hugging Face's layout, with vocab.json and "
+                        "merges.txt") from None
     return [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
 
 

@@ -62,8 +62,8 @@ def read_annotation(path):
     try:
         splits = read_json(path)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; R2Gen's download is a folder with annotation.json and images/"
-                        ) from None
+        raise UserError(f"{path}: {error.strerror}; R2Gen's download is a folder with annotation.json and "
+                        "images/") from None
     if not (isinstance(splits, dict) and splits.keys() <= set(SPLITS)
             and all(isinstance(entries, list) for entries in splits.values())):
         raise UserError(f"{path}: not R2Gen's annotation, which is {{\"train\": […], \"val\": […], \"test\": […]}}; "
@@ -80,8 +80,8 @@ def read_annotation(path):
             try:
                 json.dumps(entry, ensure_ascii=False).encode("utf-8")
             except UnicodeEncodeError:
-                raise UserError(f"{path}: entry {entry['id']!r} has text that is not valid Unicode; correct it"
-                                ) from None
+                raise UserError(f"{path}: entry {entry['id']!r} has text that is not valid Unicode; correct "
+                                "it") from None
             entries.append((split, entry))
     return entries
 
