@@ -1,8 +1,8 @@
-"""Byte-level BPE, RoBERTa's tokenizer: Radford et al. 2019 (GPT-2), as transformers' RobertaTokenizer has it.
+"""Byte-level BPE, RoBERTa's tokenizer. Source: Radford et al. 2019 (GPT-2); equal to transformers' RobertaTokenizer.
 
-A text is cut into words that keep the blank before them. The UTF-8 bytes of a word are its first pieces, each written
-as one printable character ("Ġ" is the blank); the pair of neighbours that was learned first is joined, until there is
-none.
+A text is split into words, each with the blank before it. The first pieces of a word are its UTF-8 bytes, each written
+as one printable character ("Ġ" is the blank). Then neighbouring pieces are joined, always the pair that was learned
+first in training, until no neighbours are a learned pair.
 """
 
 import re
@@ -14,14 +14,14 @@ from data.files import UserError, read_json_object, read_text
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
-# Words by the kinds of their characters: letters, numbers and other marks, each with one blank before it, and white
-# space, of which the last character is left to the word that follows. English endings come first.
+# A word is an English ending, or a run of letters, of numbers or of other marks, each with at most one blank before it,
+# or a run of white space, whose last character is left for the next word. WORD matches the codes of `kind`.
 ENDING = re.compile("'(?:s|t|re|ve|m|ll|d)")
 WORD = re.compile(r"b?L+|b?N+|b?o+|[bw]+(?![^bw])|[bw]+")
 
 
 def byte_characters():
-    """The printable character that stands for each of the 256 bytes: itself where it has one, else one from 256 on."""
+    """256 printable characters, one per byte: the byte's own character if printable, else a code point from 256 on."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
@@ -32,7 +32,7 @@ BYTE_CHARACTERS = byte_characters()
 
 @lru_cache(maxsize=1 << 14)
 def kind(c):
-    """b: the blank, w: other white space, L: a letter, N: a number, o: anything else."""
+    """The kind of a character: b blank, w other white space, L letter, N number, o anything else."""
     if c == " ":
         return "b"
     if c in "\t\n\r\v\f\x85" or unicodedata.category(c) in ("Zs", "Zl", "Zp"):
@@ -42,7 +42,7 @@ def kind(c):
 
 
 def words_of(text):
-    """The words of a text, which joined give the text again."""
+    """Yields the words of a text; joined, they are the text again."""
     kinds = "".join(map(kind, text))
     start = 0
     while start < len(text):
@@ -52,16 +52,19 @@ def words_of(text):
 
 
 class ByteBPE:
-    """Text → ids between <s> and </s>, of a vocabulary {piece: id} and the pairs of pieces that join, in order."""
+    """The tokenizer of a vocabulary {piece: id} and a list of merges (pairs of pieces, in the order of joining).
+
+    Raises UserError if the vocabulary lacks a special token or a byte.
+    """
 
     def __init__(self, vocabulary, merges):
         self.ids = vocabulary
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
         missing = [piece for piece in (*SPECIAL, *BYTE_CHARACTERS) if piece not in vocabulary]
         if missing:
-            raise UserError(f"the vocabulary lacks {', '.join(missing[:5])}; take RoBERTa's")
+            raise UserError(f"the vocabulary lacks {', '.join(missing[:5])}; use RoBERTa's files")
         self.cls_id, self.pad_id, self.sep_id, self.unk_id, _ = (vocabulary[name] for name in SPECIAL)
-        # <mask> takes the white space before it, as the reference has it.
+        # <mask> includes the white space before it, as in the reference.
         self.special = re.compile(r"(\s*<mask>|<s>|<pad>|</s>|<unk>)")
         self.word_ids = lru_cache(maxsize=1 << 16)(self._word_ids)
 
@@ -69,9 +72,9 @@ class ByteBPE:
         return len(self.ids)
 
     def encode(self, text):
-        """The ids of a text, between <s> and </s>; such a name in the text is that token.
+        """The ids of a text, between <s> and </s>. The name of a special token in the text becomes that token.
 
-        A blank is put before the text, so that its first word has the same pieces as in the midst of one.
+        A blank is put before the text, so that its first word has the same pieces as within a text.
         """
         if text and not text[0].isspace():
             text = " " + text
@@ -87,7 +90,7 @@ class ByteBPE:
     def _word_ids(self, word):
         pieces = [BYTE_CHARACTERS[byte] for byte in word.encode("utf-8", "replace")]
         while len(pieces) > 1:
-            # The pair that was learned first, everywhere in the word.
+            # Join the pair that was learned first, everywhere in the word.
             pair = min(zip(pieces, pieces[1:]), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
             if pair not in self.ranks:
                 break
@@ -101,7 +104,7 @@ class ByteBPE:
 
     @classmethod
     def from_pretrained(cls, folder):
-        """Reads vocab.json and merges.txt, or tokenizer.json where they are not there. Raises UserError."""
+        """Reads vocab.json and merges.txt, or tokenizer.json if there is no vocab.json. Raises UserError."""
         path = Path(folder) / "vocab.json"
         if not path.is_file() and path.with_name("tokenizer.json").is_file():
             path = path.with_name("tokenizer.json")
@@ -109,10 +112,10 @@ class ByteBPE:
         else:
             vocabulary, merges = read_json_object(path), read_merges(path.with_name("merges.txt"))
 
-        # Whichever files they were, they may be anyone's
+        # Files of another tokenizer are refused
         if not isinstance(vocabulary, dict) or not all(type(i) is int for i in vocabulary.values()) or \
                 not all(len(pair) == 2 and all(isinstance(piece, str) for piece in pair) for pair in merges):
-            raise UserError(f"{path}: holds no byte-level BPE; take RoBERTa's")
+            raise UserError(f"{path}: not a byte-level BPE; use RoBERTa's files")
         try:
             return cls(vocabulary, merges)
         except UserError as error:
@@ -120,19 +123,21 @@ class ByteBPE:
 
 
 def read_merges(path):
-    """The pairs of merges.txt, one per line. Raises UserError."""
+    """The pairs in merges.txt, one per line. Raises UserError if the file cannot be read."""
     try:
         lines = read_text(path).split("\n")
     except OSError:
-        raise UserError(f"{path}: not readable; give a folder as Hugging Face lays it out, with vocab.json and "
+        raise UserError(f"{path}: not readable; give a folder in Hugging Face's layout, with vocab.json and "
                         "merges.txt") from None
     return [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
 
 
 def from_tokenizer_json(path):
-    """(vocabulary, pairs) out of the one file that newer tools write; neither is checked yet. Raises UserError."""
+    """(vocabulary, merges) from tokenizer.json, which newer versions of transformers write; the values are not checked.
+    Raises UserError.
+    """
     model = read_json_object(path).get("model")
     if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
-        raise UserError(f"{path}: holds no byte-level BPE; take RoBERTa's")
+        raise UserError(f"{path}: not a byte-level BPE; use RoBERTa's files")
     return model.get("vocab"), [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair)
                                 for pair in model["merges"]]

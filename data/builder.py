@@ -1,7 +1,8 @@
-"""Builds a prepared data set on the disk from a source's studies: in parallel, resumable, every omission named.
+"""Writes a prepared data set from the studies of a source. The work runs in parallel, and can be interrupted and
+continued.
 
-A study is used whole or not at all: if one of its pictures cannot be read, the report would speak of something that
-the model cannot see. What is left out stands in manifest.json with the reason; no stand-in takes a picture's place.
+A study is used whole or not at all: without one of its pictures, the report would describe something that the model
+cannot see. manifest.json lists every study left out, with the reason. A missing picture is never replaced.
 """
 
 import hashlib
@@ -24,18 +25,19 @@ from data.reports import LABELS, sentences
 from data.source import SPLITS
 from data.workers import in_workers
 
-TO_READ, READ, BAD, OUTSHONE = 0, 1, 2, 3  # what the state file says of a picture, one byte each; OUTSHONE is read too
-CHUNK = 8  # pictures that a worker is given at a time
-SAVE_EVERY = 5.0  # seconds of work that a kill can cost
+TO_READ, READ, BAD, OUTSHONE = 0, 1, 2, 3  # a picture's byte in the state file; OUTSHONE: read, with this warning
+CHUNK = 8  # pictures per task of a worker
+SAVE_EVERY = 5.0  # seconds between two saved states: the most work that a killed run loses
 
 
 def build(source, read, out, *, size, workers, options):
-    """Reads every picture of a `Source` and writes the prepared data set `out`; returns its manifest.
+    """Reads every picture of a `Source` and writes the prepared data set to the folder `out`; returns its manifest.
 
-    `read(picture, size)` gives (size, size) uint8 or raises UserError or OSError, whose message becomes the reason for
-    leaving the study out; with `read` None there are no pictures (views stay empty). A killed build goes on where it
-    stopped; the bytes written do not depend on that or on `workers`. Raises UserError where `out` holds a data set made
-    with other options.
+    `read(picture, size)` returns a (size, size) uint8 array. If it raises UserError or OSError, the study is left out,
+    with the error's message as the reason. With `read` None no pictures are written, and every study's views are empty.
+    A killed build, started again, continues where it stopped. The files are the same, byte for byte, for any
+    interruption and any number of `workers`. Raises UserError if `out` holds a data set made with other options, or if
+    no study is left.
     """
     out, options = Path(out), {**options, "size": None if read is None else size}
     done = finished(out, options)
@@ -48,7 +50,7 @@ def build(source, read, out, *, size, workers, options):
     if not draft.described():
         reasons, outshone = ({}, set()) if read is None else draft.read_all(read, workers)
 
-        # One picture that can't be read leaves its study out.
+        # A study with one unreadable picture is left out.
         kept, unreadable, clipped = [], [], 0
         for study, rows in zip(studies, draft.rows, strict=True):
             why = next((reasons[row] for row in rows if row in reasons), None)
@@ -66,7 +68,7 @@ def build(source, read, out, *, size, workers, options):
 
 
 def finished(out, options):
-    """The manifest of a finished, whole data set with these options, else None; UserError if it has other options."""
+    """The manifest of the complete data set in `out`, or None if there is none. Raises UserError for other options."""
     path = Path(out) / "manifest.json"
     if not path.exists():
         return None
@@ -74,41 +76,42 @@ def finished(out, options):
         manifest = read_json(path)
         made_with = dict(manifest["options"])
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not the manifest of a prepared data set; choose another --out or remove it") from None
+        raise UserError(f"{path}: not the manifest of a prepared data set; choose another --out, or remove this "
+                        "file") from None
     if made_with != options:
         changed = sorted(key for key in made_with.keys() | options.keys() if made_with.get(key) != options.get(key))
         values = ", ".join(repr(made_with.get(key)) for key in changed)
         raise UserError(f"{out}: holds a data set made with another {', '.join(changed)} ({values}); "
-                        "choose another --out or remove it")
+                        "choose another --out, or remove this folder")
     files = ["studies.jsonl"] + ["images.npy"] * (options["size"] is not None)
     return manifest if all((Path(out) / name).is_file() for name in files) else None
 
 
 def kind_of(why):
-    """A reason without the file's name."""
+    """The reason `why` without the file name at its start: "a.png: no such file" → "no such file"."""
     return why.split(": ", 1)[-1]
 
 
 def _nothing_left(left_out, source):
-    """The UserError that gives the most frequent reason, by its first example."""
+    """The UserError for a source without a usable study: the most frequent reason, with its first example."""
     if not left_out:
         return UserError(f"{source.folder}: no study is left: the source is empty; "
-                         "give the folder of the whole download")
+                         "give the folder of the complete download")
     kind, number = Counter(kind_of(entry["why"]) for entry in left_out).most_common(1)[0]
     why = next(entry["why"] for entry in left_out if kind_of(entry["why"]) == kind)
-    return UserError(f"{source.folder}: no study is left; {number:,} of {len(left_out):,} were left out like the first "
-                     f"of them, because of: {why}; compare the files and options with docs/data.md")
+    return UserError(f"{source.folder}: no study is left; {number:,} of {len(left_out):,} were left out for the same "
+                     f"reason, the first because of: {why}; compare the files and options with docs/data.md")
 
 
 def _usable(source):
-    """(the studies with words in their report, all that are left out). UserError for an impossible id or split."""
+    """(studies with words in the report, [{"id", "why"}] of all left out). UserError for a repeated id or bad split."""
     ids, usable, left_out = set(), [], list(source.left_out)
     for study in source.studies:
         if study.id in ids:
-            raise UserError(f"{source.folder}: two studies have the id {study.id!r}; ids must be unique, remove one")
+            raise UserError(f"{source.folder}: two studies have the id {study.id!r}; remove or rename one of them")
         if study.split not in SPLITS:
             raise UserError(f"{source.folder}: study {study.id!r}: split {study.split!r} is none of "
-                            f"{', '.join(SPLITS)}; mend it")
+                            f"{', '.join(SPLITS)}; correct it")
         ids.add(study.id)
         if sentences(study.report):
             usable.append(study)
@@ -124,9 +127,9 @@ def _manifest(kept, left_out, clipped, options, counts):
     return {
         "counts": {split: sum(study.split == split for study in kept) for split in SPLITS},
         "pictures": sum(len(study.pictures) for study in kept),
-        # Deep pictures with a few pixels far brighter than all others, which are shown as white (data/images.py).
+        # 16- or 32-bit pictures with a few pixels far brighter than all others, shown as white (data/images.py).
         "clipped_pictures": clipped,
-        # Reports that stand letter by letter in the training split: a score on them is partly memory.
+        # Reports that are also in the train split, letter by letter: a model may score well on them from memory.
         "repeats": {split: sum(study.split == split and study.report in train for study in kept)
                     for split in ("val", "test")},
         "options": options,
@@ -137,11 +140,13 @@ def _manifest(kept, left_out, clipped, options, counts):
 
 
 class _Draft:
-    """The unfinished data set: hidden files beside the final ones, which a later run with the same plan goes on from.
+    """The unfinished data set: hidden files in `out`, from which a later run with the same plan continues.
 
-    .images.npy.part     all pictures, each on the row of its turn
-    .state.part          the plan's digest (32 bytes), then a byte per picture; never ahead of the pictures on the disk
-    .manifest.json.part  written when all is read; from then on only rows are moved and files renamed
+    .images.npy.part     all pictures, in the order of the studies
+    .state.part          the plan's digest (32 bytes), then one byte per picture, written after the picture itself
+    .manifest.json.part  written after all pictures; the remaining work only moves rows and renames files
+
+    The plan is the options and all studies.
     """
 
     def __init__(self, out, studies, options):
@@ -152,7 +157,7 @@ class _Draft:
         self.images, self.state = out / ".images.npy.part", out / ".state.part"
         self.manifest = out / ".manifest.json.part"
 
-        # Another plan's parts are of no use.
+        # Files of another plan are deleted.
         plan = hashlib.sha256(repr(options).encode())
         for study in studies:
             plan.update(repr(tuple(study)).encode("utf-8", "backslashreplace"))
@@ -166,19 +171,22 @@ class _Draft:
             path.unlink(missing_ok=True)
 
     def described(self):
-        """Whether all pictures are read and only `finish` is left."""
+        """Whether all pictures are read, so that only `finish` remains to be done."""
         return self.manifest.exists() and (self.images.exists() or self.size is None
                                            or (self.out / "images.npy").exists())
 
     def read_all(self, read, workers):
-        """Fills the pictures' file; returns ({row: why} of the pictures that can't be read, rows of OUTSHONE ones)."""
+        """Writes all pictures; returns ({row: reason} of the unreadable pictures, set of the OUTSHONE pictures' rows).
+
+        Raises UserError if the disk has too little room, or if a worker dies.
+        """
         header, row_bytes = _header(len(self.pictures), self.size), self.size * self.size
         state = np.frombuffer(self.state.read_bytes(), np.uint8, offset=32).copy()
         if not self.images.exists():
             state[:] = TO_READ
             self._allocate(header, len(header) + len(self.pictures) * row_bytes)
 
-        # A bad picture is tried again: it may have been mended.
+        # A bad picture is read again: the user may have replaced the file.
         todo = np.flatnonzero((state == TO_READ) | (state == BAD)).tolist()
         chunks = [[(row, self.pictures[row]) for row in todo[i:i + CHUNK]] for i in range(0, len(todo), CHUNK)]
         reasons = {}
@@ -212,19 +220,20 @@ class _Draft:
         return reasons, set(np.flatnonzero(state == OUTSHONE).tolist())
 
     def _allocate(self, header, file_bytes):
-        """The pictures' file at its full length. Raises UserError where the disk has too little room for it."""
+        """Creates the pictures' file at its full length. Raises UserError if the disk has too little room for it."""
         free = shutil.disk_usage(self.out).free
         if file_bytes > free:
-            raise UserError(f"{self.out}: the pictures need {file_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-                            "choose another --out or a smaller --size")
+            raise UserError(f"{self.out}: the pictures need {file_bytes / 1e9:.1f} GB, but only {free / 1e9:.1f} GB "
+                            "are free; choose another --out or a smaller --size")
         with whole_file(self.images, "wb") as file:
             file.write(header)
             file.truncate(file_bytes)
 
     def describe(self, studies, reasons, manifest):
-        """Writes studies.jsonl and, last, the manifest's draft with the moves that close the gaps.
+        """Writes studies.jsonl, then the draft of the manifest with the list of row moves for `finish`.
 
-        The gaps that left-out studies leave among the rows are filled with the last rows, so few pictures move.
+        Studies left out leave gaps among the rows of pictures. The last rows are moved into the gaps, so that few
+        pictures move.
         """
         unused = {row for rows in self.rows if reasons.keys() & set(rows) for row in rows}
         N = len(self.pictures) - len(unused)
@@ -241,13 +250,16 @@ class _Draft:
             json.dump({"moves": list(moves.items()), "rows": N, "manifest": manifest}, file, ensure_ascii=False)
 
     def finish(self):
-        """Closes the gaps, renames; every step can be repeated, so a kill between any two does no harm."""
+        """Moves rows into the gaps and renames the files; returns the manifest.
+
+        Every step can be repeated, so a kill between any two steps does no harm.
+        """
         draft = read_json(self.manifest)
         if self.images.exists():
             header, row_bytes = _header(draft["rows"], self.size), self.size * self.size
             end = len(header) + draft["rows"] * row_bytes
             with open(self.images, "r+b") as file:
-                # A gap lies below `rows`, the row that fills it above: no move overwrites another's source.
+                # Gaps lie before row `rows`, and the rows that fill them after it: no move overwrites a later source.
                 if os.fstat(file.fileno()).st_size > end:
                     for source, gap in draft["moves"]:
                         file.seek(len(header) + source * row_bytes)
@@ -272,13 +284,13 @@ class _Draft:
 
 
 def _header(rows, size):
-    """The header of an .npy file, format 1.0, always 128 bytes long, so that the number of rows can still change."""
+    """The header of an .npy file, format 1.0. It has 128 bytes for any number of rows, so `finish` can replace it."""
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({rows}, {size}, {size}), }}"
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"
 
 
 def _read_chunk(read, size, chunk):
-    """[(row, picture)] → [(row, READ or OUTSHONE, pixels) or (row, BAD, the reason why there are none)]"""
+    """[(row, picture)] → [(row, READ or OUTSHONE, bytes of the pixels) or (row, BAD, reason)]"""
     results = []
     for row, picture in chunk:
         try:

@@ -1,12 +1,13 @@
-"""The prepared data set: what every source is turned into once, and all that training reads.
+"""The prepared data set: the three files that `data.prepare` writes for any source, and that training reads.
 
-    studies.jsonl   one study per line: id, split, report (raw), views = its rows of images.npy, labels where known
-    images.npy      (N, S, S) uint8, read a row at a time: a picture is decoded once in its life
-    manifest.json   counts per split, the options it was made with, what was left out and why
+    studies.jsonl   one study per line: id, split, report (as in the source), views (row numbers of its pictures in
+                    images.npy), labels where known
+    images.npy      (N, S, S) uint8: N gray pictures, already decoded and scaled to S × S pixels
+    manifest.json   counts per split, the options of data.prepare, studies left out with the reason
 
-Randomness is a pure function of (seed, epoch, study): which view and which sentence a visit draws, and how its
-pictures are jittered, depend on nothing else. So a run can stop anywhere and go on, and any number of processes and
-loader workers see the same visits.
+A visit is one study in one epoch. Its random choices (view, sentences, crop and jitter of the pictures) depend on
+(seed, epoch, study) alone. So a run can be stopped and resumed anywhere, and the visits are the same for any number of
+processes and loader workers.
 """
 
 import json
@@ -24,10 +25,11 @@ from data.source import SPLITS
 
 
 class PictureFile:
-    """images.npy, whose pixels `read` gets by their position; `shape` is (N, S, S). Raises UserError.
+    """The file images.npy, open for reading; `shape` is (N, S, S). Raises UserError if the file is damaged.
 
-    No memory map: where the file shrinks, or its disk fails, under a run, that would end the process by SIGBUS, without
-    a word. A read has a position of its own, so threads and forked loader processes may share the open file.
+    Choice: no memory map. If the file shrinks or the disk fails during a run, a memory map ends the process by SIGBUS,
+    without an error message. Every read gives its own position, so threads and forked loader processes can share the
+    open file.
     """
 
     def __init__(self, path):
@@ -50,7 +52,7 @@ class PictureFile:
         return PictureFile, (self.path,)
 
     def read(self, position, out):
-        """Fills the uint8 array `out` with the pixels from `position` on. Raises OSError, EOFError."""
+        """Fills the uint8 array `out` with pixels, starting at pixel number `position`. Raises OSError, EOFError."""
         position, rest = self.start + position, memoryview(out).cast("B")
         while rest:
             count = os.preadv(self.descriptor, [rest], position)
@@ -62,7 +64,7 @@ class PictureFile:
 class Prepared:
     """A prepared data set on disk; `split(name)` gives its studies as dicts, in the file's order.
 
-    Raises UserError where the folder is no prepared data set, or its parts do not belong together.
+    Raises UserError if the folder is not a prepared data set, or if its three files do not fit together.
     """
 
     def __init__(self, folder):
@@ -70,14 +72,14 @@ class Prepared:
         remedy = "make one with `python -m data.prepare` (README.md, section Your own data)"
         for name in ("studies.jsonl", "images.npy", "manifest.json"):
             if not (self.folder / name).is_file():
-                raise UserError(f"{self.folder}: no prepared data set, {name} is missing; {remedy}")
+                raise UserError(f"{self.folder}: not a prepared data set, {name} is missing; {remedy}")
         self.manifest = read_json(self.folder / "manifest.json", remedy="prepare the data set again")
         self.images = PictureFile(self.folder / "images.npy")
         self.size = self.images.shape[1]
         self.studies = list(self._read_studies())
 
     def _read_studies(self):
-        """Yields the studies of studies.jsonl, each checked. Raises UserError, naming the line."""
+        """Yields the studies of studies.jsonl after a check of each. Raises UserError, which names the line."""
         path = self.folder / "studies.jsonl"
         seen = set()
         for number, line in text_lines(path):
@@ -90,14 +92,15 @@ class Prepared:
             except (ValueError, AttributeError, RecursionError):
                 raise UserError(f"{where}: not a JSON object; prepare the data set again") from None
             if missing:
-                raise UserError(f"{where}: no {', '.join(sorted(missing))}; prepare the data set again")
+                raise UserError(f"{where}: no {', '.join(sorted(missing))} in the study; prepare the data set again")
 
             if study["split"] not in SPLITS:
-                raise UserError(f"{where}: split {study['split']!r} is none of {', '.join(SPLITS)}")
+                raise UserError(f"{where}: split {study['split']!r} is none of {', '.join(SPLITS)}; prepare the data "
+                                "set again")
             if study["id"] in seen:
-                raise UserError(f"{where}: the id {study['id']!r} stands there twice; ids must be unique")
+                raise UserError(f"{where}: an earlier line has the same id {study['id']!r}; prepare the data set again")
             if not isinstance(study["report"], str):
-                raise UserError(f"{where}: the report is {study['report']!r}, no text; prepare the data set again")
+                raise UserError(f"{where}: the report is {study['report']!r}, not text; prepare the data set again")
             views = study["views"]
             if not (isinstance(views, list) and views and all(row in range(len(self.images)) for row in views)):
                 raise UserError(f"{where}: views {views} are not rows of images.npy ({len(self.images)} pictures); "
@@ -106,16 +109,18 @@ class Prepared:
             yield study
 
     def split(self, name):
-        """The studies of train, val or test. Raises UserError where there is none."""
+        """The studies of the split `name`: train, val or test. Raises UserError if the split is empty."""
         studies = [study for study in self.studies if study["split"] == name]
         if not studies:
-            raise UserError(f"{self.folder}: no study in the split {name!r}; it has "
+            raise UserError(f"{self.folder}: no study in the split {name!r} (the data set has "
                             + ", ".join(f"{sum(s['split'] == other for s in self.studies)} {other}"
-                                        for other in SPLITS))
+                                        for other in SPLITS)
+                            + "); the splits are train, val and test, and each needs a study: assign the studies in "
+                              "the column split of your table, and prepare the data set again (docs/data.md)")
         return studies
 
     def pictures(self, study):
-        """The study's views as a uint8 tensor (V, S, S). Raises UserError."""
+        """The study's views as a uint8 tensor (V, S, S). Raises UserError if images.npy cannot be read."""
         pictures = np.empty((len(study["views"]), self.size, self.size), np.uint8)
         try:
             for row, picture in zip(study["views"], pictures):
@@ -127,18 +132,19 @@ class Prepared:
 
 
 def generator_for(*key):
-    """A torch.Generator that depends on the integers of `key` alone."""
+    """A torch.Generator whose random numbers depend on the integers of `key` alone."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 class Visits(torch.utils.data.Dataset):
-    """What a stage sees of its studies; indexed by (epoch, study number), so that the caller owns all order.
+    """The examples of a stage, indexed by (epoch, study number): the caller chooses the order.
 
-    `stage` 1 gives one random view and `sentences` random sentences per visit (one: the paper; a report with fewer
-    repeats itself), `stage` 2 all views and the whole report. `crop` is the encoder's picture size. With `seed` None
-    nothing is random: centre crop, first view, first sentences. `features`, tokens of every picture by its row, takes
-    the pictures' place in stage 2.
+    `stage` 1 gives one random view and `sentences` random sentences of the report per visit (1 in the paper; a report
+    with fewer sentences repeats them). `stage` 2 gives all views and the whole report. `crop` is the picture size of
+    the encoder, in pixels. With `seed` None nothing is random: central crop, first view, first sentences. `features`
+    replaces the pictures in stage 2 by cached tokens: features[i], (n, d), belong to row i of images.npy. Raises
+    UserError if the pictures are smaller than the crop, or if a report is empty.
     """
 
     def __init__(self, prepared, studies, stage, crop, seed=None, sentences=1, features=None):
@@ -154,7 +160,7 @@ class Visits(torch.utils.data.Dataset):
         found = sentences(report) if self.stage == 1 else report
         if not found:
             raise UserError(f"{self.prepared.folder}/studies.jsonl: study {study['id']!r} has an empty report; "
-                            "leave it out, or prepare the data set again")
+                            "remove its line, or prepare the data set again")
         return found
 
     def __len__(self):
@@ -184,10 +190,11 @@ def collate(visits):
 
 
 def plan_epoch(view_counts, batch_size, seed=None, epoch=0):
-    """The batches of one epoch: lists of study numbers that have equally many views; the last ones may be smaller.
+    """The batches of one epoch: lists of at most `batch_size` study numbers. All studies of a batch have equally many
+    views.
 
-    `view_counts` holds one number per study (pass equal numbers where a visit shows one view). With a seed the studies
-    are shuffled within, and the batches across, the groups; without one they stand in order, for evaluation.
+    `view_counts` holds the number of views of each study (equal numbers if a visit shows one view). With a seed the
+    studies are shuffled, and so are the batches. Without a seed both stay in order, for evaluation.
     """
     groups = {}
     rng = None if seed is None else np.random.Generator(np.random.PCG64([seed, epoch]))

@@ -1,9 +1,9 @@
-"""Files: read without a stumble over what editors leave in them, written whole or not at all; and the user's mistakes.
+"""Reading and writing of files, and the error for mistakes of the user.
 
-Everything the project writes goes through `whole_file`: to a temporary name beside the target, flushed to the disk,
-then renamed, so that a killed run or a full disk never leaves half a file under a name somebody will read.
-Every text it reads goes through `read_text`, `text_lines` or `read_csv`: UTF-8, with or without the byte order mark
-and the "\\r\\n" line ends that Windows editors write.
+All files are written by `whole_file`: under a temporary name beside the target, flushed to the disk, then renamed. So a
+killed run or a full disk never leaves half a file under the final name.
+All texts are read by `read_text`, `text_lines` or `read_csv`: UTF-8, with or without the byte order mark and the
+"\\r\\n" line ends that Windows editors write.
 """
 
 import csv
@@ -18,11 +18,11 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: one line with the file, what is wrong, and the remedy. Commands exit with 2."""
+    """A mistake that the user can correct: one line with the file, what is wrong, and the remedy. Exit code 2."""
 
 
 def read_text(path):
-    """The text of a file, with "\\n" line ends. Raises OSError; UserError where it is not UTF-8."""
+    """The text of a file, with "\\n" line ends. Raises OSError, or UserError if the text is not UTF-8."""
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -31,7 +31,9 @@ def read_text(path):
 
 
 def text_lines(path):
-    """Yields (number from 1 on, line without its end) of a text file too large to hold. Raises as `read_text`."""
+    """Yields (line number from 1, line without its end) of a text file that may not fit in memory. Raises like
+    `read_text`.
+    """
     try:
         with open(path, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
@@ -41,7 +43,7 @@ def text_lines(path):
 
 
 def read_json(path, remedy="download it again"):
-    """The value in a JSON file. Raises OSError; UserError, which ends in `remedy`, where it is not JSON."""
+    """The value in a JSON file. Raises OSError, or UserError, which ends with `remedy`, if the file is not JSON."""
     text = read_text(path)
     try:
         return json.loads(text)
@@ -50,11 +52,11 @@ def read_json(path, remedy="download it again"):
 
 
 def read_json_object(path, remedy="download it again"):
-    """`read_json` where an object is expected. Raises UserError alone, also where there is no such file."""
+    """The object (dict) in a JSON file. Raises UserError for every fault, also if there is no such file."""
     try:
         value = read_json(path, remedy)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give a folder as Hugging Face lays it out") from None
+        raise UserError(f"{path}: no such file; give a folder in Hugging Face's layout") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
     if not isinstance(value, dict):
@@ -63,20 +65,20 @@ def read_json_object(path, remedy="download it again"):
 
 
 def refuse_pointer(path):
-    """Raises UserError where a file is only Git LFS's pointer to it, as a clone without git-lfs leaves it."""
+    """Raises UserError if the file is only a Git LFS pointer, which a git clone without git-lfs leaves in its place."""
     try:
         with open(path, "rb") as file:
             start = file.read(23)
-    except OSError:                    # a folder, or not ours to read: the caller has a line for that
+    except OSError:                    # a folder, or no permission: the caller has an error message for this
         return
     if start == b"version https://git-lfs":
-        raise UserError(f"{path}: is a Git LFS pointer, not the file; run git lfs pull there, or download it")
+        raise UserError(f"{path}: is a Git LFS pointer, not the file; run git lfs pull there, or download the file")
 
 
 def read_csv(path, *columns, optional=(), remedy="download it again"):
-    """Yields (line number, value of each of the columns, in their order) of the rows of a .csv or .csv.gz.
+    """Yields (line number, value of each of `columns`, value of each of `optional`) per row of a .csv or .csv.gz.
 
-    An `optional` column that the table lacks gives None. Raises UserError, which ends in `remedy`.
+    The value of an optional column that the table lacks is None. Raises UserError, which ends with `remedy`.
     """
     opener = gzip.open if str(path).endswith(".gz") else open
     try:
@@ -94,7 +96,8 @@ def read_csv(path, *columns, optional=(), remedy="download it again"):
 
             for row in rows:
                 if row and len(row) < needed:
-                    raise UserError(f"{path}, line {rows.line_num}: only {len(row)} columns; {remedy}")
+                    raise UserError(f"{path}, line {rows.line_num}: only {len(row)} columns, fewer than in the header; "
+                                    f"{remedy}")
                 if row:
                     yield rows.line_num, *(None if position is None else row[position] for position in positions)
     except UnicodeDecodeError as error:
@@ -109,9 +112,10 @@ def _not_utf8(path, error):
 
 @contextmanager
 def whole_file(path, mode="w"):
-    """Yields an open file that takes the name `path` only when the block ends without an error.
+    """Yields an open temporary file, which is renamed to `path` when the block ends without an error.
 
-    Text is UTF-8 with "\\n" line ends on every system. Raises OSError (a full disk, no permission), nothing changed.
+    Text is UTF-8 with "\\n" line ends on every system. Raises OSError (full disk, no permission); `path` is then
+    unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +132,7 @@ def whole_file(path, mode="w"):
 
 
 def writable_folder(path, option):
-    """Raises UserError where the folder that `option` names can't be made or written into; leaves nothing behind."""
+    """Raises UserError, which names `option`, if the folder `path` can't be created or written to; creates nothing."""
     path = Path(path)
     try:
         nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
@@ -139,7 +143,7 @@ def writable_folder(path, option):
 
 
 def file_digest(path):
-    """SHA-256 of a file, the first 16 digits."""
+    """The first 16 hexadecimal digits of a file's SHA-256. Raises OSError."""
     sha = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):

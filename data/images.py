@@ -1,8 +1,9 @@
-"""Pictures: from a file or a PIL image to (S, S) uint8, once; and from a batch of those to the encoder's input.
+"""Pictures: `read` turns a file or a PIL image into (S, S) uint8; `augment` turns a batch of these into the encoder's
+input.
 
-Choice: the aspect ratio is kept and nothing is cut: the longer side becomes S, the shorter is padded with black on both
-sides. A short-side resize with a crop would lose a sixth of a portrait picture, and with it the apices and the
-costophrenic angles that the report speaks of.
+Choice: the aspect ratio is kept and nothing is cut off: the longer side is scaled to S, the shorter side is padded with
+black at both ends. A resize of the shorter side with a crop would lose a sixth of a portrait picture, and with it the
+apices and costophrenic angles that reports mention.
 """
 
 import os
@@ -18,51 +19,52 @@ from PIL import Image, ImageOps, PngImagePlugin
 from data.files import UserError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")  # Pillow would also start Ghostscript for an EPS
-MAX_PIXELS = 80_000_000  # the largest radiographs of the two data sets have 18 million
-PngImagePlugin.MAX_TEXT_CHUNK = 2**24  # a comment or colour profile over Pillow's 1 MB is no fault of the picture
+MAX_PIXELS = 80_000_000  # the largest radiographs of IU X-Ray and MIMIC-CXR have 18 million
+PngImagePlugin.MAX_TEXT_CHUNK = 2**24  # Pillow refuses pictures with a comment or colour profile of more than 1 MB
 ORIENTATION, PHOTOMETRIC, SAMPLE_FORMAT = 0x0112, 0x0106, 0x0153  # tags of EXIF and TIFF
 
-# Files that people give for pictures, by their first bytes and where these stand: what they are, and the remedy.
+# Files that are often given instead of pictures: (position of a mark, the mark's bytes, what the file is; the remedy).
 NOT_PICTURES = (
-    (128, b"DICM", "it is DICOM; convert it to PNG with its window applied and MONOCHROME1 turned round, "
-                   "as DCMTK does: dcmj2pnm +Wi 1 +on scan.dcm scan.png"),
+    (128, b"DICM", "it is DICOM; convert it to PNG with the window applied and MONOCHROME1 inverted, for example with "
+                   "DCMTK: dcmj2pnm +Wi 1 +on scan.dcm scan.png"),
     (0, b"version https://git-lfs", "it is a Git LFS pointer, not the file; run git lfs pull"),
-    (0, b"\x1f\x8b", "it is packed by gzip; unpack it"),
+    (0, b"\x1f\x8b", "it is a gzip archive; unpack it"),
     (0, b"PK\x03\x04", "it is a zip archive; unpack it"),
     (0, b"<", "it is a web page or XML; download the picture again"),
     (0, b"\0\0\0\x0cjP  ", "it is JPEG 2000; save it as PNG"),
-    (0, b"II*\0", "a TIFF of a kind that Pillow cannot read; save it as 16-bit gray PNG"),
-    (0, b"MM\0*", "a TIFF of a kind that Pillow cannot read; save it as 16-bit gray PNG"),
+    (0, b"II*\0", "it is a kind of TIFF that Pillow cannot read; save it as 16-bit gray PNG"),
+    (0, b"MM\0*", "it is a kind of TIFF that Pillow cannot read; save it as 16-bit gray PNG"),
 )
 
 
 class Outshone(Warning):
-    """Warns that few pixels of a deep picture are far brighter than all others, and are shown as white."""
+    """Warns that a few pixels of a 16- or 32-bit picture are far brighter than all others and are shown as white."""
 
 
 def read(picture, size, name=None):
-    """A picture file or a PIL image → (size, size) uint8: gray, long side to `size` with antialiasing, black padding.
+    """A picture file or a PIL image → (size, size) uint8: gray, scaled with antialiasing, padded with black.
 
-    A file is given by its path, or open for bytes. 8 bit gray, colour and palette, 16 bit gray, either end of it white;
-    what is transparent is black; the EXIF orientation is obeyed. All pixels are decoded, so a truncated file is
-    noticed. Raises UserError, which calls the picture `name` (default: its path). Warns of Outshone pixels.
+    `picture` is a path, a binary file object or a PIL image: 8-bit gray, colour or palette, or 16- or 32-bit gray, also
+    with white as 0. Transparent pixels become black; the EXIF orientation is applied. All pixels are decoded, so a
+    truncated file is noticed. Raises UserError, which names the picture `name` (default: its path). Warns with
+    `Outshone` if a few pixels are far brighter than all others.
     """
     if isinstance(picture, Image.Image):
         _check_depth(picture, name or "the picture")
         return _square(_gray(picture), size)
 
-    # A file: warnings that mean danger become errors, what is only untidy is passed over
+    # A file: a warning of a decompression bomb becomes an error; warnings of harmless faults are ignored
     name = name or str(picture)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a corrupt EXIF, which then counts as none
+            warnings.simplefilter("ignore", UserWarning)  # corrupt EXIF data, which Pillow then ignores
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(picture, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise UserError(f"{name}: claims {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; "
-                                    "refused")
+                    raise UserError(f"{name}: claims {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}, "
+                                    "and is refused; scale it down")
                 _check_depth(image, name)
-                # JPEG only: decode at 1/2, 1/4 or 1/8, never below twice the size asked for. The resize does the rest.
+                # JPEG only: decode at 1/2, 1/4 or 1/8 of the size, but at least twice `size`. The resize does the rest.
                 image.draft("L", (2 * size, 2 * size))
                 return _square(_gray(image), size)
     except UserError:
@@ -70,53 +72,56 @@ def read(picture, size, name=None):
     except FileNotFoundError:
         raise UserError(f"{name}: no such file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(f"{name}: claims more than {MAX_PIXELS:,} pixels; refused") from None
-    except Exception as error:  # a damaged file can raise nearly anything in a decoder
+        raise UserError(f"{name}: claims more than {MAX_PIXELS:,} pixels, and is refused; scale it down") from None
+    except Exception as error:  # the decoders raise many kinds of errors for damaged files
         why = _what_it_is(picture, name) if isinstance(error, Image.UnidentifiedImageError) else error
         raise UserError(f"{name}: cannot be read ({' '.join(str(why).split()) or type(error).__name__})") from error
 
 
 def _what_it_is(picture, name):
-    """Why Pillow knows no picture in a file, in the words of NOT_PICTURES."""
+    """What a file is that Pillow does not recognise as a picture, with the remedy of NOT_PICTURES."""
     with nullcontext(picture) if hasattr(picture, "read") else open(picture, "rb") as file:
         file.seek(0)
         start = file.read(512)
-    if Path(name).suffix.lower() in (".dcm", ".dicom"):         # old DICOM files lack their mark
+    if Path(name).suffix.lower() in (".dcm", ".dicom"):         # old DICOM files have no mark
         start = start[:128].ljust(128) + b"DICM"
     return next((what for position, mark, what in NOT_PICTURES if start.startswith(mark, position)),
-                "no picture of a known format")
+                "not a picture of a known format; save it as PNG")
 
 
 def locate(root, name):
-    """The path of the file `name` below the folder `root`, which may itself be a symbolic link.
+    """The path of the file `name` in the folder `root` or below; `root` may be a symbolic link.
 
-    Raises UserError where the name or a symbolic link on the way leads out of the folder.
+    Raises UserError if the name or a symbolic link within `root` leads out of the folder, or to something that is not a
+    file.
     """
     root = os.path.realpath(root)
     path = "" if "\0" in name else os.path.realpath(os.path.join(root, name))
     if os.path.isabs(name) or not path.startswith(root.rstrip(os.sep) + os.sep):
-        raise UserError(f"{name!r}: leads out of the folder; refused (copy the file into the folder)")
+        raise UserError(f"{name!r}: leads out of the folder, and is refused; copy the file into the folder")
     if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"{name!r}: not a file")  # opening a pipe would wait for ever
+        raise UserError(f"{name!r}: not a file; give the path of a file")  # opening a pipe would wait for ever
     return Path(path)
 
 
 def read_below(root, name, size):
-    """`read` for the picture `name` of the folder `root`, never outside it."""
+    """`read` for the picture `name` in the folder `root`. Raises UserError, also if the name leads out of `root`."""
     return read(locate(root, name), size, name=name)
 
 
 def _check_depth(image, name):
-    """UserError for 16-bit colour or gray with alpha: Pillow keeps the high byte, and 12-bit values turn black."""
+    """Raises UserError for 16-bit colour, and 16-bit gray with alpha: Pillow keeps only the high byte of each value, so
+    that a picture of 12-bit values becomes black.
+    """
     if not image.mode.startswith("I") and any(re.search(";16[BLN]", str(tile[3]))
                                               for tile in getattr(image, "tile", ())):
-        raise UserError(f"{name}: has 16 bits a colour or an alpha, which cannot be read whole; save it as 16-bit gray "
-                        "or with 8 bits")
+        raise UserError(f"{name}: has 16-bit colour or an alpha channel of 16 bits, which Pillow cuts to 8 bits; save "
+                        "it as 16-bit gray or with 8 bits")
 
 
 def _gray(image):
-    """The upright picture with 8 bits."""
-    tags = getattr(image, "tag_v2", None)                       # before it is turned: a turned copy has no TIFF tags
+    """The picture as 8-bit gray, turned upright by its EXIF orientation."""
+    tags = getattr(image, "tag_v2", None)                       # read first: the upright copy has no TIFF tags
     if image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
@@ -130,14 +135,15 @@ def _gray(image):
 
 
 def _gray_from_deep(image, tags=None):
-    """16- and 32-bit gray → 8 bit by the bits in use: 12-bit pixels in a 16-bit file are divided by 4095, not 65535.
+    """16- and 32-bit gray → 8 bits, scaled by the bits in use: 12-bit pixels in a 16-bit file are divided by 4095, not
+    65535.
 
-    `tags` are a TIFF's. Pillow's own conversion clips at 255, numpy's wraps, and neither turns a TIFF round whose 0 is
-    white, as Pillow does with 8 bits.
+    `tags` are the tags of a TIFF. Traps: Pillow's conversion clips at 255, numpy's wraps around; and Pillow inverts a
+    TIFF whose 0 is white only if it has 8 bits.
     """
     pixels = np.asarray(image)
     if image.mode == "I" and tags and tags.get(SAMPLE_FORMAT, (1,)) == (1,):
-        pixels = pixels.view(np.uint32)                         # Pillow takes them for signed ones
+        pixels = pixels.view(np.uint32)                         # Pillow reads these unsigned values as signed
     low = min(0, int(pixels.min()))
     if low:
         pixels = pixels.astype(np.int64) - low
@@ -153,12 +159,12 @@ def _gray_from_deep(image, tags=None):
 
 
 def _bits_in_use(pixels):
-    """(bits of a deep picture's range, whether some of its pixels lie above it).
+    """(number of bits of a 16- or 32-bit picture's gray range, whether some pixels lie above this range).
 
-    Choice: the range is that of the brightest pixel, at least 8 bits. But one hot pixel, or a marker, of 65535 over 12
-    bits of anatomy would leave that nearly black. So pixels are left out that are few (at most 1 in 100), far brighter
-    (the range without them has two bits less) and apart (at most a quarter of them lies in the bit next above that
-    range). The bright tail of a clean picture is not apart.
+    Choice: the range is given by the brightest pixel, and has at least 8 bits. But one hot pixel or marker of 65535 in
+    a 12-bit picture would make all else nearly black. So bright pixels are not counted if they are few (at most 1 in
+    100), far brighter (the range without them has at least two bits less) and separate (at most a quarter of them is
+    less than twice as bright as that range's maximum). The bright tail of a clean picture is not separate.
     """
     bits = max(8, int(pixels.max()).bit_length())
     for fewer in range(8, bits - 1):
@@ -169,7 +175,7 @@ def _bits_in_use(pixels):
 
 
 def _square(image, size):
-    """A gray picture scaled to `size` pixels on its longer side, in the middle of a black square."""
+    """A gray picture, its longer side scaled to `size` pixels, in the middle of a black (size, size) square."""
     scale = size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     square = np.zeros((size, size), np.uint8)
@@ -178,18 +184,20 @@ def _square(image, size):
     return square
 
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which Swin was trained with
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as in Swin's pre-training
 SCALE = 1 / torch.tensor(STD).view(3, 1, 1)
 SHIFT = -torch.tensor(MEAN).view(3, 1, 1) * SCALE
 LEVELS = torch.arange(256) / 255
-GAMMA, CONTRAST, BRIGHTNESS = 0.15, 0.1, 0.1  # the widest jitter: each factor, or exponent, is 1 ± this
+GAMMA, CONTRAST, BRIGHTNESS = 0.15, 0.1, 0.1  # largest jitter: the exponent or factor is drawn from 1 ± this
 
 
 def augment(batch, crop, generator=None):
-    """(B, S, S) uint8 → (B, 3, crop, crop) float32 for the encoder: gray in three channels, ImageNet's mean and std.
+    """(B, S, S) uint8 → (B, 3, crop, crop) float32, the encoder's input: the gray picture in three channels, normalised
+    with ImageNet's mean and std.
 
-    With a torch.Generator each picture gets its own random crop, gamma, contrast and brightness; without one the centre
-    crop, unchanged. Never flipped: left and right are in the text.
+    With a torch.Generator each picture gets its own random crop, gamma, contrast and brightness; without a generator it
+    gets the central crop, otherwise unchanged. Pictures are never flipped, since reports say left and right. Raises
+    ValueError if crop > S.
     """
     (B, S, _), room = batch.shape, batch.shape[-1] - crop
     if room < 0:
@@ -204,15 +212,15 @@ def augment(batch, crop, generator=None):
             top, left = int(y * (room + 1)), int(x * (room + 1))
             levels = _jittered(*(2 * u - 1 for u in jitter))
 
-        # A picture has 256 levels: the jitter is worked out for those and then looked up.
+        # A picture has only 256 gray levels: jitter is computed for these levels, then looked up for every pixel.
         window = batch[b, top:top + crop, left:left + crop]
         torch.index_select(levels, 0, window.int().view(-1), out=gray[b].view(-1))
     return (gray * SCALE).add_(SHIFT)
 
 
 def _jittered(brightness, contrast, gamma):
-    """LEVELS after a jitter, each part of which is drawn from -1 to 1. They are a picture of one row to torchvision."""
-    from torchvision.transforms.v2 import functional  # here: its import takes a second, and only training needs it
+    """LEVELS after jitter; each argument is drawn from -1 to 1. Torchvision gets the levels as a picture of one row."""
+    from torchvision.transforms.v2 import functional  # imported here, since it takes a second and only training uses it
 
     row = functional.adjust_gamma(LEVELS.view(1, 1, 256), 1 + GAMMA * gamma)
     row = functional.adjust_contrast(row, 1 + CONTRAST * contrast)  # about the mean of all levels

@@ -1,18 +1,18 @@
-"""MIMIC-CXR: the pictures of MIMIC-CXR-JPG, the report texts of MIMIC-CXR, and the csv files, as PhysioNet gives them.
+"""MIMIC-CXR from PhysioNet: the pictures and csv files of MIMIC-CXR-JPG, and the report texts of MIMIC-CXR.
 
-    RAW/…/p10/p10000032/s50414267/<dicom_id>.jpg   the JPG tree's files/
-    RAW/…/p10/p10000032/s50414267.txt              mimic-cxr-reports.zip, unpacked beside the JPG tree or into it
+    RAW/…/p10/p10000032/s50414267/<dicom_id>.jpg   the pictures, in the folder files/ of MIMIC-CXR-JPG
+    RAW/…/p10/p10000032/s50414267.txt              mimic-cxr-reports.zip, unpacked beside these folders or into them
     RAW/…/mimic-cxr-2.0.0-{split,metadata,chexpert}.csv[.gz]
 
-Rules, each where the release leaves a choice:
+Our rules where the release leaves a choice:
 - The split is the official one, by patient; "validate" is called val.
-- Sections are found as MIT-LCP/mimic-cxr's txt/section_parser.py finds them, and the last one of a name counts. So a
-  header in small letters is no header, "FINDINGS AND IMPRESSION" is an impression, an addendum or a wet read is a
-  section of its own and never the target.
-- A target text ends at a line of underscores or one that begins with WET READ: what follows is another document.
-- The 46 studies for which that parser's authors name the describing text by hand have it as their only text,
-  whatever the target; the 8 of which they say that nothing is described are left out.
-- Views in the order PA, AP, LATERAL, LL, other, unknown.
+- Sections are found as by the official parser, MIT-LCP/mimic-cxr's txt/section_parser.py. Of two sections with one name
+  the last is used. So a header must be in capitals, "FINDINGS AND IMPRESSION" is an impression, and an addendum or a
+  wet read is a section of its own, never the target.
+- A target text ends at a line of underscores, or at a line that begins with WET READ: another document follows there.
+- For 46 studies the parser's authors list where the descriptive text is. This text is used for any target. The 8
+  studies that describe nothing, by the same list, are left out.
+- The order of views is PA, AP, LATERAL, LL, other, unknown.
 """
 
 import itertools
@@ -33,8 +33,8 @@ PUBLISHED = {"images in the split file": 377110, "studies": 227835, "patients": 
 SPLIT_OF = {"train": "train", "validate": "val", "test": "test"}
 VIEW_ORDER = ("PA", "AP", "LATERAL", "LL")
 
-# The parser's names for what stands before a colon (MIT-LCP/mimic-cxr, txt/section_parser.py), including its slip with
-# "ndication": names that are equal after lower-casing, then names that contain a word, then names that tell a view.
+# The parser's rules for the names of sections (MIT-LCP/mimic-cxr, txt/section_parser.py), including its mistake with
+# "ndication". A lower-cased header is looked up in SECTION_NAMES, then searched for SECTION_WORDS and SECTION_VIEWS.
 SECTION_NAMES = {
     "impression": ("conclusion", "findings and impression", "findings/impression", "findings/ impression", "ndication",
                    "impresson", "imprression", "imoression", "impressoin", "imprssion", "impresion", "imperssion",
@@ -57,7 +57,7 @@ SECTION_VIEWS = re.compile("chest|portable|pa and lat|lateral and pa|ap and late
 HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
 OTHER_DOCUMENT = re.compile(r"(?m)^[ \t]*(?:_{10,}[ \t]*$|WET READ\b)")
 
-# Studies whose describing text stands under another header …
+# Studies whose descriptive text is below another header …
 ODD_SECTIONS = {
     "recommendations": "s50913680 s59768032 s59067458 s59087630 s58157373 s56482935 s58375018",
     "examination": "s59363654 s53356173 s50743547 s59215320 s55157853",
@@ -67,7 +67,7 @@ ODD_SECTIONS = {
     "history": "s51491012",
 }
 ODD_SECTION_OF = {study: name for name, studies in ODD_SECTIONS.items() for study in studies.split()}
-# … or has no header at all (first and last character) …
+# … or has no header (start and end of the text in the report, in characters) …
 ODD_RANGES = {
     "s50525523": (201, 349), "s57564132": (233, 554), "s59982525": (313, 717), "s53488209": (149, 475),
     "s54875119": (234, 988), "s50196495": (59, 399), "s56579911": (59, 218), "s52648681": (292, 631),
@@ -81,7 +81,7 @@ ODD_EMPTY = set("s58235663 s50798377 s54168089 s53071062 s56724958 s54231141 s53
 
 
 class Record(NamedTuple):
-    """One study of the official split; `dicoms` are the names of its pictures."""
+    """One study of the official split; `dicoms` are the dicom_ids of its pictures."""
 
     split: str
     subject: str
@@ -91,8 +91,9 @@ class Record(NamedTuple):
 def collect(raw, target="findings", views=2, count="studies", text_only=False):
     """The `Source` of a download.
 
-    `count` "studies": one example per study, with up to `views` pictures. "images": R2Gen's counting, every picture by
-    itself with the study's text; its id is the DICOM's. Raises UserError.
+    With `count` "studies" an example is a study with up to `views` pictures. With "images", R2Gen's way, an example is
+    one picture with the text of its study, and the example's id is the dicom_id. Raises UserError if files are missing
+    or contradict each other.
     """
     tables, report_tree, picture_tree = look_around(raw, text_only)
     records = _records(tables["split"])
@@ -122,7 +123,7 @@ def collect(raw, target="findings", views=2, count="studies", text_only=False):
 
 
 def _counts(records, position, labels):
-    """What was found, beside what the release's authors count."""
+    """{what: (number found, number published)}"""
     images = {split: sum(len(record.dicoms) for record in records.values() if record.split == split)
               for split in SPLITS}
     subjects = {record.subject for record in records.values()}
@@ -135,17 +136,18 @@ def _counts(records, position, labels):
 
 
 def sections(text):
-    """[(name, text)] of a report, as the official parser splits and names them; two may have one name.
+    """[(name, text)] of a report's sections, as in the official parser; two sections may have the same name.
 
-    A header is a line that begins with one blank, capitals and a colon. What stands before the first is "preamble"; a
-    report without any is "full report". Empty findings and impressions are dropped, and if none is left the last
-    section's text after its first paragraph becomes "last_paragraph".
+    A header is at the start of a line: one blank, capitals and a colon. The text before the first header is called
+    "preamble"; a report without headers is one section, "full report". Empty findings and impressions are dropped. If
+    neither is left, the text of the last section after its first paragraph becomes "last_paragraph".
     """
     header = HEADER.search(text)
     found = [("preamble", text[:header.start(1)])] if header else [("full report", text)]
     while header:
         name, start = header.group(1), header.end()
-        # The search goes on at the next line's end: a header directly below an empty one is missed, as in the original.
+        # The search continues at the end of the next line. So a header directly below an empty section is missed, as in
+        # the official parser.
         following = HEADER.search(text, max(start, text.find("\n", start)))
         found.append((section_name(name), text[start:following.start() if following else len(text)]))
         header = following
@@ -159,7 +161,7 @@ def sections(text):
 
 
 def section_name(header):
-    """The normal form of a header: "FINDINGS AND IMPRESSION" → "impression", "CHEST, PA AND LATERAL" → "findings"."""
+    """A header's section name: "FINDINGS AND IMPRESSION" → "impression", "CHEST, PA AND LATERAL" → "findings"."""
     name = header.lower().strip()
     if name in SECTION_OF or name in SECTION_NAMES:
         return SECTION_OF.get(name, name)
@@ -170,17 +172,20 @@ def section_name(header):
 
 
 class NoText(Exception):
-    """Why a study has no target text."""
+    """A study has no target text; the message is the reason."""
 
 
 def target_text(report, study, target="findings"):
-    """The text to generate, as it stands in the report; "both" is the findings, a blank line, the impression."""
+    """The target text of a report; `study` is its id, such as "s50414267", `report` the whole text.
+
+    `target` is "findings", "impression", or "both" (findings, a blank line, impression). Raises NoText.
+    """
     if study in ODD_EMPTY:
         raise NoText("describes nothing (the official parser's list)")
     if study in ODD_RANGES:
         parts = [report[slice(*ODD_RANGES[study])]]
     else:
-        last = dict(sections(report))  # the last of a name counts
+        last = dict(sections(report))  # of sections with the same name the last is used
         wanted = ("findings", "impression") if target == "both" else (target,)
         parts = [last.get(name, "") for name in ([ODD_SECTION_OF[study]] if study in ODD_SECTION_OF else wanted)]
     parts = [OTHER_DOCUMENT.split(part, maxsplit=1)[0].strip() for part in parts]
@@ -190,14 +195,15 @@ def target_text(report, study, target="findings"):
 
 
 def look_around(raw, text_only=False):
-    """({table: path}, tree of reports, tree of pictures) somewhere below `raw`; a tree is a folder with p10 … p19.
+    """Finds ({table: path}, tree of reports, tree of pictures) below `raw`; a tree is a folder with p10 … p19.
 
-    PhysioNet lays MIMIC-CXR (the reports and DICOM files) beside MIMIC-CXR-JPG, in two trees of the same folders: the
-    reports are where the .txt files are, the pictures where the .jpg files are. Raises UserError.
+    A download of MIMIC-CXR (reports and DICOM files) and MIMIC-CXR-JPG from PhysioNet has two trees with the same
+    folders. The tree of reports has .txt files, the tree of pictures .jpg files. Raises UserError if something is
+    missing.
     """
     tables, trees = {}, []
     level = [Path(raw)]
-    for _ in range(6):  # physionet.org/files/mimic-cxr-jpg/2.1.0/files is the deepest that wget makes
+    for _ in range(6):  # wget makes at most physionet.org/files/mimic-cxr-jpg/2.1.0/files
         below = []
         for folder in level:
             entries = sorted(folder.iterdir())
@@ -218,30 +224,34 @@ def look_around(raw, text_only=False):
     if text_only:
         return tables, reports, reports
     return tables, reports, _tree(raw, trees, "pictures", "s*/*.jpg", "download MIMIC-CXR-JPG there (the "
-                                  "DICOM files of MIMIC-CXR are not read), or ask for --text-only")
+                                  "DICOM files of MIMIC-CXR are not read), or give --text-only")
 
 
 def _tree(raw, trees, kind, pattern, remedy):
-    """The one tree in which some of the first patients of each of the ten folders have such files."""
+    """The tree that has files of this pattern. Looks at the first 100 patients of each of the folders p10 … p19 only.
+
+    Raises UserError, which ends with `remedy`, if there is no such tree; also if there are two.
+    """
     holding = [tree for tree in trees
                if any(any(patient.glob(pattern)) for group in sorted(tree.glob("p1[0-9]"))
                       for patient in itertools.islice(sorted(group.glob("p*")), 100))]
     if not holding:
         raise UserError(f"{raw}: no {kind} (p1?/p*/{pattern}) in it; {remedy}")
     if len(holding) > 1:
-        raise UserError(f"{raw}: {kind} (p1?/p*/{pattern}) in both {holding[0]} and {holding[1]}; move one of them out")
+        raise UserError(f"{raw}: {kind} (p1?/p*/{pattern}) in both {holding[0]} and {holding[1]}; move one of the two "
+                        f"out of {raw}")
     return holding[0]
 
 
 def _records(path):
-    """{"s50414267": its Record} of the official split; UserError for a patient in two splits."""
+    """{"s50414267": Record} of the official split. Raises UserError for impossible rows or a patient in two splits."""
     records, split_of, dicoms = {}, {}, set()
     for _, dicom, study, subject, split in read_csv(path, "dicom_id", "study_id", "subject_id", "split"):
         if not (re.fullmatch(r"[\w-]+", dicom) and study.isdecimal() and subject.isdecimal() and split in SPLIT_OF):
-            raise UserError(f"{path}: a row that cannot be: {dicom!r}, {study!r}, {subject!r}, {split!r}; "
+            raise UserError(f"{path}: a row with impossible values: {dicom!r}, {study!r}, {subject!r}, {split!r}; "
                             "download it again")
         if dicom in dicoms:
-            raise UserError(f"{path}: the dicom_id {dicom} stands there twice; download it again")
+            raise UserError(f"{path}: the dicom_id {dicom} is in two rows; download it again")
         dicoms.add(dicom)
         if split_of.setdefault(subject, split) != split:
             raise UserError(f"{path}: patient {subject} is in {split_of[subject]} and in {split}; download it again")
@@ -253,21 +263,21 @@ def _records(path):
 
 
 def _positions(path):
-    """{dicom: ViewPosition}"""
+    """{dicom_id: ViewPosition} from the csv of metadata. Raises UserError."""
     positions = {}
     for _, dicom, position in read_csv(path, "dicom_id", "ViewPosition"):
         if dicom in positions:
-            raise UserError(f"{path}: the dicom_id {dicom} stands there twice; download it again")
+            raise UserError(f"{path}: the dicom_id {dicom} is in two rows; download it again")
         positions[dicom] = position
     return positions
 
 
 def _labels(path):
-    """{"s50414267": 14 values in CheXbert's order and coding}; the csv's columns are taken by name."""
+    """{"s50414267": 14 labels in CheXbert's order and coding}; the columns are found by name. Raises UserError."""
     labels = {}
     for _, study, *values in read_csv(path, "study_id", *LABELS):
         if f"s{study}" in labels:
-            raise UserError(f"{path}: the study_id {study} stands there twice; download it again")
+            raise UserError(f"{path}: the study_id {study} is in two rows; download it again")
         labels[f"s{study}"] = label_codes(values, f"{path}: study {study}")
     return labels
 
@@ -283,7 +293,7 @@ def _report(tree, name):
 
 
 def _rank(position):
-    """The place of a ViewPosition in the order of views; unknown last."""
+    """The position of a ViewPosition in the order of views: other ones after the four named, unknown ones last."""
     if not position:
         return len(VIEW_ORDER) + 1
     return VIEW_ORDER.index(position) if position in VIEW_ORDER else len(VIEW_ORDER)

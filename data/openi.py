@@ -1,16 +1,16 @@
-"""Open-i's Indiana University chest X-rays (IU X-Ray), from the National Library of Medicine or from Kaggle.
+"""Indiana University chest X-rays (IU X-Ray), from Open-i (National Library of Medicine) or from Kaggle.
 
-    RAW/…/*.xml   NLMCXR_reports.tgz: 3,955 reports, in ecgen-radiology/ under any parent
-    RAW/…/*.png   NLMCXR_png.tgz: the pictures, in NLMCXR_png/ or flat; or Kaggle's, which are named otherwise
-    RAW/…/indiana_projections.csv   Kaggle's copy of the collection: which pictures are frontal
-    RAW/…/indiana_reports.csv       the same: its 3,851 reports with a picture; read where there is no XML
+    RAW/…/*.xml   NLMCXR_reports.tgz: 3,955 reports, in any folder below RAW
+    RAW/…/*.png   NLMCXR_png.tgz: the pictures, in any folder below RAW; or Kaggle's pictures, which have other names
+    RAW/…/indiana_projections.csv   Kaggle's table of views: which pictures are frontal
+    RAW/…/indiana_reports.csv       Kaggle's table of 3,851 reports with pictures; read only if there is no XML
 
-R2Gen's 2,955 studies are those with findings and at least two pictures, and its pictures are the first two that the
-report names. An id here is R2Gen's: the first picture's name without its last part.
+R2Gen uses the 2,955 studies with findings and at least two pictures, and of each study the first two pictures that the
+report names. The ids here are R2Gen's: the name of a study's first picture without the last part.
 
-Choice: of a study with more pictures than `views` the first ones are taken, as R2Gen does; only where Kaggle's table
-knows a frontal picture of the study and none of those is one does the first frontal take the last one's place. They
-are put in the order frontal, unknown, lateral.
+Choice: of a study with more than `views` pictures the first ones are taken, as R2Gen does. If none of these is frontal,
+but Kaggle's table names a frontal picture of the study, the last one is replaced by the first frontal picture. The
+pictures are put in the order frontal, unknown, lateral.
 """
 
 import os
@@ -26,12 +26,12 @@ from data.source import Source, Study, drawn_split
 PUBLISHED = {"reports": 3955, "pictures named in them": 7470, "reports with findings": 3425,
              "reports with findings and two pictures or more": 2955}
 KAGGLE = {"reports": "indiana_reports.csv", "projections": "indiana_projections.csv"}
-# The one report whose pictures Kaggle names after the DICOM files, and the XML otherwise.
+# {Kaggle's name: the XML's name} of the two pictures of one report, which Kaggle names after their DICOM files
 RENAMED = {"CXR1_IM-0001-3001": "CXR1_1_IM-0001-3001", "CXR1_IM-0001-4001": "CXR1_1_IM-0001-4001"}
 
 
 class Report(NamedTuple):
-    """One report of the collection; `names` are its pictures', in Open-i's order, which is the alphabet's."""
+    """One report; `names` are the names of its pictures in Open-i's order, which is alphabetical."""
 
     path: Path
     uid: str
@@ -40,25 +40,27 @@ class Report(NamedTuple):
     names: list
 
     def text(self, target):
+        """The target text: "findings", "impression", or "both" with a blank line between; "" if there is none."""
         return {"findings": self.findings, "impression": self.impression,
                 "both": "\n\n".join(text for text in (self.findings, self.impression) if text)}[target]
 
     @property
     def study_id(self):
-        """R2Gen's id; of a report without pictures, its own."""
+        """The id that R2Gen gives the study; the report's `uid` if it has no pictures."""
         return self.names[0].rpartition("-")[0] or self.names[0] if self.names else self.uid
 
 
 def collect(raw, target="findings", views=2, seed=0, split_from=None, text_only=False):
     """The `Source` of an unpacked download.
 
-    A study needs its target text and two pictures (one if `views` is 1). The split is `split_from`'s (R2Gen's
-    annotation.json), else a seeded 70/10/20 one that depends on the ids alone. Raises UserError.
+    A study needs a target text and two pictures (one if `views` is 1). `split_from` is the path of R2Gen's
+    annotation.json, which gives the split. Without it the split is a random 70/10/20 % split, which depends on the ids
+    and `seed` alone. Raises UserError if files are missing, damaged or contradict each other.
     """
     xmls, pngs, tables = _files(raw)
     if not pngs and not text_only:
-        raise UserError(f"{raw}: no picture (*.png) in it; unpack NLMCXR_png.tgz there (linked folders are not "
-                        "followed) or ask for --text-only")
+        raise UserError(f"{raw}: no picture (*.png) in it; unpack NLMCXR_png.tgz there (links to folders are not "
+                        "followed), or give --text-only")
     view_of = _views(tables["projections"]) if "projections" in tables else {}
     reports = _reports(raw, xmls, tables)
 
@@ -78,7 +80,7 @@ def collect(raw, target="findings", views=2, seed=0, split_from=None, text_only=
 
 
 def _files(raw):
-    """({stem: path} of the reports, {Open-i's name: path} of the pictures, {KAGGLE's key: path}) anywhere below raw."""
+    """({stem: path} of the reports, {Open-i's name: path} of the pictures, {key of KAGGLE: path}), all below `raw`."""
     xmls, pngs, tables = {}, {}, {}
     for folder, folders, files in os.walk(raw):
         folders.sort()
@@ -105,7 +107,7 @@ def _files(raw):
 
 
 def _open_i_name(stem):
-    """Kaggle's "1_IM-0001-4001.dcm" under the name that the reports give the picture; other names as they are."""
+    """A picture's name in the reports: Kaggle's "2_IM-0652-1001.dcm" → "CXR2_IM-0652-1001"; other names unchanged."""
     if not stem.endswith(".dcm"):
         return stem
     name = "CXR" + stem.removesuffix(".dcm")
@@ -113,7 +115,7 @@ def _open_i_name(stem):
 
 
 def _reports(raw, xmls, tables):
-    """All `Report`s, in the order of their numbers: from the XML files, else from Kaggle's tables."""
+    """All `Report`s in the order of their numbers, from the XML files if there are any, else from Kaggle's tables."""
     if xmls:
         reports = [_parse(locate(raw, str(path.relative_to(raw)))) for path in xmls.values()]
     else:
@@ -128,18 +130,18 @@ def _reports(raw, xmls, tables):
 
 
 def _parse(path):
-    """The `Report` of one XML file."""
+    """The `Report` of one XML file. Raises UserError."""
     text = read_text(path)
-    # The published reports declare no document type; without one no entity can expand or point anywhere.
+    # No published report declares a document type. Without one no XML entity can expand or refer to other files.
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise UserError(f"{path}: declares a document type, which no published report does; refused")
+        raise UserError(f"{path}: declares a document type, which no published report does; unpack the archive again")
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
-        raise UserError(f"{path}: broken XML ({error}); unpack the archive anew") from None
+        raise UserError(f"{path}: broken XML ({error}); unpack the archive again") from None
     uid = root.find("uId")
     if uid is None or not uid.get("id"):
-        raise UserError(f"{path}: no uId, so this is no Open-i report; move it out of the folder")
+        raise UserError(f"{path}: not an Open-i report, since it has no uId; move it out of the folder")
 
     text_of = {section.get("Label"): "".join(section.itertext()).strip() for section in root.iter("AbstractText")}
     return Report(path, uid.get("id"), text_of.get("FINDINGS", ""), text_of.get("IMPRESSION", ""),
@@ -147,7 +149,10 @@ def _parse(path):
 
 
 def _choose(reports, target, enough, split_of, split_from):
-    """(reports that make a study, [{"id", "why"}] of those left out). UserError for an id that two studies have."""
+    """(reports that become studies, [{"id", "why"}] of those left out). Raises UserError if two studies have one id.
+
+    enough: the number of pictures that a study needs. split_of: {id: split} of `split_from`, or None.
+    """
     chosen, left_out = {}, []
     for report in reports:
         if not report.text(target):
@@ -157,7 +162,7 @@ def _choose(reports, target, enough, split_of, split_from):
         elif split_of is not None and report.study_id not in split_of:
             why = f"not in {Path(split_from).name}"
         elif report.study_id in chosen:
-            raise UserError(f"{report.path}: two studies have the id {report.study_id!r}, this one and that of "
+            raise UserError(f"{report.path}: two studies have the id {report.study_id!r}, this one and the one of "
                             f"{chosen[report.study_id].path}; remove one of the two")
         else:
             chosen[report.study_id] = report
@@ -172,7 +177,7 @@ def _choose(reports, target, enough, split_of, split_from):
 
 
 def _study(report, target, views, split, raw, pngs, view_of):
-    """A report as a `Study`, with its pictures chosen and put in order."""
+    """The `Study` of a report, with at most `views` pictures, chosen and ordered as the top of this file says."""
     names = report.names[:views]
     frontal = [name for name in report.names if view_of.get(name) == "frontal"]
     if frontal and not set(frontal) & set(names):
@@ -187,7 +192,7 @@ def _study(report, target, views, split, raw, pngs, view_of):
 
 
 def _views(path):
-    """{picture: "frontal" or "lateral"}, as far as Kaggle's table knows."""
+    """{picture: "frontal" or "lateral"} of the pictures for which Kaggle's table names the view."""
     return {_open_i_name(file.removesuffix(".png")): projection.lower()
             for _, file, projection in read_csv(path, "filename", "projection")
             if projection in ("Frontal", "Lateral")}

@@ -1,8 +1,8 @@
-"""The words by which diseases are asked for: the clue prompts of stage 2 and the prompt pairs of zero-shot recognition.
+"""The prompts that name diseases: the clue prompts of stage 2, and the prompt pairs of zero-shot recognition.
 
-§2.2 gives the template "Clue: <severity> <disease> at <location>" and no lists. Choice: every disease has its own
-hand-written severities and locations, after the idea of GLoRIA's prompt bank (which knows five diseases, and neither
-"Clue:" nor a location for most). The first severity and the first location are the most general, so that
+§2.2 gives the template "Clue: <severity> <disease> at <location>", but no lists of severities and locations. Choice:
+every disease has its own hand-written lists, like GLoRIA's prompt bank (which has only five diseases, no "Clue:" and
+hardly any locations). The first severity and the first location are the most general, so that the only prompt of
 `prompts_per_disease=1`, the paper's literal form, names no side that the picture may contradict.
 """
 
@@ -10,14 +10,14 @@ from collections import Counter
 
 from data.reports import LABELS, PRESENT
 
-READ = 20_000       # distinct sentences that a labeler is asked about; rarer ones are no wording of the reports' own
+READ = 20_000       # number of distinct sentences to label, the most frequent ones; rarer ones are hardly typical
 
 _SIZE = ("", "small", "moderate", "large")
 _GRADE = ("", "mild", "moderate", "severe")
 _SIDES = ("the right lung", "the left lung", "both lungs")
 _ZONES = tuple(f"the {side} {zone} lung zone" for zone in ("lower", "mid", "upper") for side in ("right", "left"))
 
-# disease → (the words in the sentence, severities, locations); an empty word drops out together with its "at".
+# disease → (its words in the prompt, severities, locations); an empty severity is left out of the prompt
 CLUES = {
     "Enlarged Cardiomediastinum": ("enlarged cardiomediastinum", _GRADE, ("the mediastinum",)),
     "Cardiomegaly": ("cardiomegaly", _GRADE, ("the heart",)),
@@ -41,7 +41,7 @@ CLUES = {
 
 
 def clue_prompt(severity, words, location):
-    """"Clue: <severity> <disease> at <location>" (§2.2). "No Finding" and devices have wordings of their own."""
+    """"Clue: <severity> <disease> at <location>" (§2.2). "No Finding" and "Support Devices" have their own form."""
     if words == "no finding":
         return "Clue: no finding, the lungs are clear and the heart is normal"
     if words == "support device":
@@ -50,9 +50,10 @@ def clue_prompt(severity, words, location):
 
 
 def clue_prompts(prompts_per_disease=None):
-    """[[distinct prompts] per disease], in CheXbert's order; None and 0 are the whole bank, 1 the paper's form.
+    """[[prompt, …] per disease], in CheXbert's order and without repetitions.
 
-    The general prompt stands first; the others name a severity and a location, where the disease has any.
+    A list has at most `prompts_per_disease` prompts: 1 is the paper's literal form, None or 0 means all. The first
+    prompt is the general one; the others name a severity and a location, if the disease has any.
     """
     bank = []
     for disease in LABELS:
@@ -65,20 +66,21 @@ def clue_prompts(prompts_per_disease=None):
 
 
 def flattened(bank):
-    """[[prompt, …] per disease] → all prompts, and the disease that each asks for, by its number."""
+    """[[prompt, …] per disease] → ([prompt, …] of all diseases, [number of each prompt's disease])."""
     pairs = [(text, disease) for disease, texts in enumerate(bank) for text in texts]
     return [text for text, _ in pairs], [disease for _, disease in pairs]
 
 
 def clue_sentences(reports, label, most=64):
-    """The reports' own sentences as clue prompts: one list per disease, in CheXbert's order, as `clue_prompts` gives.
+    """Sentences of the reports as clue prompts: [[sentence, …] per disease], in CheXbert's order, like `clue_prompts`.
 
-    reports: lists of sentences. label(texts) → 14 labels per text, in CheXbert's coding. A disease gets the sentences
-    that name it as present, the most frequent first, at most `most` of them; "No Finding" those that name nothing else,
-    present or absent. A disease that no sentence names keeps its prompts from `clue_prompts`.
+    reports: one list of sentences per report. label(texts) → 14 labels per text, in CheXbert's coding. A disease gets
+    the sentences that name it as present, the most frequent first, at most `most`. "No Finding" gets only sentences
+    that name no other disease, neither as present nor as absent. A disease that no sentence names as present keeps the
+    prompts of `clue_prompts`.
     """
     counts = Counter(sentence for report in reports for sentence in report)
-    texts = sorted(counts, key=counts.get, reverse=True)[:READ]                     # stable: the first among equals
+    texts = sorted(counts, key=counts.get, reverse=True)[:READ]                     # equal counts: in order of reading
     bank = [[] for _ in LABELS]
     for text, labels in zip(texts, label(texts)):
         named = [i for i, value in enumerate(labels) if value]
@@ -89,9 +91,9 @@ def clue_sentences(reports, label, most=64):
 
 
 def zero_shot_pairs():
-    """(positive, negative) prompt per disease, "{disease}" / "no {disease}" as CheXzero asks.
+    """[(positive, negative) prompt per disease]: "{disease}" and "no {disease}", as in CheXzero.
 
-    Trap: "no finding" has a pair of its own; "no no finding" would turn its AUROC upside down.
+    Trap: "no finding" has a pair of its own; with "no no finding" its AUROC would be inverted.
     """
     pairs = [(CLUES[disease][0], f"no {CLUES[disease][0]}") for disease in LABELS]
     pairs[LABELS.index("No Finding")] = ("no finding", "abnormal")

@@ -1,8 +1,8 @@
-"""R2Gen's layout, IU X-Ray or MIMIC-CXR, unchanged: RAW/annotation.json and the pictures it names under RAW/images/.
+"""R2Gen's download of IU X-Ray or MIMIC-CXR: RAW/annotation.json, and the pictures that it names in RAW/images/.
 
     {"train": [{"id", "report", "image_path": ["CXR2384_IM-0942/0.png", …], "split"}, …], "val": […], "test": […]}
 
-The IU file names two pictures per study, the MIMIC file one (an example is an image there, and its id the DICOM's).
+An entry of the IU file has two pictures. An entry of the MIMIC file has one, and its id is the picture's dicom_id.
 """
 
 import json
@@ -12,14 +12,15 @@ from data.files import UserError, read_json
 from data.images import locate
 from data.source import SPLITS, Source, Study
 
-# R2Gen's own two files: examples per split (cuhksz-nlp/R2Gen issue 16 for MIMIC-CXR; IU X-Ray counted).
+# Examples per split in R2Gen's two files. Sources: cuhksz-nlp/R2Gen issue 16 for MIMIC-CXR, our count for IU X-Ray.
 PUBLISHED = {"IU X-Ray": (2069, 296, 590), "MIMIC-CXR": (270790, 2130, 3858)}
 
 
 def collect(raw, views=2):
-    """The `Source`. At most `views` pictures per study, the first ones named.
+    """The `Source` of a download; each study has at most `views` pictures, the first ones of its entry.
 
-    Raises UserError for a file that is not R2Gen's, an id that stands twice, and a path or link that leaves images/.
+    Raises UserError if annotation.json is not in R2Gen's format, if two entries have one id, and if a path or link
+    leads out of images/.
     """
     root = Path(raw) / "images"
     path = Path(raw) / "annotation.json"
@@ -30,7 +31,8 @@ def collect(raw, views=2):
             raise UserError(f"{path}: two entries have the id {study_id!r}; remove one")
         ids.add(study_id)
         if entry.get("split", split) != split:
-            raise UserError(f"{path}: {study_id!r} stands under {split!r} but says split {entry['split']!r}; mend it")
+            raise UserError(f"{path}: entry {study_id!r} is listed under {split!r}, but its split is "
+                            f"{entry['split']!r}; correct it")
         for name in names:
             try:
                 locate(root, name)
@@ -40,7 +42,7 @@ def collect(raw, views=2):
         extra = {key: entry[key] for key in ("study_id", "subject_id") if key in entry}
         studies.append(Study(study_id, split, entry["report"], names[:views], {**extra, "view_names": names[:views]}))
 
-    # R2Gen's own files are known by their counts; any other file is as good.
+    # R2Gen's own files are recognised by their counts; other files in this format are accepted too.
     numbers = tuple(sum(study.split == split for study in studies) for split in SPLITS)
     kind = "MIMIC-CXR" if studies and "study_id" in studies[0].extra else "IU X-Ray"
     if numbers in PUBLISHED.values():
@@ -52,15 +54,20 @@ def collect(raw, views=2):
 
 
 def read_annotation(path):
-    """[(split, entry)] of an annotation.json, every entry checked: id, report (text), image_path (list of names)."""
+    """[(split, entry)] of an annotation.json; every entry has an id, a report (text) and image_path (list of names).
+
+    A report that is null or NaN becomes "". Raises UserError for any other entry.
+    """
     path = Path(path)
     try:
         splits = read_json(path)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; R2Gen's layout is annotation.json beside images/") from None
+        raise UserError(f"{path}: {error.strerror}; R2Gen's download is a folder with annotation.json and "
+                        "images/") from None
     if not (isinstance(splits, dict) and splits.keys() <= set(SPLITS)
             and all(isinstance(entries, list) for entries in splits.values())):
-        raise UserError(f"{path}: not R2Gen's annotation: expected {{\"train\": […], \"val\": […], \"test\": […]}}")
+        raise UserError(f"{path}: not R2Gen's annotation, which is {{\"train\": […], \"val\": […], \"test\": […]}}; "
+                        "download it again")
 
     entries = []
     for split in SPLITS:
@@ -69,17 +76,18 @@ def read_annotation(path):
                 entry["report"] = ""
             if not _is_entry(entry):
                 raise UserError(f"{path}: entry {number} of {split!r} lacks an id, a report text or a list image_path; "
-                                "mend it")
+                                "correct it")
             try:
                 json.dumps(entry, ensure_ascii=False).encode("utf-8")
             except UnicodeEncodeError:
-                raise UserError(f"{path}: entry {entry['id']!r} holds text that is no valid Unicode; mend it") from None
+                raise UserError(f"{path}: entry {entry['id']!r} has text that is not valid Unicode; correct "
+                                "it") from None
             entries.append((split, entry))
     return entries
 
 
 def _is_blank(report):
-    """Whether it is null or NaN, as pandas writes the empty cell of a table."""
+    """Whether a report is null or NaN, which is how pandas writes an empty cell of a table."""
     return report is None or report != report
 
 

@@ -1,7 +1,7 @@
 """Text to token ids and back: WordPiece for BERT, SentencePiece for Mistral.
 
-Both are made from the bytes of their published file (`vocab.txt`, `tokenizer.model`), so a checkpoint can carry them.
-A model may know more ids than its tokenizer has pieces, as chat models do; such an id leaves no text.
+Both are made from the bytes of their published file (`vocab.txt`, `tokenizer.model`), which a checkpoint can contain.
+A model may have more ids than its tokenizer has pieces, as chat models do. Such ids are decoded as nothing.
 """
 
 import collections
@@ -20,23 +20,26 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def read_bytes(folder, name):
-    """The bytes of a tokenizer's file. Raises UserError where it can't be read, or is a Git LFS pointer."""
+    """The bytes of a tokenizer's file. Raises UserError if it can't be read, or is a Git LFS pointer."""
     path = Path(folder) / name
     try:
         refuse_pointer(path)
         return path.read_bytes()
     except OSError:
-        raise UserError(f"{path}: not readable; give a folder as Hugging Face lays it out, with {name}") from None
+        raise UserError(f"{path}: not readable; give a folder in Hugging Face's layout, with {name}") from None
 
 
 class WordPiece:
-    """BERT's tokenizer: Devlin et al. 2019, as transformers' BertTokenizer has it."""
+    """BERT's tokenizer. Source: Devlin et al. 2019; equal to transformers' BertTokenizer."""
 
     def __init__(self, vocab, lower_case):
-        """vocab: the bytes of vocab.txt, one token per line. lower_case: also strips accents. Raises UserError."""
+        """vocab: the bytes of vocab.txt, one token per line. lower_case: lower-case the text and strip its accents.
+
+        Raises UserError if vocab is not UTF-8 or lacks a special token.
+        """
         self.vocab_bytes, self.lower_case = bytes(vocab), bool(lower_case)
         try:
-            # Not str.splitlines: a vocabulary may hold U+2028 and its kin as tokens.
+            # Not str.splitlines, which also splits at U+2028 and similar characters that may be tokens.
             lines = io.StringIO(self.vocab_bytes.decode("utf-8-sig"), newline=None).readlines()
         except UnicodeDecodeError:
             raise UserError("vocab.txt: not UTF-8; download it again") from None
@@ -53,7 +56,7 @@ class WordPiece:
         return len(self.tokens)
 
     def encode(self, text, special=True):
-        """The ids of a text, between [CLS] and [SEP] where special; such a name in the text is that token."""
+        """The ids of a text, between [CLS] and [SEP] if `special`. A special token's name in the text is that token."""
         ids = []
         for part in self.special.split(text):
             if part in SPECIAL:
@@ -64,7 +67,7 @@ class WordPiece:
         return [self.cls_id, *ids, self.sep_id] if special else ids
 
     def _word_ids(self, word):
-        """Greedy longest match from the left; [UNK] for a word of over 100 characters or one no pieces make up."""
+        """Greedy longest match from the left; [UNK] for a word of over 100 characters or one that no pieces form."""
         if len(word) > 100:
             return (self.unk_id,)
         ids, start = [], 0
@@ -80,16 +83,16 @@ class WordPiece:
         return tuple(ids)
 
     def decode(self, ids):
-        """The text of ids, special tokens left out, pieces joined, words parted by one blank."""
+        """The text of ids, without special tokens; pieces are joined to words, words separated by one blank."""
         dropped = {self.pad_id, self.cls_id, self.sep_id, self.mask_id, self.unk_id}
         return " ".join(self.tokens[i] for i in ids if i not in dropped and i < len(self)).replace(" ##", "")
 
     @classmethod
     def from_pretrained(cls, folder):
-        """Reads vocab.txt, or tokenizer.json where there is no other, and tokenizer_config.json. Raises UserError.
+        """Reads vocab.txt, or tokenizer.json if there is no vocab.txt; and tokenizer_config.json, if any.
 
-        Where neither json says whether text is lower-cased, it is, as the reference does: Bio_ClinicalBERT has none,
-        though its vocabulary is cased.
+        If neither json file says whether text is lower-cased, it is lower-cased, as in the reference. This applies to
+        Bio_ClinicalBERT, which has no such file, although its vocabulary is cased. Raises UserError.
         """
         folder = Path(folder)
         alone = (folder / "tokenizer.json").is_file() and not (folder / "vocab.txt").is_file()
@@ -101,8 +104,8 @@ class WordPiece:
             config = read_json_object(path)
             lower_case = config.get("do_lower_case", lower_case)
             if config.get("strip_accents") not in (None, lower_case) or not config.get("tokenize_chinese_chars", True):
-                raise UserError(f"{path}: strip_accents or tokenize_chinese_chars is not as BERT's authors have it; "
-                                "take another model")
+                raise UserError(f"{path}: strip_accents or tokenize_chinese_chars differs from BERT's own value; use "
+                                "another model")
         try:
             return cls(vocab, lower_case)
         except UserError as error:
@@ -117,9 +120,10 @@ class WordPiece:
 
     @classmethod
     def train(cls, texts, size, lower_case=True):
-        """A small vocabulary for the demo: every character, alone and as a continuation, then the most frequent words.
+        """A small vocabulary for the demo: every character, alone and as a continuation, then the most frequent words,
+        at most `size` tokens unless the characters alone are more.
 
-        Simpler than the published vocabularies' training, and enough where the text's words are few.
+        The published vocabularies were trained in a more complex way; this way is enough for texts with few words.
         """
         counts = collections.Counter(word for text in texts for word in basic_tokens(text, lower_case))
         characters = sorted({character for word in counts for character in word})
@@ -130,7 +134,9 @@ class WordPiece:
 
 
 def from_tokenizer_json(path):
-    """(vocab.txt's bytes, lower_case) out of the one file that newer tools write. Raises UserError."""
+    """(the bytes of a vocab.txt, lower_case) from tokenizer.json, which newer versions of transformers write. Raises
+    UserError if it differs from BERT's WordPiece.
+    """
     json_object = read_json_object(path)
     try:
         model, normalizer = json_object["model"], json_object["normalizer"]
@@ -147,25 +153,27 @@ def from_tokenizer_json(path):
     except (KeyError, TypeError, AttributeError, UnicodeEncodeError):
         like_bert = False
     if not like_bert:
-        raise UserError(f"{path}: not BERT's WordPiece; take a BERT, or put its vocab.txt into the folder")
+        raise UserError(f"{path}: not BERT's WordPiece; use a BERT model, or put its vocab.txt into the folder")
     return vocab, lower_case
 
 
 def basic_tokens(text, lower_case):
-    """Cleaned words and single punctuation marks of a text, as BERT's first stage parts it."""
+    """The words and single punctuation marks of a text, cleaned: the first stage of BERT's tokenizer."""
     cleaned = "".join(map(clean, text))
     if lower_case:
         cleaned = "".join(c for c in unicodedata.normalize("NFD", cleaned) if unicodedata.category(c) != "Mn")
-        cleaned = "".join(c.lower() for c in cleaned)      # not the string's: a final sigma keeps its usual form
+        cleaned = "".join(c.lower() for c in cleaned)      # not cleaned.lower(), which gives a final sigma another form
     return "".join(f" {c} " if is_punctuation(c) else c for c in cleaned).split()
 
 
 @lru_cache(maxsize=2**16)
 def clean(c):
-    """A character as BERT sees it: control characters go, whitespace is a blank, a Chinese character is a word."""
+    """A character after BERT's cleaning: "" for a control character, a blank for white space, and a Chinese character
+    with blanks around it, as a word of its own.
+    """
     if c in "\t\n\r":
         return " "
-    # Unassigned code points stay, as in the reference, although the paper's own script drops them.
+    # Unassigned code points are kept, as in the reference, although the script of BERT's authors drops them.
     if c in "\0\ufffd" or unicodedata.category(c) in ("Cc", "Cf", "Co", "Cs"):
         return ""
     if c.isspace():
@@ -174,7 +182,7 @@ def clean(c):
 
 
 def is_chinese(code):
-    """The CJK blocks that the reference names; Hangul and kana are no part of them."""
+    """Whether a code point is in the CJK blocks that the reference lists; these do not include Hangul and kana."""
     return any(first <= code <= last for first, last in (
         (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
         (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F)))
@@ -182,20 +190,20 @@ def is_chinese(code):
 
 @lru_cache(maxsize=2**16)
 def is_punctuation(c):
-    """Unicode's punctuation and all of ASCII that is neither letter, digit nor blank ("$", "^", "`" too)."""
+    """Whether a character is Unicode punctuation, or ASCII and no letter, digit, blank or control ("$", "^", "`")."""
     return 33 <= ord(c) <= 47 or 58 <= ord(c) <= 64 or 91 <= ord(c) <= 96 or 123 <= ord(c) <= 126 \
         or unicodedata.category(c).startswith("P")
 
 
 class SentencePiece:
-    """Mistral's tokenizer: SentencePiece's own library on the published `tokenizer.model`.
+    """Mistral's tokenizer: the SentencePiece library with the published `tokenizer.model`.
 
-    The marks of an instruction are text up to Mistral-Instruct v0.2 and tokens of their own from v0.3 on: here they are
-    what the file has them as.
+    The marks of an instruction, [INST] and [/INST], are ordinary text up to Mistral-Instruct v0.2, and tokens of their
+    own from v0.3 on. The file decides which.
     """
 
     def __init__(self, model):
-        """model: the bytes of tokenizer.model. Raises UserError."""
+        """model: the bytes of tokenizer.model. Raises UserError if it's no SentencePiece model or lacks <s> or </s>."""
         self.model_bytes = bytes(model)
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes)
@@ -203,7 +211,7 @@ class SentencePiece:
             raise UserError("tokenizer.model: not a SentencePiece model; download it again") from None
         self.bos_id, self.eos_id = self.processor.bos_id(), self.processor.eos_id()
         if self.bos_id < 0 or self.eos_id < 0:
-            raise UserError("tokenizer.model: has no <s> or no </s>; take Mistral's")
+            raise UserError("tokenizer.model: has no <s> or no </s>; use Mistral's file")
         ids = {mark: self.processor.piece_to_id(mark) for mark in ("[INST]", "[/INST]")}
         self.marks = {mark: i for mark, i in ids.items() if self.processor.is_control(i)}
 
@@ -211,10 +219,10 @@ class SentencePiece:
         return self.processor.vocab_size()
 
     def encode(self, text, special=True):
-        """The ids of a text, after <s> where special; a blank is put before the text, as Mistral's reference does.
+        """The ids of a text, after <s> if `special`. A blank is put before the text, as in Mistral's reference.
 
-        "<s>" and "</s>" in the text are text. Blanks beside a mark that is a token go: each text between marks has the
-        one that is put before it.
+        "<s>" and "</s>" in the text are ordinary text. If the marks are tokens, blanks beside them are removed, and one
+        blank is put before each text between marks.
         """
         ids = [self.bos_id] if special else []
         for part in re.split(r" *(\[/?INST\]) *", text) if self.marks else [text]:
@@ -222,20 +230,20 @@ class SentencePiece:
         return ids
 
     def decode(self, ids):
-        """The text of ids; <s>, </s> and all that has no piece are left out."""
+        """The text of ids, without <s>, </s> and ids that have no piece."""
         return self.processor.decode([int(i) for i in ids if i < len(self)])
 
     def piece(self, i):
-        """The name of one token, with "▁" for a blank."""
+        """The name of the token with id `i`, with "▁" for a blank; "<i>" for an id without a piece."""
         return self.processor.id_to_piece(i) if i < len(self) else f"<{i}>"
 
     @classmethod
     def from_pretrained(cls, folder):
-        """Reads tokenizer.model. Raises UserError."""
+        """Reads the folder's tokenizer.model. Raises UserError."""
         folder = Path(folder)
         if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
-            raise UserError(f"{folder}: has tokenizer.json, but no tokenizer.model (SentencePiece's file); take it "
-                            "from where the model was first published, such as "
+            raise UserError(f"{folder}: has tokenizer.json, but no tokenizer.model (SentencePiece's file); download "
+                            "tokenizer.model from where the model was first published, such as "
                             "huggingface.co/mistralai/Mistral-7B-v0.1, and put it into the folder")
         try:
             return cls(read_bytes(folder, "tokenizer.model"))
@@ -249,9 +257,9 @@ class SentencePiece:
 
     @classmethod
     def train(cls, texts, size):
-        """A vocabulary of at most `size` pieces, made like Mistral's: <unk> 0, <s> 1, </s> 2, bytes, then BPE's merges.
+        """A tokenizer of at most `size` pieces, made like Mistral's: <unk> 0, <s> 1, </s> 2, bytes, then BPE's merges.
 
-        The same texts give the same bytes.
+        The same texts give the same tokenizer.model, byte for byte.
         """
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(

@@ -111,11 +111,11 @@ def rewrite(folder, change):
 
 @pytest.mark.parametrize("change, message", [
     (lambda rows: rows[3].pop("report"), "line 4: no report"),
-    (lambda rows: rows[1].update(id="train-0"), "line 2: the id 'train-0' stands there twice"),
+    (lambda rows: rows[1].update(id="train-0"), "line 2: an earlier line has the same id 'train-0'"),
     (lambda rows: rows[0].update(views=[999]), "line 1: views"),
     (lambda rows: rows[0].update(views=[]), "line 1: views"),
     (lambda rows: rows[0].update(views="0"), "line 1: views"),
-    (lambda rows: rows[2].update(report=None), "line 3: the report is None, no text"),
+    (lambda rows: rows[2].update(report=None), "line 3: the report is None, not text"),
     (lambda rows: rows[0].update(split="validate"), "line 1: split 'validate'"),
 ])
 def test_a_broken_line_is_named(folder, change, message):
@@ -125,7 +125,7 @@ def test_a_broken_line_is_named(folder, change, message):
 
 
 def test_missing_and_damaged_files_are_named(folder, tmp_path):
-    with pytest.raises(UserError, match="nowhere: no prepared data set, studies.jsonl is missing"):
+    with pytest.raises(UserError, match="nowhere: not a prepared data set, studies.jsonl is missing"):
         Prepared(tmp_path / "nowhere")
     (folder / "images.npy").write_bytes((folder / "images.npy").read_bytes()[:500])
     with pytest.raises(UserError, match="images.npy: cannot be read .*; prepare the data set again"):

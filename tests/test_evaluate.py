@@ -153,7 +153,7 @@ def test_one_image_prints_its_report_and_clues(run, capsys):
 @pytest.mark.parametrize("arguments, message", [
     (["--ckpt", "{run}/nothing.safetensors"], "nothing.safetensors"),
     (["--ckpt", "{run}/frontal.png"], "frontal.png"),
-    (["--ckpt", "{run}/ckpt.safetensors", "--data", "{run}/nowhere"], "nowhere: no prepared data set"),
+    (["--ckpt", "{run}/ckpt.safetensors", "--data", "{run}/nowhere"], "nowhere: not a prepared data set"),
     (["--ckpt", "{run}/ckpt.safetensors", "--split", "exam"], "no study in the split 'exam'"),
     (["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/nothing.png"], "nothing.png: no such file"),
     (["--ckpt", "{run}/ckpt.safetensors", "--image", "{run}/ckpt.safetensors"], "ckpt.safetensors"),

@@ -292,7 +292,7 @@ def test_damaged_files_are_noticed_by_their_pixels(tmp_path):
     ("a.png", b"<!DOCTYPE html><html>404</html>", ["web page", "download"]),
     ("a.png", b"PK\3\4" + bytes(60), ["zip"]), ("a.png", b"\x1f\x8b\x08" + bytes(60), ["gzip"]),
     ("a.jp2", b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(60), ["JPEG 2000"]),
-    ("a.tif", b"II*\0\x08\0\0\0\0\0", ["TIFF"]), ("a.png", b"nothing", ["no picture of a known format"])])
+    ("a.tif", b"II*\0\x08\0\0\0\0\0", ["TIFF"]), ("a.png", b"nothing", ["not a picture of a known format"])])
 def test_what_is_no_picture_is_called_by_its_name(tmp_path, name, data, words):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError) as error:

@@ -247,7 +247,7 @@ OUTSIDE = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/hostname">]>'
     ("9.xml", b"<html></html>", "no uId"),
     ("9.xml", b"", "broken XML"),
     ("sub/1.xml", report(1, names(1, 2)).encode(), "has the same name"),
-    ("11.xml", report(10, names(10, 2)).encode(), "two studies have the id 'CXR10_IM-0010', this one and that of"),
+    ("11.xml", report(10, names(10, 2)).encode(), "two studies have the id 'CXR10_IM-0010', this one and the one of"),
     ("9.xml", report(9, ["../../secret", "CXR9_2"]).encode(), None),
 ])
 def test_hostile_reports(tmp_path, capsys, file, content, words):

@@ -337,7 +337,7 @@ def test_ctrl_c_while_it_imports_is_one_line(tmp_path):
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     done = subprocess.run([sys.executable, "-m", "data.prepare", "phantom", "--out", str(tmp_path / "set")], cwd=ROOT,
                           capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
-    assert (done.returncode, done.stderr) == (130, "stopped; the same command goes on from here\n")
+    assert (done.returncode, done.stderr) == (130, "stopped; the same command continues from here\n")
 
 
 def test_ctrl_c_while_it_forks_is_not_lost(tmp_path):
@@ -348,7 +348,7 @@ def test_ctrl_c_while_it_forks_is_not_lost(tmp_path):
             "runpy.run_module('data.prepare', run_name='__main__')\n")
     command = ["phantom", "--out", str(tmp_path / "set"), "--studies", "300", "1", "1", "--size", "64", "--workers", "2"]
     done = subprocess.run([sys.executable, "-c", hook, *command], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (130, "stopped; the same command goes on from here\n")
+    assert (done.returncode, done.stderr) == (130, "stopped; the same command continues from here\n")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -362,7 +362,7 @@ def test_ctrl_c_while_it_draws_is_one_line_and_loses_nothing(tmp_path, workers):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and error.splitlines()[-1] == "stopped; the same command goes on from here"
+    assert process.returncode == 130 and error.splitlines()[-1] == "stopped; the same command continues from here"
     assert "Traceback" not in error and state.exists()
 
 
@@ -410,7 +410,7 @@ def test_no_option_is_accepted_and_ignored(tmp_path, monkeypatch, capsys, source
             if option not in others and not isinstance(before, str):
                 after = outcome(*others, option)
                 if isinstance(after, str):
-                    assert "has no meaning" in after and any(name in after for name in (option, *others)), after
+                    assert "has no effect" in after and any(name in after for name in (option, *others)), after
                     refused.add((*others, option))
                 else:
                     assert after != before, f"{option} changes nothing beside {others}"

@@ -47,7 +47,7 @@ def test_the_layout_as_it_is(tmp_path, capsys):
     assert prepared.manifest["repeats"] == {"val": 0, "test": 1}
     output = capsys.readouterr().out
     assert "2 / 1 / 1 studies" in output
-    assert "warning: 1 of 1 test reports stand letter by letter in the train split" in output
+    assert "warning: 1 of 1 test reports are also in the train split, letter by letter" in output
 
 
 def test_views(tmp_path):

@@ -114,10 +114,10 @@ def test_views(tmp_path):
 
 @pytest.mark.parametrize("text, words", [
     ("id,text,pictures\nA,x,b7.png\n", ["no column report; it has id, text, pictures", "needs the columns"]),
-    (THREE.replace(",", ";"), ["no column id, report, pictures", "parted by commas"]),
-    (THREE.replace(",", "\t"), ["no column id, report, pictures", "parted by commas"]),
+    (THREE.replace(",", ";"), ["no column id, report, pictures", "separated by commas"]),
+    (THREE.replace(",", "\t"), ["no column id, report, pictures", "separated by commas"]),
     ("id,report,report,pictures\nA,x,y,b7.png\n", ["more than one column report"]),
-    (THREE + "A1,train,x,b7.png\n", ["line 5", "'A1' stands on line 2 too"]),
+    (THREE + "A1,train,x,b7.png\n", ["line 5", "'A1' is already used on line 2"]),
     (THREE + " ,train,x,b7.png\n", ["line 5", "the id is empty"]),
     (THREE + "D,dev,x,b7.png\n", ["line 5", "split 'dev' is none of train, val, test"]),
     (THREE + "D,,x,b7.png\n", ["line 5", "split ''"]),

@@ -251,7 +251,7 @@ def fails(capfd, argv):
     (["--shard", "--embed-base"], "--shard"), (["--preset", "iu_xray", "--shard"], "--shard: splits the language "
                                                                                    "model"),
     (["--lora-dropout", "1"], "--lora-dropout 1.0: must be below 1"),
-    (["--preset", "iu_xray", "--data", "/nowhere"], "/nowhere: no prepared data set"),
+    (["--preset", "iu_xray", "--data", "/nowhere"], "/nowhere: not a prepared data set"),
     (["--preset", "iu_xray", "--weights", "weigths/iu"],
      "--weights weigths/iu: no such folder; give the folder that holds swin/, bert/ and mistral/"),
     (["--weights", "weigths/demo"], "--weights weigths/demo: no such folder"),
@@ -283,8 +283,8 @@ def test_the_demo_fills_no_folder_of_the_users(toy, tmp_path, monkeypatch, capfd
     data, begun = toy[0] / "data", tmp_path / "begun"
     (begun / "swin").mkdir(parents=True)
     argv = ["--run", tmp_path / "run"]
-    assert f"{tmp_path}/typo: no prepared data set" in fails(capfd, [*argv, "--data", tmp_path / "typo"])
-    assert f"{begun}: no prepared data set" in fails(capfd, [*argv, "--data", begun])
+    assert f"{tmp_path}/typo: not a prepared data set" in fails(capfd, [*argv, "--data", tmp_path / "typo"])
+    assert f"{begun}: not a prepared data set" in fails(capfd, [*argv, "--data", begun])
     err = fails(capfd, [*argv, "--data", data, "--weights", begun])
     assert f"--weights {begun}: is not empty, but lacks the demo's mistral/model.safetensors" in err
     assert not made and sorted(path.name for path in tmp_path.rglob("*")) == ["begun", "swin"]

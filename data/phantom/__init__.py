@@ -1,8 +1,9 @@
-"""The phantom: studies whose truth is known, with one or two drawn views and a report in radiologists' wording.
+"""The phantom: artificial studies with known findings. A study has one or two drawn views and a report in radiologists'
+wording.
 
-`studies` deals out findings and writes the reports (no picture is drawn yet), `draw` turns a study's `pictures` into
-pixels, `label` reads findings back from any text. A study depends on (seed, split, number) alone, never on how many
-others there are, and a picture on its own spec alone, so any number of workers makes the same bytes.
+`studies` draws the findings at random and writes the reports, but no pictures. `draw` draws one picture of a study.
+`label` extracts findings from any text. A study depends on (seed, split, number) alone, not on the number of studies; a
+picture depends on its `Picture` alone. So any number of workers makes the same bytes.
 """
 
 from typing import NamedTuple
@@ -24,7 +25,9 @@ DEVICES = ("tube", "feeding tube", "catheter", "pacemaker", "wires", "drain")
 
 
 class Finding(NamedTuple):
-    """A finding as drawn: mild, moderate or severe ("" of devices), location as `label` gives it, kind of device."""
+    """A finding to draw: its label, severity (mild, moderate, severe; "" for devices), location (in the form of
+    `label`), and for devices the kind, one of DEVICES.
+    """
 
     finding: str
     severity: str = ""
@@ -33,7 +36,9 @@ class Finding(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """Everything a view is drawn from: "frontal" or "lateral", the integers all its chance comes from, the findings."""
+    """All that determines a drawn view: "frontal" or "lateral", the integers that seed its random numbers, and the
+    findings.
+    """
 
     view: str
     key: tuple
@@ -41,7 +46,7 @@ class Picture(NamedTuple):
 
 
 def draw(picture, size):
-    """A `Picture` as a uint8 array (size, size): the same bytes on any machine."""
+    """Draws a `Picture` → (size, size) uint8; the same bytes on any machine."""
     body = Body(Dice(*picture.key, 0))
     view = VIEWS.index(picture.view)
     dice, luck = Dice(*picture.key, 1, view), Dice(*picture.key, 2, view)
@@ -51,9 +56,10 @@ def draw(picture, size):
 
 
 def easy(finding=None, severity="severe", location="", kind="", view="frontal", key=(7,)):
-    """A `Picture` with one clear finding, placed by hand; `finding` None is a normal chest.
+    """A `Picture` with one clear finding, given by its label; with `finding` None, of a normal chest.
 
-    Without a location, the right side (lower zone) is taken where the finding has one; without a kind, a pacemaker.
+    The default location is the right side, or the right lower zone (edema: bilateral, devices: left), if the finding
+    has a location. The default kind of device is a pacemaker.
     """
     if finding is None:
         return Picture(view, tuple(key), ())
@@ -65,10 +71,10 @@ def easy(finding=None, severity="severe", location="", kind="", view="frontal", 
 
 
 def studies(counts=(2000, 300, 500), seed=0):
-    """The phantom's studies, train then val then test, as `Study`s whose `pictures` are `Picture`s for `draw`.
+    """[`Study`, …] of the phantom: train, then val, then test, `counts` of each; `pictures` are `Picture`s for `draw`.
 
-    `extra` holds the truth: "labels" (14 values, CheXbert's order and coding, what the report says), "findings"
-    ([{"finding", "severity", "location"}]) and "view_names".
+    `extra` holds "labels" (14 values in CheXbert's order and coding, as the report states them), "findings"
+    ([{"finding", "severity", "location"}], the truth) and "view_names".
     """
     return [_study(seed, number_of_split, number)
             for number_of_split, count in enumerate(counts) for number in range(count)]
@@ -90,7 +96,7 @@ def _study(seed, split, number):
     return Study(f"phantom-{SPLITS[split]}-{number:05d}", SPLITS[split], report, pictures, extra)
 
 
-# How often a finding opens a study, and what it brings along: the pairs that come together in practice.
+# _OPENS: weights of a study's first finding. _BRINGS: probabilities of further findings that often occur with it.
 _OPENS = {
     "Enlarged Cardiomediastinum": 1.2, "Cardiomegaly": 0.7, "Lung Opacity": 1.1, "Lung Lesion": 1.3, "Edema": 1.3,
     "Consolidation": 1.2, "Pneumonia": 1.3, "Atelectasis": 1.2, "Pneumothorax": 1.2, "Pleural Effusion": 0.8,
@@ -108,12 +114,13 @@ _BRINGS = {
     "Enlarged Cardiomediastinum": {"Cardiomegaly": 0.15},
     "Atelectasis": {"Pleural Effusion": 0.2},
 }
-# Shares of the studies: without a finding; of the others, with a further one that came by itself; with a lateral view
+# Shares: normal studies; of the other studies, those with a further finding unrelated to the first; studies with a
+# lateral view
 _NORMAL, _FURTHER, _LATERAL = 0.30, 0.55, 0.4
 
 
 def _deal(dice):
-    """The findings of one study, 0 to 4 and perhaps devices; none lies where another would hide it."""
+    """The random findings of one study: 0 to 4, and possibly devices. No finding lies where another one hides it."""
     chosen = []
     if not dice.chance(_NORMAL):
         chosen.append(dice.pick(list(_OPENS), list(_OPENS.values())))
@@ -125,7 +132,7 @@ def _deal(dice):
             if other not in chosen:
                 chosen.append(other)
 
-    # What takes the most room is placed first
+    # Findings that take the most room are placed first
     room = _Room(dice)
     order = ["Pneumothorax", "Pleural Effusion", "Cardiomegaly", "Edema"]
     chosen.sort(key=lambda name: order.index(name) if name in order else len(order))
@@ -134,7 +141,7 @@ def _deal(dice):
 
 
 class _Room:
-    """Where there is still space in a chest, by side and zone."""
+    """The free places in a chest: `free` zones of the lungs, and `walls` for pleural thickening."""
 
     def __init__(self, dice):
         self.dice = dice
@@ -142,17 +149,17 @@ class _Room:
         self.walls = ["right", "left"]
 
     def place(self, name):
-        """The finding with a severity and a location, or None where nothing of its kind would be seen any more."""
+        """A `Finding` with a random severity and a free location, or None if no place is left where it can be seen."""
         dice = self.dice
         severity = dice.pick(SEVERITIES, (0.24, 0.38, 0.38))
 
-        # The middle of the chest: a large heart hides what lies behind it
+        # Heart and mediastinum: a large heart hides findings behind it
         if name in ("Cardiomegaly", "Enlarged Cardiomediastinum"):
             if name == "Cardiomegaly" and severity == "severe":
                 self._take("left", "lower")
             return Finding(name, severity, "")
 
-        # The air spaces and the pleura take zones away from what would be hidden there, or hide it
+        # Findings of whole lungs and of the pleural space: they block the zones where others would be hidden
         if name == "Edema":
             self._take("right", "mid"), self._take("left", "mid")
             return Finding(name, severity, "bilateral")
@@ -170,7 +177,7 @@ class _Room:
                     self._take(each, "mid")
             return Finding(name, severity, side)
 
-        # Chest walls and ribs: a plaque beside a pneumothorax would not be told from the pleural line
+        # Chest walls and ribs: beside a pneumothorax a plaque could not be distinguished from the pleural line
         if name == "Pleural Other":
             if not self.walls:
                 return None
@@ -205,7 +212,7 @@ class _Room:
 
 
 def _devices(dice, findings):
-    """No device, one, or two of which at most one has a side."""
+    """A random list of no device, one, or two, of which at most one has a side."""
     names = {finding.finding: finding for finding in findings}
     if not dice.chance(0.36 if names else 0.18):
         return []

@@ -1,15 +1,17 @@
-"""What the phantom is drawn on: dice, the film with its two layers, and one patient's build.
+"""The tools that draw the phantom: `Dice` (random numbers), `Film` (a picture in two layers) and `Body` (one patient's
+build).
 
-Same bytes on any machine: all chance comes from PCG64's raw words (numpy keeps the bit stream of PCG64 and SeedSequence
-fixed, not what Generator's methods make of it), and the pixels are made by + - * / sqrt, comparisons and table look-ups
-alone, one array operation at a time. IEEE 754 fixes every one of these to the last bit, whatever the SIMD width; exp,
-sin, pow, matmul and sums over an array are not fixed so, and do not occur.
+The same bytes on any machine: random numbers are made from PCG64's raw words, since numpy keeps the bit streams of
+PCG64 and SeedSequence fixed, but not the results of Generator's methods. Pixels are made only by + - * / sqrt,
+comparisons and table look-ups, one array operation at a time. IEEE 754 fixes the result of each of these to the last
+bit, for any SIMD width. It does not fix exp, sin, pow, matmul and sums over an array, so these are not used.
 
-Coordinates are the body's: x from -1 (the picture's left) to 1, y from -1 (top) to 1, midline and mid-chest at 0. The
-patient's right is on the picture's left. In the lateral view the front of the body is on the left.
+Coordinates are the body's: x from -1 (the picture's left) to 1, y from -1 (top) to 1, with midline and mid-chest at 0.
+The patient's right is on the picture's left. In the lateral view the front of the body is on the left.
 
-Two layers make a film: `water` in [0, 1], how much of the lung's air is displaced (it saturates, so that two shadows
-over each other are no whiter than the liver), and `extra`, what is added to it (bone, calcium, metal) or taken away.
+A film has two layers: `water` in [0, 1], the share of the lung's air that is displaced (it saturates, so that two
+shadows over each other are not whiter than the liver), and `extra`, brightness that is added to `water` (bone, calcium,
+metal) or subtracted.
 """
 
 from functools import lru_cache
@@ -22,24 +24,27 @@ EVERYWHERE = (slice(None), slice(None))
 
 
 class Dice:
-    """Numbers drawn by chance that depend on the integers of `key` alone, on any machine and numpy version."""
+    """Random numbers that depend on the integers of `key` alone, the same on any machine and numpy version."""
 
     def __init__(self, *key):
         self.bits = np.random.PCG64(np.random.SeedSequence(key))
 
     def unit(self):
+        """A random number in [0, 1)."""
         return (self.bits.random_raw() >> 11) * 2.0**-53
 
     def between(self, low, high):
         return low + (high - low) * self.unit()
 
     def below(self, n):
+        """A random integer from 0 to n - 1."""
         return int(self.unit() * n)
 
     def chance(self, probability):
         return self.unit() < probability
 
     def pick(self, options, weights=None):
+        """One of the options, with probabilities in proportion to `weights`, or equal ones."""
         if weights is None:
             return options[self.below(len(options))]
         at = self.unit() * sum(weights)
@@ -63,11 +68,12 @@ class Dice:
 
 
 def clip(t):
+    """The values limited to [0, 1]."""
     return np.minimum(np.maximum(t, 0), 1)
 
 
 def join(a, b, width):
-    """The larger of two fields, with a fillet of that width where they meet."""
+    """The maximum of two fields, with a rounded transition (fillet) of `width` where they are equal."""
     fillet = np.maximum(width - np.abs(a - b), 0)
     return np.maximum(a, b) + fillet * fillet * (0.25 / width)
 
@@ -85,10 +91,11 @@ def _pixels(size):
 
 
 class Film:
-    """A picture being drawn: the body's coordinates at every pixel, and the two layers.
+    """A picture of size × size pixels while it is drawn: the body's coordinates `x`, `y` at every pixel, and the layers
+    `water` and `extra`, each (size, size) float32.
 
-    Anatomy and grain come from `dice`, findings from `luck`, so that the same chest can be drawn with and without one.
-    The body lies off the middle, nearer or farther, by so much that no pixel is always the edge of the same thing.
+    Anatomy and grain use the random numbers of `dice`, findings those of `luck`, so that the same chest can be drawn
+    with and without a finding. Shift, scale and tilt of the body vary so much that no pixel always shows the same edge.
     """
 
     def __init__(self, size, dice, luck):
@@ -104,12 +111,14 @@ class Film:
         self.extra = np.zeros((size, size), np.float32)
 
     def edge(self, distance, blur=1.4):
-        """1 inside (distance > 0), 0 outside, soft over `blur` pixels of a 128-pixel picture, at least one."""
+        """1 inside (distance > 0), 0 outside, with a soft edge of `blur` pixels of a 128-pixel picture, at least one
+        pixel of this picture.
+        """
         width = max(blur / 64, self.pixel)
         return smooth(distance * (1 / width) + 0.5)
 
     def around(self, x0, x1, y0, y1):
-        """The part of the picture that holds the body's rectangle, as a pair of slices."""
+        """The part of the picture that contains a rectangle in the body's coordinates, as a pair of slices."""
         corners = [(self.cos * x - self.sin * y, self.sin * x + self.cos * y) for x in (x0, x1) for y in (y0, y1)]
         parts = []
         for axis in (1, 0):
@@ -118,7 +127,10 @@ class Film:
         return tuple(parts)
 
     def ellipse(self, cx, cy, rx, ry, slant=0.0):
-        """(where, q): q is 0 at the centre and 1 on the ellipse; `slant` shears it, x growing with y."""
+        """(where, q): slices of the picture, and there a field that is 0 at the centre and 1 on the ellipse.
+
+        `slant` shears the ellipse: x grows with y.
+        """
         reach = rx * 1.5 + abs(slant) * ry * 1.5 + 3 * self.pixel
         where = self.around(cx - reach, cx + reach, cy - ry * 1.5 - 3 * self.pixel, cy + ry * 1.5 + 3 * self.pixel)
         dy = self.y[where] - cy
@@ -127,16 +139,17 @@ class Film:
         return where, np.sqrt(dx * dx + dy * dy)
 
     def disc(self, cx, cy, rx, ry, slant=0.0, blur=1.4):
+        """(where, mask) of an ellipse with the edge of `edge`: 1 inside, 0 outside."""
         where, q = self.ellipse(cx, cy, rx, ry, slant)
         return where, self.edge((1 - q) * min(rx, ry), blur)
 
     def cloud(self, cx, cy, rx, ry, slant=0.0):
-        """An ellipse without an edge: 1 at the centre, fading to 0 at 1.3 of its radii."""
+        """(where, mask) of an ellipse without an edge: 1 at the centre, fading to 0 at 1.3 times its radii."""
         where, q = self.ellipse(cx, cy, rx, ry, slant)
         return where, smooth((1.3 - q) * (1 / 1.3))
 
     def line(self, points, width, blur=1.2):
-        """(where, mask) of a line through the points, `width` the half thickness, or a pair: at its start and end."""
+        """(where, mask) of a line through the points. `width` is half its thickness; a pair: at its start and end."""
         start, end = width if isinstance(width, tuple) else (width, width)
         reach = max(start, end) + 3 * self.pixel
         xs, ys = [p[0] for p in points], [p[1] for p in points]
@@ -154,7 +167,7 @@ class Film:
         return where, self.edge(inside, blur)
 
     def curve(self, points, width, blur=1.2):
-        """`line`, bent smoothly through the points (Catmull-Rom)."""
+        """(where, mask) of a smooth curve through the points (Catmull-Rom), otherwise like `line`."""
         ends = [points[0], *points, points[-1]]
         bent = []
         for at in range(len(points) - 1):
@@ -164,23 +177,28 @@ class Film:
         return self.line([*bent, points[-1]], width, blur)
 
     def fill(self, shape, strength):
+        """Displaces the share `strength` of the air that is left in a shape (where, mask)."""
         where, mask = shape
         water = self.water[where]
         water += mask * strength * (1 - water)
 
     def add(self, shape, strength):
+        """Adds `strength` to the layer `extra` in a shape (where, mask)."""
         where, mask = shape
         self.extra[where] += mask * strength
 
     def clouds(self, cells, dice):
-        """Smooth noise in [-1, 1] over the picture: random values on a grid of `cells`, joined without creases."""
+        """Smooth noise in [-1, 1] over the picture: random values on a grid of `cells` × `cells`, interpolated."""
         grid = ((dice.bytes((cells + 2) ** 2) - 127.5) / 127.5).astype(np.float32).reshape(cells + 2, cells + 2)
         low, high, part = _lattice(self.size, cells)
         rows = grid[low] * (1 - part)[:, None] + grid[high] * part[:, None]
         return rows[:, low] * (1 - part) + rows[:, high] * part
 
     def develop(self, level, body):
-        """The layers → uint8: exposure, tone curve, a slant across the film, grain."""
+        """The layers → (size, size) uint8: adds exposure, a brightness gradient over the film, a tone curve and grain.
+
+        level: brightness of `water` 1. body: mask of the body. Both are (size, size).
+        """
         dice = self.dice
         light = (AIR + self.water * (level - AIR) + self.extra) * body + 0.02
         u, v = _pixels(self.size)
@@ -203,14 +221,14 @@ def _lattice(size, cells):
 
 
 class Body:
-    """What one patient's two views share: the build, the heart, the diaphragm."""
+    """One patient's anatomy, which both views share: build, heart, diaphragm. Lengths are in the body's coordinates."""
 
     def __init__(self, dice):
-        self.width = dice.between(0.71, 0.79)          # half the chest, to the inside of the ribs
+        self.width = dice.between(0.71, 0.79)          # half the chest's width, inside the ribs
         self.top = dice.between(0.92, 1.0)             # from y = 0.22 up to the apex of the lungs
-        self.ratio = dice.between(0.385, 0.475)        # cardiothoracic, where the heart is not enlarged
-        self.mediastinum = dice.between(0.105, 0.155)  # half its width, where it is not enlarged
-        self.dome = dice.between(0.46, 0.54)           # the right hemidiaphragm
+        self.ratio = dice.between(0.385, 0.475)        # cardiothoracic ratio, if the heart is not enlarged
+        self.mediastinum = dice.between(0.105, 0.155)  # half the mediastinum's width, if it is not enlarged
+        self.dome = dice.between(0.46, 0.54)           # height y of the right hemidiaphragm
         self.fat = dice.between(0, 1)
         self.breasts = dice.chance(0.45)
         self.knob = dice.between(0.055, 0.085)
@@ -220,13 +238,15 @@ class Body:
 
 
 def sides_of(finding):
-    """The finding's sides as the sign of x in the frontal view: right -1, left 1, bilateral both."""
+    """The finding's sides as signs of x in the frontal view: right (-1,), left (1,), else (-1, 1)."""
     return {"right": (-1,), "left": (1,)}.get(finding.location.split(" ")[0], (-1, 1))
 
 
 def zone_of(finding):
+    """The finding's zone: upper, mid or lower; mid if its location names no zone."""
     return next((zone for zone in ("upper", "mid", "lower") if zone in finding.location), "mid")
 
 
 def of_severity(finding, mild, moderate, severe):
+    """The one of three values that belongs to the finding's severity."""
     return (mild, moderate, severe)[GRADES.index(finding.severity)]

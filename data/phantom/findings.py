@@ -1,10 +1,14 @@
-"""Findings as their radiographic signs, drawn the same way in both views; each view's chest says where they lie.
+"""Draws findings as their radiographic signs, in both views; the class `Chest` of each view gives the positions.
 
-A chest gives `body`; `wall`, the distance inside the chest wall at every pixel; `sides(finding)`, the signs of x that
-the finding lies on (in the lateral view one: both sides lie over each other); `half(side)`, the pixels of that side;
-`spot(luck, side, finding, loose)`, a point in its zone; `rind(finding)`, the wall that pleural thickening lines; and
-`over`, how much of what a pixel shows belongs to one side.
-Sizes are in the body's coordinates, for mild, moderate and severe.
+A chest has
+    body                              the `Body`
+    wall                              distance to the chest wall at every pixel, positive inside
+    over                              share of a pixel's shadow that one side of the body contributes
+    sides(finding)                    the finding's sides as signs of x (lateral view: one, since the sides overlap)
+    half(side)                        mask of the pixels of a side
+    spot(luck, side, finding, loose)  a random point (x, y) in the finding's zone
+    rind(finding)                     distance, as `wall`, to the wall on which pleural thickening lies
+Lengths are in the body's coordinates; three values are for mild, moderate and severe.
 """
 
 import numpy as np
@@ -13,7 +17,7 @@ from data.phantom.film import EVERYWHERE, of_severity, smooth, zone_of
 
 
 def opacity(film, chest, finding):
-    """A hazy patch without an edge that vessels shine through."""
+    """A hazy patch without a sharp edge; vessels remain visible in it."""
     luck = film.luck
     for side in chest.sides(finding):
         cx, cy = chest.spot(luck, side, finding)
@@ -31,7 +35,7 @@ def lesion(film, chest, finding):
 
 
 def consolidation(film, chest, finding):
-    """A dense lobe, straight where a fissure bounds it, with dark bronchi branching in from the hilum."""
+    """A dense lobe with a straight border at the fissure, and dark bronchi that branch from the hilum."""
     luck = film.luck
     for side in chest.sides(finding):
         cx, cy = chest.spot(luck, side, finding, 0.6)
@@ -56,7 +60,7 @@ _PATCHES = ((0, 0), (-1, -0.3), (0.9, -0.5), (0.3, 0.95), (-0.7, 0.75), (-0.25, 
 
 
 def pneumonia(film, chest, finding):
-    """A cluster of patches that run together here and there."""
+    """A cluster of patches, some of which merge."""
     luck = film.luck
     for side in chest.sides(finding):
         cx, cy = chest.spot(luck, side, finding, 0.8)
@@ -70,7 +74,7 @@ def pneumonia(film, chest, finding):
 
 
 def atelectasis(film, chest, finding):
-    """Flat bands of airless lung, nearly level; in the lower zones the diaphragm comes up (drawn with the chest)."""
+    """Flat, nearly horizontal bands of airless lung. In the lower zones `Chest` also draws the diaphragm higher."""
     luck = film.luck
     for side in chest.sides(finding):
         cx, cy = chest.spot(luck, side, finding, 0.6)
@@ -84,7 +88,9 @@ def atelectasis(film, chest, finding):
 
 
 def edema(film, chest, finding, wings, septa):
-    """Haze around the hila, mottled, in `wings` (x, y, rx, ry); septal (Kerley B) lines from `septa` (x, y, sign)."""
+    """Mottled haze around the hila, in the ellipses `wings` [(x, y, rx, ry)], and septal (Kerley B) lines, which start
+    at `septa` [(x, y, direction in x)].
+    """
     luck = film.luck
     for wing in wings:
         where, haze = film.cloud(*wing)
@@ -97,20 +103,20 @@ def edema(film, chest, finding, wings, septa):
 
 
 def effusion(film, chest, finding, side, lateral, medial, climb):
-    """Fluid up to a surface that rises as `climb` goes from 0 (at height `medial`) to 1 (at height `lateral`)."""
+    """Fluid below a surface: its height y is `medial` where the field `climb` is 0, and `lateral` where it is 1."""
     surface = medial + (lateral - medial) * climb
     strength = 0.94 if finding.location.startswith("bilateral") else 0.94 * chest.over
     film.fill((EVERYWHERE, film.edge(film.y - surface, 4) * chest.half(side)), strength)
 
 
 def _gap(film, finding):
-    """How far the lung has come off the wall, at every pixel: most at the apex, little at the base."""
+    """The width of the gap between lung and chest wall at every pixel: large at the apex, small at the base."""
     closing = of_severity(finding, 1.0, 0.75, 0.45) * smooth((film.y + 0.62) * 1.1)
     return of_severity(finding, 0.18, 0.26, 0.36) * (1 - closing)
 
 
 def pneumothorax(film, chest, finding):
-    """Air without vessels between the lung and the wall; the lung beneath denser the more it has collapsed."""
+    """Air without vessels between lung and chest wall. The more the lung has collapsed, the denser it is drawn."""
     half = chest.half(chest.sides(finding)[0])
     free = film.edge(_gap(film, finding) - chest.wall, 1.2) * half
     film.water *= 1 - chest.over * free
@@ -118,14 +124,14 @@ def pneumothorax(film, chest, finding):
 
 
 def pleural_line(film, chest, finding, lung):
-    """The edge of the lung in a pneumothorax: a thin white line, and a darker rim outside it."""
+    """The edge of the lung in a pneumothorax: a thin white line with a darker rim outside. lung: mask of the lungs."""
     gap, half = _gap(film, finding), chest.half(chest.sides(finding)[0]) * lung
     film.extra += film.edge(0.012 - np.abs(chest.wall - gap), 1.2) * half * smooth((gap - 0.03) * 30) * 0.24
     film.extra -= film.edge(gap - chest.wall, 1.2) * half * 0.05
 
 
 def plaques(film, chest, finding):
-    """Pleural thickening: a white rind inside the chest wall, with calcified plaques in it."""
+    """Pleural thickening: a white layer inside the chest wall, with calcified plaques in it."""
     luck = film.luck
     top, bottom = (-0.80, -0.32) if zone_of(finding) == "upper" else (-0.34, 0.39)
     span = smooth((film.y - top) * 8) * smooth((bottom - film.y) * 8)
@@ -139,9 +145,9 @@ def plaques(film, chest, finding):
 
 
 def fracture_sites(film, finding, body, spot_x, spot_y, pitch, bend):
-    """[(x, y, number)] of the broken ribs: one, two or three neighbours.
+    """[(x, y, number of the rib)] of the breaks in one, two or three neighbouring ribs.
 
-    Ribs are the curves y + bend(x) = (number - 1.5 + rib0) * pitch; the middle one breaks near (spot_x, spot_y).
+    A rib is the curve y + bend(x) = (number - 1.5 + rib0) * pitch. The middle break is near (spot_x, spot_y).
     """
     luck, count = film.luck, of_severity(finding, 1, 2, 3)
     first = round((spot_y + bend(spot_x)) / pitch + 1.5 - body.rib0 - (count - 1) / 2)
@@ -153,7 +159,10 @@ def fracture_sites(film, finding, body, spot_x, spot_y, pitch, bend):
 
 
 def step_ribs(phase, sites, outside):
-    """The ribs' phase with every broken rib a step lower `outside(x)` of its break."""
+    """The ribs' phase (y in units of the pitch, whole numbers at the ribs), with a step down in every broken rib.
+
+    `outside(x)` is the mask of the pixels beyond a break at x, where the rib lies lower.
+    """
     rank = np.floor(phase + 0.5)
     for x, _, number in sites:
         phase = np.where(outside(x) & (rank == number), phase - np.float32(0.33), phase)
@@ -161,7 +170,7 @@ def step_ribs(phase, sites, outside):
 
 
 def callus(film, sites, outward):
-    """At every break a dark gap between two knobs of new bone, the outer one a step lower."""
+    """Draws every break as a dark gap between two knobs of new bone, of which the outer one lies lower."""
     for x, y, _ in sites:
         film.add(film.line([(x, y - 0.045), (x + outward * 0.012, y + 0.06)], 0.016, 1.2), -0.26)
         film.add(film.cloud(x - outward * 0.046, y - 0.004, 0.070, 0.067), 0.42)

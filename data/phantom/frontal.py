@@ -1,4 +1,4 @@
-"""The phantom's frontal view, back to front (PA): the patient's right is on the picture's left."""
+"""Draws the phantom's frontal (PA) view: the patient's right is on the picture's left."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ ZONES = {"upper": -0.40, "mid": -0.06, "lower": 0.25}
 
 
 def draw_frontal(film, body, findings):
-    """The lungs and what lies in them, then heart and mediastinum, then bones and devices over everything → uint8."""
+    """Draws lungs and findings in them, then heart and mediastinum, then bones and devices → (size, size) uint8."""
     found = {finding.finding: finding for finding in findings}
     chest = Chest(film, body, found.get("Atelectasis"))
     _lungs(film, chest, found.get("Edema"))
@@ -23,7 +23,7 @@ def draw_frontal(film, body, findings):
     if "Pleural Effusion" in found:
         _effusion(film, chest, found["Pleural Effusion"])
 
-    middle = film.dice.between(-0.045, 0.045)  # the patient is turned a little
+    middle = film.dice.between(-0.045, 0.045)  # x of the midline: the patient is slightly rotated
     shadow, heart_x = _mediastinum(film, chest, middle, found)
     film.water[...] = 1 - chest.lung * (1 - film.water) * (1 - shadow)
     below = film.edge(-chest.floor, 2) * smooth((chest.wall + 0.26) * 4)
@@ -45,7 +45,9 @@ def draw_frontal(film, body, findings):
 
 
 class Chest:
-    """Distances inside the chest wall (`wall`) and above the diaphragm (`floor`), and where findings lie."""
+    """Distances from the chest wall (`wall`, positive inside) and the diaphragm (`floor`, positive above), the mask of
+    the lungs (`lung`), and the positions of findings; see data/phantom/findings.py.
+    """
 
     over = 1.0
 
@@ -74,14 +76,14 @@ class Chest:
         return self.wall
 
     def spot(self, luck, side, finding, loose=1.0):
-        """A point in the finding's zone, clear of the heart and of the wall."""
+        """A random point in the finding's zone, not on the heart or the chest wall."""
         zone = zone_of(finding)
         ax = {"upper": 0.36, "mid": 0.44, "lower": 0.47 if side < 0 else 0.53}[zone]
         return side * (ax + loose * luck.between(-0.05, 0.05)), ZONES[zone] + loose * luck.between(-0.07, 0.05)
 
 
 def _lungs(film, chest, edema):
-    """Air with a fine texture, denser below; the vessels; the breasts over the bases."""
+    """The lungs: air with a fine texture, denser toward the bases; vessels; the breasts over the bases."""
     dice = film.dice
     film.water += 0.09 + film.clouds(14, dice) * 0.03 + film.clouds(30, dice) * 0.025
     film.water += 0.06 * clip((film.y + 0.6) * 0.7)
@@ -94,7 +96,9 @@ def _lungs(film, chest, edema):
 
 
 def _vessels(film, side, swell):
-    """Hilum and a tree of vessels, thicker below than above; `swell` widens the upper ones (cephalization)."""
+    """A hilum and its tree of vessels, which are thicker below than above; `swell` widens the upper ones
+    (cephalization).
+    """
     dice = film.dice
     hx, hy = side * dice.between(0.15, 0.19), dice.between(-0.11, -0.04) - (0.03 if side > 0 else 0)
     film.fill(film.cloud(hx, hy, 0.085, 0.13), 0.55)
@@ -118,7 +122,7 @@ def _effusion(film, chest, finding):
 
 
 def _mediastinum(film, chest, middle, found):
-    """(shadow, x of the heart): one outline of vessels and heart with a fillet between them, and the aortic knob."""
+    """(shadow, x of the heart): the mask of mediastinum and heart, in one smooth outline, and of the aortic knob."""
     body, dice, x, y = chest.body, film.dice, film.x, film.y
     ratio, wide = body.ratio, body.mediastinum
     if "Cardiomegaly" in found:
@@ -128,7 +132,7 @@ def _mediastinum(film, chest, middle, found):
     swell = smooth((y + 0.80) * 2.4) * (1 - 0.8 * smooth((y + 0.16) * 2.6))
     narrow = 0.105 + (wide - 0.105) * swell - np.abs(x - middle)
 
-    # The cardiothoracic ratio is the heart's width over that of the chest; two thirds of it lie on the left.
+    # The cardiothoracic ratio is the heart's width over the chest's width. Two thirds of the heart lie on the left.
     half, tall = ratio * body.width, 0.29 + 0.22 * (ratio - 0.44)
     heart_x = middle + half * (2 * dice.between(0.63, 0.73) - 1)
     dy = y - (body.dome + 0.07 - tall)
@@ -142,7 +146,7 @@ def _mediastinum(film, chest, middle, found):
 
 
 def _airways(film, chest, middle):
-    """Trachea and main bronchi, and the air in the stomach."""
+    """Trachea, main bronchi, and the air bubble in the stomach."""
     dice = film.dice
     film.add(film.line([(middle, -0.98), (middle + 0.005, -0.6), (middle + 0.015, -0.30)], 0.046, 2.4), -0.18)
     for side in (-1, 1):
@@ -166,12 +170,12 @@ def _spine_and_clavicles(film, middle):
 
 
 def _bend(ax):
-    """How far a posterior rib lies above its root at that distance from the midline."""
+    """The height of a posterior rib above its origin at the spine, at distance `ax` from the midline."""
     return 0.20 * ax - 0.58 * ax * ax
 
 
 def _ribs(film, chest, fracture):
-    """Posterior ribs with bright rims, and the fainter anterior ones crossing them."""
+    """Posterior ribs with bright edges, and the fainter anterior ribs that cross them."""
     body, y, ax, pitch = chest.body, film.y, chest.ax, chest.body.spacing
     uneven = np.where(chest.left, np.float32(film.dice.between(-0.02, 0.02)), np.float32(0))
     phase = (y + _bend(ax) + uneven) * (1 / pitch) + (1.5 - body.rib0)
@@ -195,7 +199,7 @@ def _ribs(film, chest, fracture):
 def _device(film, chest, finding, middle, heart_x):
     luck, side = film.luck, sides_of(finding)[0]
 
-    # Tubes and lines: thin bright curves that end where such a device ends
+    # Tubes and lines: thin bright curves with the tip at its usual place
     if finding.kind == "tube":
         path = [(middle - 0.01, -0.98), (middle, -0.7), (middle + 0.005, luck.between(-0.42, -0.38))]
         film.add(film.curve(path, 0.016), 0.34)
@@ -209,7 +213,7 @@ def _device(film, chest, finding, middle, heart_x):
                 (middle - 0.075, height + 0.24), (middle - 0.085, luck.between(-0.07, 0.03))]
         film.add(film.curve(path, 0.013), 0.36)
 
-    # A box under the collar bone, with a lead to the heart
+    # A box below the clavicle, with a lead to the heart
     elif finding.kind == "pacemaker":
         x, y = side * luck.between(0.54, 0.60), luck.between(-0.44, -0.39)
         film.add(film.disc(x, y, 0.115, 0.085, 0.1), 0.36)
@@ -218,7 +222,7 @@ def _device(film, chest, finding, middle, heart_x):
                 (heart_x * 0.4, 0.36), (heart_x + 0.16, 0.40)]
         film.add(film.curve(path, 0.011), 0.34)
 
-    # What an operation leaves: wires through the breastbone, a drain beside the lung
+    # Traces of an operation: wires in the sternum, a drain beside the lung
     elif finding.kind == "wires":
         for number in range(5):
             y = -0.40 + 0.145 * number + luck.between(-0.015, 0.015)
@@ -229,4 +233,4 @@ def _device(film, chest, finding, middle, heart_x):
         y = luck.between(0.22, 0.30)
         path = [(side * 0.64, y - 0.04), (side * 0.55, -0.2), (side * 0.40, -0.52)]
         film.add(film.curve([(side * 0.86, y + 0.04), *path], 0.020), 0.30)
-        film.add(film.curve(path, 0.005), 0.14)  # the stripe that marks it
+        film.add(film.curve(path, 0.005), 0.14)  # the drain's radiopaque stripe

@@ -1,8 +1,9 @@
-"""Reads findings back from any text in the phantom's language: labels, severity, side and zone.
+"""Extracts findings from texts in the phantom's language: labels, severity, side and zone.
 
-Rules, not a model, so that a report is scored the same way everywhere. A sentence is searched for mentions; each is
-present, absent or uncertain by the words in its own scope, after the way of NegEx: a negation reaches forward to the
-next "but", "there is", or new noun phrase, and back from "… is not seen". Over a report present beats uncertain beats
+The labeler has rules and no trained model, so that a report gets the same labels everywhere. It searches each sentence
+for mentions of findings. The words in a mention's scope decide whether it is present, absent or uncertain, as in NegEx:
+a negation applies up to the next "but", "there is" or new noun phrase; "… is not seen" applies to the words before it.
+If a report has several mentions of a finding, present is stronger than uncertain, and uncertain is stronger than
 absent, as in the CheXpert labeler.
 """
 
@@ -16,11 +17,11 @@ UNPLACED = {"Enlarged Cardiomediastinum", "Cardiomegaly"}
 
 
 def _words(*alternatives):
-    """A pattern for any of the alternatives as whole words."""
+    """A pattern that matches any of the alternatives (regular expressions) as whole words."""
     return re.compile(rf"\b(?:{'|'.join(alternatives)})\b")
 
 
-# Words that name a finding, in an order in which the longer name comes first: a match keeps its words.
+# Words that name a finding. Longer names come first, since words that a match has used are not matched again.
 MENTIONS = (
     ("Support Devices", _words(
         r"support devices?", r"(?:pacemaker|pacing) (?:leads?|wires?)", r"pacemakers?", r"pacer", r"defibrillator",
@@ -52,8 +53,8 @@ MENTIONS = (
         r"enlarged cardiomediastin\w+", r"(?:cardio)?mediastinal (?:widening|enlargement)")),
 )
 
-# Things that are named in health and in disease alike: (labels, the thing, said of it when ill, when well). Ill, the
-# first label is present; well, all are absent.
+# Structures that both normal and abnormal reports name: (labels, names of the structure, words for abnormal, words for
+# normal). If the structure is called abnormal, the first label is present; if normal, all labels are absent.
 SUBJECTS = (
     (("Enlarged Cardiomediastinum", "Cardiomegaly"), _words(r"cardiomediastin\w+(?: (?:silhouette|contours?|shadow))?"),
      _words("enlarged|enlargement|widened|widening|wide|prominent|broad"), _words("normal|unremarkable")),
@@ -81,7 +82,7 @@ SEVERITY = (
 BOTH = _words("bilateral|bilaterally|both|bibasilar|bibasal|biapical|either side",
               "right and (?:the )?left|left and (?:the )?right")
 SIDES = (("right", _words("right")), ("left", _words("left(?! in place)")))
-# "in the right ventricle" says nothing of a side.
+# Words that contain a side, but do not locate a finding: "in the right ventricle".
 NO_SIDE = _words(
     r"(?:right|left) (?:and left |and right )?"
     r"(?:heart|cardiac|ventric\w+|atri\w+|hilum|hilar|hemidiaphragm|mediastinal)"
@@ -89,7 +90,7 @@ NO_SIDE = _words(
 ZONES = (("upper", _words("upper|apex|apices|apical|biapical")), ("mid", _words("mid|middle")),
          ("lower", _words("lower|bases?|basal|basilar|bibasilar|bibasal")))
 
-# Where the scope of a negation or a doubt ends, and a new statement begins.
+# BREAKS: where a new statement begins, and the scope of a negation or a doubt ends.
 _GRADE = (r"(?:small|tiny|mild|mildly|minimal|slight|moderate|moderately|large|severe|severely|marked|markedly|new"
           r"|right|left|bilateral)")
 _THING = (r"(?:heart|cardiac|cardiomediastin\w+|mediastin\w+|lungs|(?:right|left) lung|bones|ribs|costophrenic"
@@ -98,7 +99,7 @@ BREAKS = re.compile("|".join((
     r"\b(?:but|however|although|though|except|apart from|other than|aside from|while|whereas|yet|despite)\b",
     r"\bthere (?:is|are|was|were|has)\b",
     rf"\b(?:with|and)\s+(?=(?:an?|the|there)\b|{_GRADE}\b)",
-    # ", small …" begins anew unless the list goes on: "no pneumothorax, small effusion, or mass".
+    # ", small …" begins a new statement, except within a list: "no pneumothorax, small effusion, or mass".
     rf",\s*(?:and\s+)?(?=(?:an?|the|there)\b)|,\s*(?={_GRADE}\b(?![^,]*,?\s*\b(?:or|nor)\b))",
     rf"(?:,|\band|\bor)\s+(?=(?:the )?{_THING}\b(?: \w+){{0,2}} (?:is|are|appears?|remains?)\b)",
     rf"\s(?=(?:the|both) {_THING}\b(?: \w+){{0,2}} (?:is|are|appears?|shows?|remains?)\b)")))
@@ -141,12 +142,13 @@ DISEASE = re.compile(r"(?<!no )(?<!not )(?<!nothing )\babnormal\b")
 
 
 def label(text):
-    """(labels, findings) of any text.
+    """(labels, findings) of a text.
 
     labels: 14 values in CheXbert's order and coding (0 not named, 1 present, 2 absent, 3 uncertain). findings: one
-    {"finding", "severity", "location"} for every label that is present, "No Finding" aside; severity mild, moderate,
-    severe or ""; location "", a side (right, left, bilateral), or a side and zone ("right lower zone").
-    Choice: "No Finding" wants a word of health or absence; a text that says nothing at all is not a normal report.
+    {"finding", "severity", "location"} for every label that is present, except "No Finding". The severity is mild,
+    moderate, severe or ""; the location is "", a side (right, left, bilateral), or side and zone ("right lower zone").
+    Choice: "No Finding" is present only if the text calls something normal or a finding absent. A text that says
+    nothing is not a normal report.
     """
     states = {name: BLANK for name in LABELS}
     details = {}
@@ -182,7 +184,7 @@ def _sentences(text):
 
 
 class Mention(NamedTuple):
-    """Where a sentence speaks of a label, and as what (None: not yet judged)."""
+    """A place (start, end) where a sentence names a label, and the label's state there (None: not yet decided)."""
 
     start: int
     end: int
@@ -191,7 +193,7 @@ class Mention(NamedTuple):
 
 
 def _mentions(sentence):
-    """The sentence's mentions in order, each judged present, absent or uncertain."""
+    """The sentence's mentions in order, each with the state present, absent or uncertain."""
     found, taken = [], [False] * len(sentence)
 
     def free_matches(words):
@@ -220,7 +222,7 @@ def _mentions(sentence):
 
 
 def _alternatives(sentence, found):
-    """"Atelectasis or pneumonia at the left base" claims neither: both become uncertain."""
+    """Makes alternatives uncertain: "atelectasis or pneumonia at the left base" states neither of them for sure."""
     for number, (one, other) in enumerate(zip(found, found[1:])):
         between = sentence[one.end:other.start]
         if (_OR.search(between) and not VERB.search(between) and one.label != other.label
@@ -230,7 +232,11 @@ def _alternatives(sentence, found):
 
 
 def _said_of(sentence, thing, ill, well, taken):
-    """(start, end, whether ill) of what is said of a thing: the word before it, or the nearest after it; else None."""
+    """What a sentence says of a structure, the match `thing`: (start, end, whether abnormal), or None for nothing.
+
+    ill, well: patterns of words for abnormal and normal. They are searched directly before the structure, then after
+    it, where the nearest one decides. taken: whether a mention has used a character already.
+    """
     lead = " ".join(sentence[:thing.start()].split()[-5:])
     for words, sick in ((ill, True), (well, False)):
         before = re.search(rf"(?:{words.pattern})(?: sized?| in size)?(?: (?:of|the|upper|both|all|in|a))*$", lead)
@@ -240,7 +246,7 @@ def _said_of(sentence, thing, ill, well, taken):
             return max(0, thing.start() - 1 - len(before.group())), thing.end(), sick
 
     rest = sentence[thing.end():]
-    # "the heart and the mediastinum are normal": a break before any verb only goes on with the list of things.
+    # A break before the first verb only continues a list: "the heart and the mediastinum are normal".
     stop = next((stop.start() for stop in BREAKS.finditer(rest) if VERB.search(rest[:stop.start()])), None)
     rest = " ".join(rest[:stop].split(" ")[:10])
     hits = [(match, sick) for words, sick in ((ill, True), (well, False)) for match in words.finditer(rest)]
@@ -253,20 +259,20 @@ def _said_of(sentence, thing, ill, well, taken):
     if any(taken[thing.end():thing.end() + match.start()]):
         return None
     if not sick and _LIMIT.search(rest):
-        sick = True  # "top normal in size": as ill, so that the doubt in it is heard
+        sick = True  # "top normal in size": abnormal, and made uncertain by `_state`
     elif not sick and _NOT.search(gap):
         return None
     return thing.start(), thing.end() + match.end(), sick
 
 
 def _state(sentence, mention, found):
-    """PRESENT, ABSENT or UNCERTAIN, or 0 where the sentence only asks: from the words within the mention's scope."""
+    """PRESENT, ABSENT or UNCERTAIN, by the words within the mention's scope; 0 if the sentence only asks for it."""
     breaks = list(BREAKS.finditer(sentence))
     begin = max((stop.end() for stop in breaks if stop.end() <= mention.start), default=0)
-    # A stop was forgotten: "no rib fracture moderate left effusion" begins anew after the first mention.
+    # With a missing stop a new statement begins after an earlier mention: "no rib fracture moderate left effusion".
     begin = max([begin] + [m.end for m in found if m.end <= mention.start and RESTART.match(sentence, m.end)])
     finish = min((stop.start() for stop in breaks if stop.start() >= mention.end), default=len(sentence))
-    # "… is not seen" reaches back over a list ("effusion and edema are not seen"), not over another statement.
+    # "… not seen" applies to a list before it ("effusion and edema are not seen"), but not to another statement.
     previous = mention.end
     for other in found:
         if mention.end <= other.start < finish:
@@ -287,7 +293,7 @@ def _state(sentence, mention, found):
 
 
 def _modifiers(sentence, mentions, mention):
-    """Severity and (side, zone) from the words that belong to one mention: those between its neighbours' own."""
+    """(severity, (side, zone)) from the words that belong to one mention: those between the words of its neighbours."""
     low, high = 0, len(sentence)
     others = [other for other in mentions if other.label != mention.label]
     previous = max((other.end for other in others if other.end <= mention.start), default=None)

@@ -1,4 +1,4 @@
-"""The phantom's lateral view: the front of the body on the left, both sides over each other."""
+"""Draws the phantom's lateral view: the front of the body is on the picture's left, and both sides overlap."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ SPOTS = {"upper": (0.04, -0.40), "mid": (0.12, -0.06), "lower": (0.26, 0.26)}
 
 
 def draw_lateral(film, body, findings):
-    """The same order as in the frontal view: lungs, heart and vessels, bones and devices → uint8."""
+    """Draws lungs and findings in them, then heart and vessels, then bones and devices → (size, size) uint8."""
     found = {finding.finding: finding for finding in findings}
     chest = Chest(film, body, found.get("Atelectasis"))
     film.water += 0.13 + film.clouds(14, film.dice) * 0.03 + film.clouds(30, film.dice) * 0.025
@@ -44,9 +44,11 @@ def draw_lateral(film, body, findings):
 
 
 class Chest:
-    """Distances inside breastbone (`front`), back (`back`), all walls (`wall`), and above the domes (`floor`)."""
+    """Distances from the sternum (`front`), the back (`back`) and all walls (`wall`), positive inside, and from the
+    diaphragm (`floor`, positive above); the mask of the lungs (`lung`); see data/phantom/findings.py.
+    """
 
-    over = 0.88  # the other side's lung still shines through
+    over = 0.88  # the lung of the other side remains visible
 
     def __init__(self, film, body, atelectasis):
         x, y = film.x, film.y
@@ -92,14 +94,14 @@ def _vessels(film, swell):
 
 
 def _effusion(film, chest, finding):
-    """Fluid in the posterior angle, climbing the back."""
+    """Fluid in the posterior costophrenic angle, rising along the back."""
     high = chest.body.dome + of_severity(finding, 0.02, -0.16, -0.42) + film.luck.between(-0.02, 0.02)
     low = chest.body.dome + of_severity(finding, 0.20, 0.06, -0.08)
     effusion(film, chest, finding, 1, high, low, smooth((film.x + 0.25) * 1.2))
 
 
 def _mediastinum(film, body, found):
-    """The heart on the diaphragm behind the breastbone, the great vessels above it."""
+    """The shadow of the heart, on the diaphragm behind the sternum, and of the great vessels above it."""
     dice, luck = film.dice, film.luck
     size, wide = (body.ratio - 0.43) * 0.6, dice.between(-0.02, 0.03)
     if "Cardiomegaly" in found:
@@ -124,12 +126,12 @@ def _airways(film, body):
 
 
 def _bend(x):
-    """How far a rib lies above its height at x = 0.1, running down to the front."""
+    """The height of a rib at x above its height at x = 0.1; ribs descend toward the front."""
     return 0.50 * (x - 0.1) + 0.25 * (x - 0.1) * (x - 0.1)
 
 
 def _bones(film, chest, fracture):
-    """Vertebrae along the back, the breastbone, and ribs that fade toward the front."""
+    """Vertebrae along the back, the sternum, and ribs that fade toward the front."""
     body, x, y, pitch = chest.body, film.x, film.y, chest.body.spacing * 1.1
     phase = (y + 1.2) * (1 / 0.15)
     disc = smooth(np.abs(phase - np.floor(phase) - 0.5) * 6 - 1.9)

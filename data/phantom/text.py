@@ -1,8 +1,9 @@
-"""What the phantom's reports say: a sentence for every finding, and true statements of what is absent.
+"""The phantom's reports: a sentence for every finding, and true statements of some absent findings.
 
-Every sentence stands alone: stage 1 pairs single sentences with the picture. A finding is named in the words of its own
-label only, so that "consolidation" never implies "opacity"; what is absent is said in a subset that changes from
-report to report. Labels follow CheXbert: 1 named as present, 2 named as absent, 0 not named; nothing is uncertain.
+Every sentence can be understood alone, since stage 1 pairs single sentences with pictures. A finding is named only in
+the words of its own label, so that "consolidation" never implies "opacity". Which absent findings are stated changes
+from report to report. Labels have CheXbert's codes: 1 named as present, 2 named as absent, 0 not named; none is
+uncertain.
 """
 
 from data.reports import LABELS
@@ -11,11 +12,11 @@ ADVERB = {"mild": "mildly", "moderate": "moderately", "severe": "severely"}
 SIZE = {"mild": "small", "moderate": "moderate", "severe": "large"}
 CRACK = {"mild": "subtle", "moderate": "moderately displaced", "severe": "severely displaced"}
 
-# {degree} is the severity, {adverb}, {size} and {crack} say it in other words; {place} "right lower lung zone", {side}
-# "right" and {zone} "lower" come from the location. A sentence names its finding first, as dictated and structured
-# reports do: a small language model that has written "There is a" has chosen among groups of findings before it names
-# one. The last form is worded as a clue prompt, but for a dash: a colon that stood in such sentences alone would mean
-# illness wherever a prompt says "Clue:".
+# {degree} is the severity; {adverb}, {size} and {crack} are other words for the severity. {place} ("right lower lung
+# zone"), {side} ("right") and {zone} ("lower") come from the location. A sentence begins with its finding, as in
+# dictated and structured reports. With "There is a" at its beginning, a small language model would choose a group of
+# findings before the finding itself. The last form has the words of a clue prompt, but a dash instead of a colon: with
+# colons only in such sentences, the colon of "Clue:" would mean illness to the model.
 FINDINGS = {
     "Enlarged Cardiomediastinum": (
         "Enlarged cardiomediastinum, {degree}.",
@@ -98,8 +99,8 @@ DEVICES = {
     "drain": ("A {side} chest tube is in place.", "A {side} sided chest tube is seen."),
 }
 
-# Statements of absence, by topic: (sentence, the labels it names as absent). None is written where one of its labels
-# is present.
+# Statements of absence, by topic: (sentence, the labels that it names as absent). A sentence is used only if none of
+# these labels is present.
 HEART = (
     ("The heart is normal in size.", ("Cardiomegaly",)),
     ("Normal heart size.", ("Cardiomegaly",)),
@@ -156,9 +157,9 @@ LISTS = ("No {0}.", "There is no {0}.", "No evidence of {0}.")
 
 
 def labels_of(findings, negated):
-    """The 14 labels of a report that names `findings` as present and the labels in `negated` as absent.
+    """The 14 labels (CheXbert's order and codes) of a report that names `findings` as present, `negated` as absent.
 
-    "No Finding" is 1 where nothing but devices is present, and never 2, as in CheXbert.
+    As in CheXbert, "No Finding" is 1 if nothing but devices is present, and never 2.
     """
     present = {finding.finding for finding in findings}
     labels = [1 if name in present else 2 if name in negated else 0 for name in LABELS]
@@ -167,7 +168,9 @@ def labels_of(findings, negated):
 
 
 def write_report(findings, dice):
-    """(report, labels it names as absent) for findings as drawn; about 3 to 6 sentences, in an order that changes."""
+    """(report, set of the labels that it names as absent). The report has about 3 to 6 sentences, in random order:
+    first those of `findings`, then the statements of absence.
+    """
     present = {finding.finding for finding in findings}
     absent = [name for name in LABELS[:-1] if name not in present]
     positive = [_sentence(finding, dice) for finding in findings]
@@ -204,11 +207,11 @@ def write_report(findings, dice):
             text, names = dice.pick(topics.pop())
             if not set(names) & negated:
                 state(text, names)
-    return " ".join(dice.shuffled(positive) + dice.shuffled(statements)), negated      # what is there comes first
+    return " ".join(dice.shuffled(positive) + dice.shuffled(statements)), negated      # present findings come first
 
 
 def _sound_side(findings):
-    """The side on which nothing lies, where everything lies on the other; else ""."""
+    """The side without findings, if all findings are on the other side; else ""."""
     sides = {finding.location.split(" ")[0] for finding in findings
              if finding.finding not in ("Cardiomegaly", "Enlarged Cardiomediastinum", "Support Devices")}
     return {("right",): "left", ("left",): "right"}.get(tuple(sides), "")
