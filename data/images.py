@@ -110,9 +110,11 @@ def read_below(root, name, size):
 
 
 def _check_depth(image, name):
-    """Raises UserError for 16-bit colour, and 16-bit gray with alpha: Pillow keeps only the high byte of each value, so
-    that a picture of 12-bit values becomes black.
+    """Raises UserError for floating-point pixels, and for 16-bit colour and 16-bit gray with alpha: of these Pillow keeps
+    only the high byte of each value, so that a picture of 12-bit values becomes black.
     """
+    if image.mode == "F":
+        raise UserError(f"{name}: floating-point pixels have no known range; save the picture with 8 or 16 bits")
     if not image.mode.startswith("I") and any(re.search(";16[BLN]", str(tile[3]))
                                               for tile in getattr(image, "tile", ())):
         raise UserError(f"{name}: has 16-bit colour or an alpha channel of 16 bits, which Pillow cuts to 8 bits; save "
@@ -126,8 +128,6 @@ def _gray(image):
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         return _gray_from_deep(image, tags)
-    if image.mode == "F":
-        raise UserError("floating-point pixels have no known range; save the picture with 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("L")

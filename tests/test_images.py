@@ -44,6 +44,12 @@ def test_8_bit_gray_files(tmp_path, suffix):
     assert far(read(path, 90)[15:75], ramp()) <= 4
 
 
+def test_floating_point_pixels_are_refused_by_the_file_s_name(tmp_path):
+    Image.fromarray(ramp().astype(np.float32)).save(tmp_path / "x.tif")
+    with pytest.raises(UserError, match=r"x\.tif: floating-point pixels"):
+        read(tmp_path / "x.tif", 90)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "CMYK", "YCbCr", "1"])
 def test_other_modes_become_gray(mode):
     image = Image.fromarray(ramp()).convert(mode)

@@ -308,7 +308,7 @@ def main(argv=None):
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command continues from here", file=sys.stderr)
         return 130
     for experiment in args.only:
         print(f"### {experiment}\n", *tables(results, grids, experiment), f"    {command(args, experiment)}\n", sep="\n")
