@@ -24,7 +24,7 @@ PAPER = dict(batch_size=(8, 8), lr=(1e-4, 1e-4), optimizer=("adamw", "adamw"), s
              lora_targets=list(TARGETS), repetition_penalty=1.0, cache_features=False, validate_every=(1, 1),
              embed_base=False, save_every=500, workers=4, threads=0)
 PRESETS = {
-    "demo": dict(PAPER, epochs=(14, 2), batch_size=(32, 16), lr=(2e-3, 1.8e-3), optimizer=("muon", "muon"), sentences=4,
+    "demo": dict(PAPER, epochs=(13, 2), batch_size=(32, 16), lr=(2e-3, 1.8e-3), optimizer=("muon", "muon"), sentences=4,
                  same_sentence_positives=True, queries=16, lora_rank=32, lora_alpha=32, lora_dropout=0.0,
                  lora_targets=list(LINEAR), report_tokens=120, max_new_tokens=120, repetition_penalty=1.2,
                  cache_features=True, validate_every=(7, 1), embed_base=True, save_every=100, workers=0, threads=1),
