@@ -38,7 +38,8 @@ def test_every_picture_is_made(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(make, "CHROME", None)
     command = ["--ckpt", str(run / "ckpt.safetensors"), "--results", str(run / "results.jsonl"), "--out", str(tmp_path)]
     assert make.main(command) == 0
-    texts = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"frontal.png", "lateral.png"}
+    texts = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.svg")}
     assert set(texts) == {"first.svg", "learned.svg", "curves.svg", "ladder.svg", "swaps.svg", "scarce.svg",
                           "mix.svg"}
     assert "gallery.webp: not made" in capsys.readouterr().out
@@ -60,7 +61,7 @@ def test_what_has_no_source_is_named(run, tmp_path, monkeypatch, capsys):
     command = ["--ckpt", str(run / "ckpt.safetensors"), "--results", str(tmp_path / "none.jsonl"), "--log",
                str(tmp_path / "log.jsonl"), "--out", str(tmp_path / "out")]
     assert make.main(command) == 0
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["first.svg"]
+    assert [path.name for path in (tmp_path / "out").glob("*.svg")] == ["first.svg"]
     assert capsys.readouterr().out.count("not made") == 7
 
 

@@ -245,12 +245,12 @@ def fails(capfd, argv):
 @pytest.mark.parametrize("argv, message", [
     (["--preset", "nothing"], "--preset nothing: no such preset; there are demo, iu_xray, mimic_cxr"),
     (["--epochs", "0"], "--epochs: '0' is not a whole number of 1 or more"), (["--lr", "nan"], "--lr: 'nan' is not a number"),
-    (["--lora-alpha", "nan"], "--lora-alpha: nan is not a number"),
-    (["--seed", "9" * 20], "--seed " + "9" * 20 + ": must be below 2**63"),
+    (["--lora-alpha", "nan"], "--lora-alpha: 'nan' is not a number"),
+    (["--seed", "9" * 20], "--seed " + "9" * 20 + ": too large; give a value below 2**63"),
     (["--lr", "x"], "argument --lr"), (["--k", "15"], "argument --k"), (["--speed"], "unrecognized arguments: --speed"),
     (["--shard", "--embed-base"], "--shard"), (["--preset", "iu_xray", "--shard"], "--shard: splits the language "
                                                                                    "model"),
-    (["--lora-dropout", "1"], "--lora-dropout 1.0: must be below 1"),
+    (["--lora-dropout", "1"], "--lora-dropout 1.0: too large; give a value below 1"),
     (["--preset", "iu_xray", "--data", "/nowhere"], "/nowhere: not a prepared data set"),
     (["--preset", "iu_xray", "--weights", "weigths/iu"],
      "--weights weigths/iu: no such folder; give the folder that holds swin/, bert/ and mistral/"),
