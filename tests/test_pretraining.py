@@ -165,3 +165,16 @@ def test_a_full_disk(undisturbed, tmp_path):
     _, err = demo_of(tmp_path, undisturbed[1], full_disk, code=2)
     assert f"{tmp_path}/weights/mistral: No space left on device\n" in err and "Traceback" not in err
     assert err.splitlines()[-1].startswith(f"{tmp_path}/weights: the language model's pre-training failed (exit")
+
+
+def test_base_weights_count_as_made_with_both_sides(tmp_path):
+    """The language model may be written before the text encoder; weights that the demo did not make are left alone."""
+    from training import demo  # here, as in the hooks above
+    for name in ("mistral/model.safetensors", "bert/vocab.txt"):
+        (tmp_path / name).parent.mkdir()
+    (tmp_path / "mistral" / "model.safetensors").touch()
+    assert demo.written(tmp_path)
+    (tmp_path / demo.MARK).touch()
+    assert not demo.written(tmp_path)
+    (tmp_path / "bert" / "vocab.txt").touch()
+    assert demo.written(tmp_path)
